@@ -1,0 +1,1 @@
+//! What a node's boot files and disks look like.

@@ -1,0 +1,1 @@
+//! What to answer a machine that wakes: DHCP, TFTP, boot scripts, inventory. Sans-IO.

@@ -1,0 +1,1 @@
+//! The sockets around `boot`: DHCP, TFTP, HTTP with ranges, and reports.

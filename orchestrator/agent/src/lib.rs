@@ -1,0 +1,1 @@
+//! The node agent: joins, runs pods, serves logs, programs services.

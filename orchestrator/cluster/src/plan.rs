@@ -1,0 +1,188 @@
+//! What a checked `rack.yaml` says: the site, its racks and its machines.
+//!
+//! These are also the `spec`s of the API objects `Machine` and `Rack` (group
+//! `muster.dev/v1alpha1`), hence the camel-case names on the wire.
+
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+/// A whole site, checked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Plan {
+    /// The site's name, a DNS label.
+    pub site: String,
+    /// The operator's host: boot server and first master.
+    pub seed: Seed,
+    /// Pod and service ranges.
+    pub networks: Networks,
+    /// How long the cluster waits before it acts on a silent node.
+    pub timings: Timings,
+    /// The racks, in file order.
+    pub racks: Vec<Rack>,
+    /// The machines, in file order.
+    pub machines: Vec<Machine>,
+    /// Ceph, when the site has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ceph: Option<Ceph>,
+}
+
+/// The operator's host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Seed {
+    /// The address machines reach it by: DHCP server identifier, HTTP and API host.
+    pub address: Ipv4Addr,
+    /// The subnet the seed stands in.
+    pub subnet: Ipv4Net,
+    /// The rack whose ToR router is the seed's gateway; `None` on a flat network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rack: Option<String>,
+    /// Port of the Kubernetes API, 6443 unless said.
+    pub api_port: u16,
+    /// Port of the boot server's HTTP side, 8080 unless said.
+    pub http_port: u16,
+}
+
+/// Address ranges of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Networks {
+    /// The range that holds every pod network.
+    pub pods: Ipv4Net,
+    /// The range of service addresses.
+    pub services: Ipv4Net,
+}
+
+/// Waiting times, in seconds; the names are upstream's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Timings {
+    /// Silence after which a node counts as `Unknown`.
+    pub node_monitor_grace_period_seconds: u32,
+    /// How long pods stay on an unreachable node before they are evicted.
+    pub pod_eviction_timeout_seconds: u32,
+}
+
+/// One rack: a subnet behind a ToR router.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rack {
+    /// The rack's name, a DNS label; the value of `topology.kubernetes.io/zone`.
+    pub name: String,
+    /// The subnet of the rack's machines.
+    pub subnet: Ipv4Net,
+    /// The ToR router's address in that subnet.
+    pub gateway: Ipv4Addr,
+    /// How pod networks are announced.
+    pub routing: RackRouting,
+}
+
+/// The routing protocol of a rack.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "mode", rename_all = "lowercase", rename_all_fields = "camelCase")]
+pub enum RackRouting {
+    /// eBGP from each node to its ToR router, with BFD.
+    Bgp {
+        /// AS number of the ToR router.
+        tor_asn: u32,
+    },
+    /// OSPFv2 between nodes and ToR router.
+    Ospf {
+        /// The area, 0 unless said.
+        area: u32,
+        /// AS number of the ToR router towards other racks; `None` on a site of OSPF alone.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        tor_asn: Option<u32>,
+    },
+}
+
+/// One machine of the plan: the `spec` of its `Machine` object.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Machine {
+    /// The machine's and its node's name, a DNS label.
+    pub name: String,
+    /// The rack it stands in.
+    pub rack: String,
+    /// Its number, unique in the site; pod network and AS number follow from it.
+    pub node: u32,
+    /// Master or worker.
+    pub role: Role,
+    /// Address by formula: rack subnet + node number, unless said.
+    pub address: Ipv4Addr,
+    /// Prefix length of the rack's subnet.
+    pub prefix_len: u8,
+    /// The ToR router.
+    pub gateway: Ipv4Addr,
+    /// Boot NIC, lower case with colons (`52:54:00:00:01:0b`).
+    pub mac: String,
+    /// SMBIOS system UUID, lower case, when the operator gave it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<String>,
+    /// SMBIOS system serial number, when the operator gave it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
+    /// How the firmware boots.
+    pub boot: BootMethod,
+    /// Which disk may be used; `None` runs from memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<DiskSelector>,
+    /// The node's pod network.
+    #[serde(rename = "podCIDR")]
+    pub pod_cidr: Ipv4Net,
+    /// The node's private AS number, 4200000000 + node.
+    pub asn: u32,
+    /// Virtual machine of the site's own hypervisor, not a box in a rack.
+    #[serde(default)]
+    pub r#virtual: bool,
+}
+
+/// What a machine does in the cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Carries the control plane.
+    Master,
+    /// Runs pods.
+    Worker,
+}
+
+/// How a machine's firmware boots from the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BootMethod {
+    /// Legacy BIOS PXE.
+    Bios,
+    /// UEFI PXE: the loader comes by TFTP.
+    UefiPxe,
+    /// UEFI HTTP boot: the signed UKI comes by HTTP.
+    UefiHttp,
+}
+
+/// Which one disk of a machine may be written; every given field must match.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DiskSelector {
+    /// Serial number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
+    /// World-wide name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wwn: Option<String>,
+    /// Smallest acceptable size in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_bytes_min: Option<u64>,
+}
+
+/// A Ceph cluster the site already has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Ceph {
+    /// Monitor addresses, `address:port`.
+    pub monitors: Vec<String>,
+    /// The RBD pool for volumes.
+    pub pool: String,
+}

@@ -1,0 +1,1 @@
+//! Cluster-wide decisions: the scheduler and every controller as a pure `reconcile`.

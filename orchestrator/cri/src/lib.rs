@@ -1,0 +1,1 @@
+//! Speaks the container runtime interface (containerd, CRI-O).

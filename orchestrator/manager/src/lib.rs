@@ -1,0 +1,1 @@
+//! Runs the controllers and the scheduler: caches, rate limits, leader election.

@@ -1,0 +1,1 @@
+//! A node's decisions about its pods, services and names.

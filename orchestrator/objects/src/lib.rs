@@ -1,0 +1,1 @@
+//! Kubernetes and muster objects: types, quantities, selectors, conditions, `Status`.

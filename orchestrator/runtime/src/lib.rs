@@ -1,0 +1,1 @@
+//! API client, list-watch caches, the observe-plan-apply driver, certificates, supervision, telemetry.

@@ -1,0 +1,1 @@
+//! Bytes with revisions: compare-and-set, ranges at a revision, watch.

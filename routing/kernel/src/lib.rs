@@ -1,0 +1,1 @@
+//! The one crate that touches the kernel: links, routes, namespaces, nftables, mounts, modules, device mapper.

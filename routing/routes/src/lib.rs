@@ -1,0 +1,1 @@
+//! Who is reachable through whom: intent to BIRD configuration, and what BIRD says.

@@ -1,0 +1,1 @@
+//! Which volumes a pod needs on its node, and what is in them.

@@ -1,0 +1,2 @@
+//! Runs scenarios on simulated racks.
+fn main() {}
