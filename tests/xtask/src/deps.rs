@@ -1,0 +1,126 @@
+//! What the chores need on a Debian host, and how it is installed.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::shell;
+
+/// The target of every shipped binary: static, so that one file runs on host and node.
+pub(crate) const TARGET: &str = "x86_64-unknown-linux-musl";
+
+/// Debian packages: image build, firmware and emulator, routers, and programs under test.
+const PACKAGES: &[&str] = &[
+    "ansible-core",
+    "bird2",
+    "busybox-static",
+    "containerd",
+    "cpio",
+    "cryptsetup-bin",
+    "dnsmasq-base",
+    "dpkg",
+    "iproute2",
+    "iputils-ping",
+    "isc-dhcp-relay",
+    "kmod",
+    "mmdebstrap",
+    "musl-tools",
+    "nftables",
+    "ovmf",
+    "procps",
+    "qemu-system-x86",
+    "runc",
+    "sbsigntool",
+    "squashfs-tools",
+    "systemd-boot-efi",
+    "tcpdump",
+    "xz-utils",
+    "zstd",
+];
+
+/// The kubectl releases that tests run: the directory's name and the Debian suite.
+pub(crate) const KUBECTLS: &[(&str, &str)] = &[("1.20", "bookworm"), ("1.32", "trixie")];
+
+/// Installs missing Debian packages and the Rust target.
+pub(crate) fn install() -> Result<()> {
+    let missing = missing_packages();
+    if !missing.is_empty() {
+        shell::run_as_root("apt-get", &["update", "-q"])?;
+        let mut args = vec!["DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-q", "-y"];
+        args.push("--no-install-recommends");
+        args.extend(missing);
+        shell::run_as_root("env", &args)?;
+        // The packages' daemons would take ports and addresses that racks use.
+        for service in ["bird", "isc-dhcp-relay", "containerd"] {
+            drop(shell::run_as_root("systemctl", &["disable", "--now", service]));
+        }
+    }
+    if !shell::read("rustup", &["target", "list", "--installed"])?.contains(TARGET) {
+        shell::run("rustup", &["target", "add", TARGET])?;
+    }
+    Ok(())
+}
+
+/// Installs cargo-deny from source when it is not there.
+pub(crate) fn install_cargo_deny() -> Result<()> {
+    if shell::read("cargo", &["deny", "--version"]).is_err() {
+        shell::run("cargo", &["install", "--quiet", "--locked", "cargo-deny"])?;
+    }
+    Ok(())
+}
+
+/// Fetches the stock kubectls of [`KUBECTLS`] into `target/tools/kubectl-VERSION`.
+pub(crate) fn fetch_kubectls() -> Result<Vec<(String, PathBuf)>> {
+    KUBECTLS.iter().map(|(version, suite)| fetch_kubectl(version, suite)).collect()
+}
+
+fn fetch_kubectl(version: &str, suite: &str) -> Result<(String, PathBuf)> {
+    let home = shell::root().join("target/tools").join(format!("kubectl-{version}"));
+    let binary = home.join("usr/bin/kubectl");
+    if !binary.exists() {
+        download(&home, suite).with_context(|| format!("kubectl {version} from Debian {suite}"))?;
+    }
+    Ok((version.to_owned(), binary))
+}
+
+/// Downloads one package with apt, in a state of its own: the host's suites stay as they are.
+fn download(home: &Path, suite: &str) -> Result<()> {
+    let apt = home.join("apt");
+    for dir in ["lists/partial", "archives/partial"] {
+        std::fs::create_dir_all(apt.join(dir))?;
+    }
+    let list = apt.join("sources.list");
+    let keyring = "/usr/share/keyrings/debian-archive-keyring.gpg";
+    let source = format!("deb [signed-by={keyring}] http://deb.debian.org/debian {suite} main\n");
+    std::fs::write(&list, source)?;
+    let options = [
+        format!("Dir::Etc::sourcelist={}", list.display()),
+        "Dir::Etc::sourceparts=-".to_owned(),
+        format!("Dir::State::lists={}", apt.join("lists").display()),
+        format!("Dir::Cache::archives={}", apt.join("archives").display()),
+        format!("Dir::Cache::pkgcache={}", apt.join("pkgcache.bin").display()),
+        format!("Dir::Cache::srcpkgcache={}", apt.join("srcpkgcache.bin").display()),
+        "APT::Sandbox::User=root".to_owned(),
+    ];
+    let mut args: Vec<&str> = options.iter().flat_map(|option| ["-o", option.as_str()]).collect();
+    let update: Vec<&str> = args.iter().copied().chain(["-q", "update"]).collect();
+    shell::run_as_root("apt-get", &update)?;
+    args.extend(["-q", "-y", "--download-only", "--no-install-recommends", "--reinstall"]);
+    args.extend(["install", "kubernetes-client"]);
+    shell::run_as_root("apt-get", &args)?;
+    let archive = std::fs::read_dir(apt.join("archives"))?
+        .filter_map(Result::ok)
+        .map(|entry| entry.path())
+        .find(|path| path.to_string_lossy().contains("kubernetes-client"))
+        .context("apt-get downloaded no kubernetes-client")?;
+    shell::run("dpkg-deb", &["-x", &archive.to_string_lossy(), &home.to_string_lossy()])
+}
+
+fn missing_packages() -> Vec<&'static str> {
+    PACKAGES.iter().copied().filter(|package| !is_installed(package)).collect()
+}
+
+fn is_installed(package: &str) -> bool {
+    shell::read("dpkg-query", &["-W", "-f", "${db:Status-Status}", package])
+        .is_ok_and(|status| status.trim() == "installed")
+}
