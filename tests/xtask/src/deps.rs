@@ -1,6 +1,6 @@
 //! What the chores need on a Debian host, and how it is installed.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 
@@ -38,8 +38,9 @@ const PACKAGES: &[&str] = &[
     "zstd",
 ];
 
-/// The kubectl releases that tests run: the directory's name and the Debian suite.
-pub(crate) const KUBECTLS: &[(&str, &str)] = &[("1.20", "bookworm"), ("1.32", "trixie")];
+/// The kubectl releases that tests run: version, Debian suite, package.
+const KUBECTLS: &[(&str, &str, &str)] =
+    &[("1.20", "bookworm", "kubernetes-client"), ("1.32", "trixie", "kubectl")];
 
 /// Installs missing Debian packages and the Rust target.
 pub(crate) fn install() -> Result<()> {
@@ -70,23 +71,21 @@ pub(crate) fn install_cargo_deny() -> Result<()> {
 }
 
 /// Fetches the stock kubectls of [`KUBECTLS`] into `target/tools/kubectl-VERSION`.
-pub(crate) fn fetch_kubectls() -> Result<Vec<(String, PathBuf)>> {
-    KUBECTLS.iter().map(|(version, suite)| fetch_kubectl(version, suite)).collect()
-}
-
-fn fetch_kubectl(version: &str, suite: &str) -> Result<(String, PathBuf)> {
-    let home = shell::root().join("target/tools").join(format!("kubectl-{version}"));
-    let binary = home.join("usr/bin/kubectl");
-    if !binary.exists() {
-        download(&home, suite).with_context(|| format!("kubectl {version} from Debian {suite}"))?;
+pub(crate) fn fetch_kubectls() -> Result<()> {
+    for (version, suite, package) in KUBECTLS {
+        let home = shell::root().join("target/tools").join(format!("kubectl-{version}"));
+        if !home.join("usr/bin/kubectl").exists() {
+            download(&home, suite, package)
+                .with_context(|| format!("kubectl {version} from Debian {suite}"))?;
+        }
     }
-    Ok((version.to_owned(), binary))
+    Ok(())
 }
 
 /// Downloads one package with apt, in a state of its own: the host's suites stay as they are.
-fn download(home: &Path, suite: &str) -> Result<()> {
+fn download(home: &Path, suite: &str, package: &str) -> Result<()> {
     let apt = home.join("apt");
-    for dir in ["lists/partial", "archives/partial"] {
+    for dir in ["lists/partial", "archives/partial", "download"] {
         std::fs::create_dir_all(apt.join(dir))?;
     }
     let list = apt.join("sources.list");
@@ -100,19 +99,22 @@ fn download(home: &Path, suite: &str) -> Result<()> {
         format!("Dir::Cache::archives={}", apt.join("archives").display()),
         format!("Dir::Cache::pkgcache={}", apt.join("pkgcache.bin").display()),
         format!("Dir::Cache::srcpkgcache={}", apt.join("srcpkgcache.bin").display()),
+        // What the host has installed must not matter.
+        "Dir::State::status=/dev/null".to_owned(),
         "APT::Sandbox::User=root".to_owned(),
     ];
-    let mut args: Vec<&str> = options.iter().flat_map(|option| ["-o", option.as_str()]).collect();
-    let update: Vec<&str> = args.iter().copied().chain(["-q", "update"]).collect();
-    shell::run_as_root("apt-get", &update)?;
-    args.extend(["-q", "-y", "--download-only", "--no-install-recommends", "--reinstall"]);
-    args.extend(["install", "kubernetes-client"]);
-    shell::run_as_root("apt-get", &args)?;
-    let archive = std::fs::read_dir(apt.join("archives"))?
+    let options: Vec<&str> =
+        options.iter().flat_map(|option| ["-o", option.as_str()]).chain(["-q"]).collect();
+    let update: Vec<&str> = options.iter().copied().chain(["update"]).collect();
+    let fetch: Vec<&str> = options.iter().copied().chain(["download", package]).collect();
+    let downloads = apt.join("download");
+    shell::run_in(&downloads, "apt-get", &update)?;
+    shell::run_in(&downloads, "apt-get", &fetch)?;
+    let archive = std::fs::read_dir(&downloads)?
         .filter_map(Result::ok)
         .map(|entry| entry.path())
-        .find(|path| path.to_string_lossy().contains("kubernetes-client"))
-        .context("apt-get downloaded no kubernetes-client")?;
+        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+        .with_context(|| format!("apt-get downloaded no {package}"))?;
     shell::run("dpkg-deb", &["-x", &archive.to_string_lossy(), &home.to_string_lossy()])
 }
 

@@ -35,6 +35,8 @@ enum Chore {
     Ci,
     /// Check what no compiler checks: floors, file lengths, `unsafe`, shared lint files
     Tidy,
+    /// Install what the chores need, the tests' kubectls included
+    Deps,
     /// Build the release binaries and the node image, and nothing else
     Image,
 }
@@ -63,6 +65,7 @@ fn run(args: &Args) -> Result<()> {
         Chore::Test => ci::test(),
         Chore::Ci => ci::ci(),
         Chore::Tidy => tidy::tidy(),
+        Chore::Deps => deps::install().and_then(|()| deps::fetch_kubectls()),
         Chore::Image => build::binaries().and_then(|()| build::image()),
     }
 }

@@ -19,10 +19,15 @@ pub(crate) fn root() -> PathBuf {
 
 /// Runs a program in the project's root; its output goes to the screen.
 pub(crate) fn run(program: &str, args: &[&str]) -> Result<()> {
+    run_in(&root(), program, args)
+}
+
+/// Runs a program in a directory; its output goes to the screen.
+pub(crate) fn run_in(dir: &Path, program: &str, args: &[&str]) -> Result<()> {
     say(&format!("$ {program} {}", args.join(" ")));
     let status = Command::new(program)
         .args(args)
-        .current_dir(root())
+        .current_dir(dir)
         .status()
         .with_context(|| format!("cannot start {program}"))?;
     ensure!(status.success(), "`{program} {}` ended with {status}", args.join(" "));
