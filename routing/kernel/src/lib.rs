@@ -1,1 +1,19 @@
 //! The one crate that touches the kernel: links, routes, namespaces, nftables, mounts, modules, device mapper.
+//!
+//! A door: it does what it is told and decides nothing. Each module is one part of the kernel.
+//! The asynchronous side is [`Netlink`]; [`sync::Network`] is the same for programs without a
+//! runtime, and [`netns::Namespace::enter`] runs it inside another network namespace.
+
+#![allow(unsafe_code, reason = "the workspace's one place for it; each block says why it holds")]
+
+mod netlink;
+
+pub mod netns;
+pub mod nft;
+pub mod sync;
+pub mod sysctl;
+
+pub use netlink::{
+    Address, AddressScope, Family, Link, LinkIndex, Netlink, NetlinkError, NextHop, Route,
+    RouteKind, RouteOrigin, Veth,
+};
