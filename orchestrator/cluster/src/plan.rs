@@ -7,6 +7,10 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::problem::Problem;
+use crate::{check, document};
 
 /// A whole site, checked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +31,67 @@ pub struct Plan {
     /// Ceph, when the site has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ceph: Option<Ceph>,
+    /// What only a simulated site needs.
+    #[serde(default)]
+    pub sim: Sim,
+}
+
+impl Plan {
+    /// Reads and checks the text of a `rack.yaml`.
+    ///
+    /// # Errors
+    ///
+    /// Returns every problem in file order, so that one edit can mend them all. Text that is not
+    /// YAML at all gives just one, at the place where reading stopped.
+    pub fn parse(text: &str) -> Result<Self, Vec<Problem>> {
+        let root = document::parse(text).map_err(|problem| vec![problem])?;
+        check::check(&root)
+    }
+
+    /// Points out what is allowed but probably not meant; places carry no line.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<Problem> {
+        check::warnings(self)
+    }
+
+    /// Digests the plan: lower-hex SHA-256 over its compact JSON.
+    ///
+    /// Fields stand in declared order and lists in file order, so that comments, spacing and
+    /// spelled-out defaults in `rack.yaml` do not change it, and everything else does.
+    #[must_use]
+    pub fn hash(&self) -> String {
+        // A plan is strings and numbers under string keys: there is nothing JSON cannot say.
+        let canonical = serde_json::to_vec(self).unwrap_or_default();
+        hex::encode(Sha256::digest(canonical))
+    }
+
+    /// Finds a rack by name.
+    #[must_use]
+    pub fn rack(&self, name: &str) -> Option<&Rack> {
+        self.racks.iter().find(|rack| rack.name == name)
+    }
+
+    /// Finds a machine by name.
+    #[must_use]
+    pub fn machine(&self, name: &str) -> Option<&Machine> {
+        self.machines.iter().find(|machine| machine.name == name)
+    }
+}
+
+/// What only a simulated site needs; a real one ignores it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Sim {
+    /// Memory of each machine, 1024 unless said.
+    pub memory_mib: u32,
+    /// Virtual processors of each machine, 1 unless said.
+    pub cpus: u32,
+}
+
+impl Default for Sim {
+    fn default() -> Self {
+        Self { memory_mib: 1024, cpus: 1 }
+    }
 }
 
 /// The operator's host.
@@ -40,6 +105,10 @@ pub struct Seed {
     /// The rack whose ToR router is the seed's gateway; `None` on a flat network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rack: Option<String>,
+    /// The router's address in the seed's subnet: the last one of the subnet unless said; `None`
+    /// when the seed stands in a rack's own subnet and that rack's gateway serves it too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<Ipv4Addr>,
     /// Port of the Kubernetes API, 6443 unless said.
     pub api_port: u16,
     /// Port of the boot server's HTTP side, 8080 unless said.

@@ -1,0 +1,211 @@
+use expect_test::{Expect, expect, expect_file};
+
+use crate::plan::Plan;
+
+const LAB: &str = include_str!("../../../../examples/lab/rack.yaml");
+
+fn verdict(text: &str) -> String {
+    match Plan::parse(text) {
+        Ok(plan) => plan.warnings().iter().map(|warning| format!("warning: {warning}\n")).collect(),
+        Err(problems) => problems.iter().map(|problem| format!("{problem}\n")).collect(),
+    }
+}
+
+/// Replaces one piece of the lab's file and compares what is said about it.
+#[track_caller]
+fn check(from: &str, to: &str, expected: Expect) {
+    assert!(LAB.contains(from), "{from} is not in the lab's file");
+    expected.assert_eq(&verdict(&LAB.replacen(from, to, 1)));
+}
+
+#[test]
+fn the_examples_are_sound() {
+    check("site: lab", "site: lab", expect![""]);
+    assert_eq!(verdict(include_str!("../../../../examples/university/rack.yaml")), "");
+}
+
+#[test]
+fn every_rule_is_reported_with_place_and_hint() {
+    let text = include_str!("../../testdata/wrong.yaml");
+    expect_file!["../../testdata/wrong.txt"].assert_eq(&verdict(text));
+}
+
+#[test]
+fn nothing_at_all_lists_what_is_needed() {
+    expect![[r#"
+        line 1: site: is missing; name the site, as in `site: lab`
+        line 1: seed: is missing; give the operator's host an address and a subnet
+        line 1: networks: is missing; give pods and services a range each
+        line 1: racks: is missing; describe at least one rack
+    "#]]
+    .assert_eq(&verdict("{}"));
+    expect![[r#"
+        line 1: document = nothing: must be a mapping; its keys are site, seed, networks, timings, racks, machines, ceph, sim
+    "#]].assert_eq(&verdict(""));
+    expect![[r#"
+        line 1: document = a list: must be a mapping; its keys are site, seed, networks, timings, racks, machines, ceph, sim
+    "#]].assert_eq(&verdict("- a\n- b\n"));
+    expect![[r#"
+        line 2: document: is not readable YAML (illegal placement of ':' indicator at line 2, column 9); mend this first; the rest is checked afterwards
+    "#]].assert_eq(&verdict("site: [a\nmachines: }"));
+}
+
+#[test]
+fn one_mistake_is_reported_once() {
+    check(
+        "10.98.1.0/24",
+        "10.98.1.7/24",
+        expect![[r#"
+        line 22: racks[0].subnet = 10.98.1.7/24: has host bits set; try 10.98.1.0/24
+    "#]],
+    );
+    check("172.20.{node}.0/24", "172.20.0.0/16", expect![""]);
+    check(
+        "172.20.{node}.0/24",
+        "172.20.{node}.0/16",
+        expect![[r#"
+        line 13: networks.pods = 172.20.{node}.0/16: must have a prefix from /24 to /30; write it as 172.17.{node}.0/24
+    "#]],
+    );
+    check(
+        "172.20.{node}.0/24",
+        "172.{node}.{node}.0/24",
+        expect![[r#"
+        line 13: networks.pods = 172.{node}.{node}.0/24: must have {node} once, as its second or third number; write it as 172.17.{node}.0/24
+    "#]],
+    );
+    check(
+        "172.21.0.0/24",
+        "172.20.9.0/24",
+        expect![[r#"
+        line 14: networks.services = 172.20.9.0/24: overlaps networks.pods = 172.20.0.0/16; choose a range of its own
+    "#]],
+    );
+    check(
+        "10.98.2.0/24",
+        "10.98.0.0/22",
+        expect![[r#"
+        line 26: racks[1].subnet = 10.98.0.0/22: overlaps seed.subnet = 10.98.0.0/24; choose a range of its own
+        line 26: racks[1].subnet = 10.98.0.0/22: overlaps racks[0].subnet = 10.98.1.0/24; choose a range of its own
+    "#]],
+    );
+    check(
+        "rack: b, role",
+        "rack: c, role",
+        expect![[r#"
+        line 35: machines[2].rack = c: is an unknown rack; the racks are a, b
+    "#]],
+    );
+    check(
+        "node: 21",
+        "node: 256",
+        expect![[r#"
+        line 35: machines[2].node = 256: has no pod network in 172.20.0.0/16; give a number from 1 to 255
+        line 35: machines[2].node = 256: has no address in 10.98.2.0/24; give a number from 1 to 254, or an address
+    "#]],
+    );
+    check(
+        "node: 12",
+        "node: 11",
+        expect![[r#"
+            line 34: machines[1].node = 11: is a node number used already by machines[0].node; each node number must be unique (line 33)
+        "#]],
+    );
+    check(
+        "node: 12",
+        "node: 1",
+        expect![[r#"
+        line 34: machines[1] = 10.98.1.1: is the address of racks[0].gateway already; it follows from the node number; give another, or an address
+    "#]],
+    );
+    check(
+        "torAsn: 65002",
+        "torAsn: 65001",
+        expect![[r#"
+        line 28: racks[1].routing = 65001: is a ToR AS number used already by racks[0].routing; each ToR AS number must be unique (line 24)
+    "#]],
+    );
+    check(
+        "gateway: 10.98.2.1",
+        "gateway: 10.98.3.1",
+        expect![[r#"
+        line 27: racks[1].gateway = 10.98.3.1: is outside the subnet 10.98.2.0/24; try 10.98.2.1
+    "#]],
+    );
+    check(
+        "rack: a    ",
+        "rok: a    ",
+        expect![[r#"
+        line 9: seed.subnet = 10.98.0.0/24: is no rack's subnet, and no rack is named whose router leads there; name it with seed.rack
+        line 10: seed.rok = a: is an unknown key; did you mean rack?
+    "#]],
+    );
+    check(
+        "role: master",
+        "role: worker, address: 10.98.1.12",
+        expect![[r#"
+        line 34: machines[1] = 10.98.1.12: is the address of machine a-master already; it follows from the node number; give another, or an address
+    "#]],
+    );
+    check(
+        "role: worker",
+        "role: master",
+        expect![[r#"
+        warning: machines = 2 masters: is an even number, which survives no more failures than one master fewer; plan an odd number
+    "#]],
+    );
+    check(
+        "boot: bios,",
+        "boot: bios, disk: {},",
+        expect![[r#"
+        line 33: machines[0].disk = {}: selects every disk; give serial, wwn or sizeMin, or leave disk out to run from memory
+    "#]],
+    );
+    check(
+        "boot: bios,",
+        "boot: bios, boot: bios,",
+        expect![[r#"
+        line 33: machines[0].boot = bios: is given twice; keep one of the two
+    "#]],
+    );
+}
+
+#[test]
+fn the_hash_follows_meaning_not_spelling() {
+    let hash = Plan::parse(LAB).unwrap().hash();
+    let spelled =
+        LAB.replace("role: worker", "role:   worker").replace("  memoryMiB: 1024", "  {}");
+    assert_eq!(hash, Plan::parse(&spelled).unwrap().hash());
+    let moved = LAB.replace("node: 21", "node: 22");
+    assert_ne!(hash, Plan::parse(&moved).unwrap().hash());
+}
+
+/// Any bytes give a plan or problems, and a plan once made can be rendered.
+#[test]
+fn any_text_is_answered() {
+    bolero::check!().with_iterations(20_000).for_each(|bytes: &[u8]| {
+        let text = String::from_utf8_lossy(bytes);
+        if let Err(problems) = Plan::parse(&text) {
+            assert!(!problems.is_empty());
+        }
+    });
+}
+
+/// The lab's file with a stretch replaced reaches far deeper than random bytes.
+#[test]
+fn a_mutilated_file_is_answered() {
+    bolero::check!().with_iterations(20_000).with_type::<(u16, u8, Vec<u8>)>().for_each(
+        |(from, len, middle)| {
+            let from = usize::from(*from) % LAB.len();
+            let to = (from + usize::from(*len)).min(LAB.len());
+            let bytes = [&LAB.as_bytes()[..from], middle, &LAB.as_bytes()[to..]].concat();
+            match Plan::parse(&String::from_utf8_lossy(&bytes)) {
+                Ok(plan) => {
+                    assert!(!crate::preview::render_table(&plan).is_empty());
+                    assert!(!crate::inventory::render_list(&plan).is_empty());
+                }
+                Err(problems) => assert!(!problems.is_empty()),
+            }
+        },
+    );
+}
