@@ -8,10 +8,15 @@
 
 mod netlink;
 
+pub mod loopback;
+pub mod module;
+pub mod mount;
 pub mod netns;
 pub mod nft;
+pub mod packet;
 pub mod sync;
 pub mod sysctl;
+pub mod verity;
 
 pub use netlink::{
     Address, AddressScope, Family, Link, LinkIndex, Netlink, NetlinkError, NextHop, Route,

@@ -11,8 +11,8 @@ use nix::errno::Errno;
 use thiserror::Error;
 
 /// linux/loop.h.
-const LOOP_SET_FD: libc::c_int = 0x4C00;
-const LOOP_CTL_GET_FREE: libc::c_int = 0x4C82;
+const LOOP_SET_FD: libc::Ioctl = 0x4C00;
+const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4C82;
 
 /// How often a free device is asked for before giving up: others may take it between the calls.
 const TRIES: u32 = 16;
@@ -77,10 +77,10 @@ fn open(path: &Path) -> Result<File, LoopError> {
     result.map_err(|source| LoopError::Open { path: path.to_owned(), source })
 }
 
-fn request(fd: RawFd, code: libc::c_int, argument: libc::c_int) -> Result<libc::c_int, Errno> {
+fn request(fd: RawFd, code: libc::Ioctl, argument: libc::c_int) -> Result<libc::c_int, Errno> {
     // SAFETY: both requests take their argument by value and touch no memory of ours; the
     // descriptors are owned by the caller and open for the whole call.
     // JUSTIFICATION: neither std nor nix wraps the loop requests.
-    let result = unsafe { libc::ioctl(fd, code as _, argument) };
+    let result = unsafe { libc::ioctl(fd, code, argument) };
     Errno::result(result)
 }

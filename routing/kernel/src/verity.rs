@@ -27,9 +27,9 @@ const TARGET_BYTES: usize = 40;
 /// Header, one target and its text; texts are far shorter.
 const BUFFER_BYTES: usize = 4096;
 
-const DM_DEV_CREATE: u32 = 3;
-const DM_DEV_SUSPEND: u32 = 6;
-const DM_TABLE_LOAD: u32 = 9;
+const DM_DEV_CREATE: libc::Ioctl = nix::request_code_readwrite!(0xfd, 3, HEADER_BYTES);
+const DM_DEV_SUSPEND: libc::Ioctl = nix::request_code_readwrite!(0xfd, 6, HEADER_BYTES);
+const DM_TABLE_LOAD: libc::Ioctl = nix::request_code_readwrite!(0xfd, 9, HEADER_BYTES);
 const DM_READONLY_FLAG: u32 = 1;
 
 const SECTORS_PER_BLOCK: u64 = 8;
@@ -137,14 +137,12 @@ impl Request {
         Ok(())
     }
 
-    fn send(&mut self, control: &File, nr: u32, step: &'static str) -> Result<(), VerityError> {
-        // _IOWR(0xfd, nr, struct dm_ioctl)
-        let code = (3_u64 << 30) | (312 << 16) | (0xfd << 8) | u64::from(nr);
+    fn send(&mut self, control: &File, code: libc::Ioctl, step: &'static str) -> Result<(), VerityError> {
         // SAFETY: the buffer is BUFFER_BYTES long, says so in data_size, and is exclusively
         // borrowed for the whole call; the kernel never writes beyond data_size.
         // JUSTIFICATION: no crate here wraps the device mapper's requests.
         let result = unsafe {
-            libc::ioctl(control.as_raw_fd(), code as _, self.bytes.as_mut_ptr())
+            libc::ioctl(control.as_raw_fd(), code, self.bytes.as_mut_ptr())
         };
         Errno::result(result).map(drop).map_err(|source| VerityError::Refused { step, source })
     }
