@@ -68,7 +68,10 @@ impl CallError {
     }
 
     fn new(call: &'static str, status: &Status) -> Self {
-        Self { call, message: status.message().to_owned(), code: status.code() }
+        // A broken connection has a cause of its own; tonic gives it the code Unknown.
+        let broke = std::error::Error::source(status).is_some();
+        let code = if broke { Code::Unavailable } else { status.code() };
+        Self { call, message: status.message().to_owned(), code }
     }
 }
 
