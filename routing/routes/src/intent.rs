@@ -1,0 +1,237 @@
+//! What one node shall announce and believe, made from the plan.
+
+use std::net::Ipv4Addr;
+
+use cluster::plan::{Machine, Networks, Rack, RackRouting, Role};
+use ipnet::Ipv4Net;
+use thiserror::Error;
+
+/// Everything a node's routing follows from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Intent {
+    /// The node's name, for comments only.
+    pub node: String,
+    /// The node's address: router id and preferred source.
+    pub address: Ipv4Addr,
+    /// The subnet of its rack.
+    pub subnet: Ipv4Net,
+    /// The link to its rack.
+    pub interface: String,
+    /// The node's own pod network: the one thing it announces.
+    pub pods: Ipv4Net,
+    /// Ranges of the whole cluster.
+    pub networks: Networks,
+    /// Subnets of other racks, sorted.
+    pub underlay: Vec<Ipv4Net>,
+    /// Service addresses this node may answer now, sorted.
+    pub announce: Vec<Ipv4Net>,
+    /// How it talks to its neighbours.
+    pub protocol: Protocol,
+    /// How fast a silent neighbour is noticed.
+    pub bfd: Bfd,
+    /// The other nodes of the cluster, by address.
+    pub others: Vec<Origin>,
+}
+
+/// A routing protocol with what it needs to know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Protocol {
+    /// eBGP to each ToR router.
+    Bgp {
+        /// The node's AS number.
+        asn: u32,
+        /// Its ToR routers.
+        tors: Vec<Tor>,
+    },
+    /// OSPFv2 among the nodes of the rack and its ToR router.
+    Ospf {
+        /// The area.
+        area: u32,
+        /// Eagerness to be the segment's designated router; 0 never is.
+        priority: u8,
+        /// The ToR router, which may speak for other racks.
+        tor: Ipv4Addr,
+        /// Whether OSPF messages and their neighbours use BFD.
+        nodes: Vec<Origin>,
+    },
+}
+
+/// A ToR router as a BGP neighbour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tor {
+    /// Its address in the rack's subnet.
+    pub address: Ipv4Addr,
+    /// Its AS number.
+    pub asn: u32,
+}
+
+/// A node as the only rightful origin of a pod network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// The node's name.
+    pub node: String,
+    /// The node's number.
+    pub number: u32,
+    /// The node's address, which is its router id.
+    pub address: Ipv4Addr,
+    /// Its AS number.
+    pub asn: u32,
+    /// The pod network.
+    pub pods: Ipv4Net,
+}
+
+impl Origin {
+    /// What the plan says of a machine.
+    #[must_use]
+    pub fn of(machine: &Machine) -> Self {
+        Self {
+            node: machine.name.clone(),
+            number: machine.node,
+            address: machine.address,
+            asn: machine.asn,
+            pods: machine.pod_cidr,
+        }
+    }
+}
+
+/// Bidirectional forwarding detection: both ends agree on the slower interval.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bfd {
+    /// Between two messages.
+    pub interval_ms: u32,
+    /// So many lost in a row mean a dead neighbour.
+    pub multiplier: u8,
+}
+
+impl Default for Bfd {
+    /// Silence is noticed within 0.3 s: fast enough for no one to retry by hand, slow enough
+    /// for a busy host not to flap.
+    fn default() -> Self {
+        Self { interval_ms: 100, multiplier: 3 }
+    }
+}
+
+/// Why no intent could be made for a node.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum IntentError {
+    /// The plan has no such machine.
+    #[error("no machine {node} in the plan")]
+    NoMachine {
+        /// The name asked for.
+        node: String,
+    },
+    /// The machine's rack is not there.
+    #[error("machine {node} stands in rack {rack}, which is not in the plan")]
+    NoRack {
+        /// The machine.
+        node: String,
+        /// Its rack.
+        rack: String,
+    },
+    /// The node's pod network and the plan's differ.
+    #[error("node {node} was given pod network {given}, but its neighbours accept only {planned}")]
+    ForeignPods {
+        /// The node.
+        node: String,
+        /// What `Node.spec.podCIDR` says.
+        given: Ipv4Net,
+        /// What the plan says.
+        planned: Ipv4Net,
+    },
+}
+
+/// What an intent is made from.
+#[derive(Debug, Clone, Copy)]
+pub struct Source<'a> {
+    /// The node's name.
+    pub node: &'a str,
+    /// The link to its rack.
+    pub interface: &'a str,
+    /// The pod network it was given (`Node.spec.podCIDR`).
+    pub pods: Ipv4Net,
+    /// All racks.
+    pub racks: &'a [Rack],
+    /// All machines.
+    pub machines: &'a [Machine],
+    /// Ranges of the cluster.
+    pub networks: &'a Networks,
+}
+
+impl Intent {
+    /// Makes the intent of one node.
+    ///
+    /// # Errors
+    ///
+    /// When plan and node do not fit together; worth retrying when either changes.
+    pub fn new(source: Source<'_>) -> Result<Self, IntentError> {
+        let node = source.node.to_owned();
+        let Some(machine) = source.machines.iter().find(|machine| machine.name == node) else {
+            return Err(IntentError::NoMachine { node });
+        };
+        let Some(rack) = source.racks.iter().find(|rack| rack.name == machine.rack) else {
+            return Err(IntentError::NoRack { node, rack: machine.rack.clone() });
+        };
+        if source.pods != machine.pod_cidr {
+            let planned = machine.pod_cidr;
+            return Err(IntentError::ForeignPods { node, given: source.pods, planned });
+        }
+        let mut others: Vec<Origin> =
+            source.machines.iter().filter(|other| other.name != node).map(Origin::of).collect();
+        others.sort_by_key(|origin| origin.address);
+        let mut underlay: Vec<Ipv4Net> = source.racks.iter().map(|rack| rack.subnet).collect();
+        underlay.retain(|subnet| *subnet != rack.subnet);
+        underlay.sort_unstable();
+        underlay.dedup();
+        Ok(Self {
+            address: machine.address,
+            subnet: rack.subnet,
+            interface: source.interface.to_owned(),
+            pods: machine.pod_cidr,
+            networks: source.networks.clone(),
+            underlay,
+            announce: Vec::new(),
+            protocol: protocol(machine, rack, source.machines),
+            bfd: Bfd::default(),
+            others,
+            node,
+        })
+    }
+}
+
+fn protocol(machine: &Machine, rack: &Rack, machines: &[Machine]) -> Protocol {
+    match rack.routing {
+        RackRouting::Bgp { tor_asn } => Protocol::Bgp {
+            asn: machine.asn,
+            tors: vec![Tor { address: rack.gateway, asn: tor_asn }],
+        },
+        RackRouting::Ospf { area, tor_asn } => {
+            let mut nodes: Vec<Origin> = in_rack(machines, rack)
+                .filter(|other| other.name != machine.name)
+                .map(Origin::of)
+                .collect();
+            nodes.sort_by_key(|origin| origin.address);
+            let priority = match tor_asn {
+                Some(_) => 0,
+                None => designated_priority(machine, rack, machines),
+            };
+            Protocol::Ospf { area, priority, tor: rack.gateway, nodes }
+        }
+    }
+}
+
+fn in_rack<'a>(machines: &'a [Machine], rack: &'a Rack) -> impl Iterator<Item = &'a Machine> {
+    machines.iter().filter(|machine| machine.rack == rack.name)
+}
+
+/// Where no ToR router is known to speak OSPF, two nodes must be willing to be designated router,
+/// or no adjacency comes up at all: the masters first, they are the machines that stay.
+fn designated_priority(machine: &Machine, rack: &Rack, machines: &[Machine]) -> u8 {
+    let mut candidates: Vec<(bool, u32)> =
+        in_rack(machines, rack).map(|one| (one.role != Role::Master, one.node)).collect();
+    candidates.sort_unstable();
+    match candidates.iter().position(|(_, node)| *node == machine.node) {
+        Some(0) => 2,
+        Some(1) => 1,
+        _ => 0,
+    }
+}

@@ -1,0 +1,127 @@
+//! The node's side: announce the own pod network, believe what the plan allows.
+
+use crate::intent::{Intent, Origin, Protocol, Tor};
+use crate::words::{ADJACENCY, Pattern, SESSION, default_route, quote, render_bfd, render_set};
+
+/// Renders a node's whole BIRD configuration.
+#[must_use]
+pub fn render_node(intent: &Intent) -> String {
+    let mut text =
+        format!("# Node {}: written by Muster, overwritten at every change.\n", intent.node);
+    text += "log syslog all;\n";
+    text += "timeformat protocol iso long;\n";
+    text += &format!("router id {};\n", intent.address);
+    text += "protocol device { scan time 10; }\n";
+    text += &origins(intent);
+    text += &kernel(intent);
+    text += &render_bfd(&[&intent.interface], intent.bfd);
+    text += &match &intent.protocol {
+        Protocol::Bgp { asn, tors } => bgp(intent, *asn, tors),
+        Protocol::Ospf { area, priority, tor, nodes } => {
+            let mut text = originator_filter(intent, *tor, nodes);
+            text += &ospf(intent, *area, *priority);
+            text
+        }
+    };
+    text
+}
+
+/// What this node is the origin of.
+fn origins(intent: &Intent) -> String {
+    // The blackhole goes to the kernel, too: a dead pod's address must not bounce off the ToR.
+    let mut text = format!("protocol static pods4 {{ ipv4; route {} blackhole; }}\n", intent.pods);
+    text += "protocol static announce4 {\n    ipv4;\n";
+    for net in &intent.announce {
+        text += &format!("    route {net} blackhole;\n");
+    }
+    text + "}\n"
+}
+
+/// Announced service addresses stay out of the kernel: a local connect looks the route up before
+/// nat output, and a blackhole there would refuse it.
+fn kernel(intent: &Intent) -> String {
+    format!(
+        "filter to_kernel4 {{
+    if source = RTS_DEVICE || proto = \"announce4\" then reject;
+    krt_prefsrc = {};
+    accept;
+}}
+protocol kernel kernel4 {{
+    ipv4 {{ import none; export filter to_kernel4; }};
+    merge paths yes limit 16;
+    persist;
+}}
+",
+        intent.address
+    )
+}
+
+/// Prefixes of other racks, and the way out of the site.
+fn abroad(intent: &Intent) -> impl Iterator<Item = Pattern> {
+    let racks = intent.underlay.iter().map(|subnet| Pattern::exactly(*subnet));
+    std::iter::once(Pattern::exactly(default_route()))
+        .chain(racks)
+        .chain([Pattern::inside(intent.networks.services, 32)])
+}
+
+fn pod_networks(intent: &Intent) -> Pattern {
+    Pattern::inside(intent.networks.pods, intent.pods.prefix_len())
+}
+
+fn bgp(intent: &Intent, asn: u32, tors: &[Tor]) -> String {
+    let believed = render_set(abroad(intent).chain([pod_networks(intent)]));
+    let mut text = format!(
+        "template bgp tor {{
+    local {} as {asn};
+{SESSION}    ipv4 {{
+        import where net ~ {believed};
+        import limit 20000 action restart;
+        export where proto = \"pods4\" || proto = \"announce4\";
+    }};
+}}
+",
+        intent.address
+    );
+    for (index, Tor { address, asn }) in tors.iter().enumerate() {
+        let number = index.saturating_add(1);
+        text += &format!("protocol bgp tor{number} from tor {{ neighbor {address} as {asn}; }}\n");
+    }
+    text
+}
+
+/// OSPF floods every node's word to every other, so each node must judge for itself who may
+/// originate what: the nodes of the rack their own pod network, the ToR what lies behind it.
+fn originator_filter(intent: &Intent, tor: std::net::Ipv4Addr, nodes: &[Origin]) -> String {
+    let mut text = String::from("filter from_rack4 {\n");
+    text += &format!("    if net = {} then reject;\n", intent.subnet);
+    text += &format!("    if net ~ {} then {{\n", render_set([pod_networks(intent)]));
+    for Origin { address, pods, .. } in nodes {
+        text += &format!("        if net = {pods} then {{\n");
+        text += &format!("            if ospf_router_id = {address} then accept;\n");
+        text += "            reject;\n";
+        text += "        }\n";
+    }
+    text += &format!("        if ospf_router_id = {tor} then accept;\n");
+    text += "        reject;\n";
+    text += "    }\n";
+    let services = render_set([Pattern::inside(intent.networks.services, 32)]);
+    text += &format!("    if net ~ {services} then accept;\n");
+    let abroad = render_set(abroad(intent));
+    text += &format!("    if net ~ {abroad} && ospf_router_id = {tor} then accept;\n");
+    text + "    reject;\n}\n"
+}
+
+fn ospf(intent: &Intent, area: u32, priority: u8) -> String {
+    let interface = quote(&intent.interface);
+    format!(
+        "protocol ospf v2 rack4 {{
+    ecmp yes; merge external yes;
+    ipv4 {{ import filter from_rack4; export where proto = \"pods4\" || proto = \"announce4\"; }};
+    area {area} {{ interface {interface} {{ priority {priority}; {ADJACENCY} }}; }};
+}}
+"
+    )
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,78 @@
+use expect_test::expect_file;
+
+use super::*;
+use crate::fixture::{accepted_by_bird, intent};
+
+#[track_caller]
+fn check(node: &str, expected: expect_test::ExpectFile) {
+    let text = render_node(&intent(node));
+    expected.assert_eq(&text);
+    accepted_by_bird(&text);
+}
+
+#[test]
+fn a_node_with_bgp_announces_its_pods_and_believes_the_plan() {
+    check("a-worker", expect_file!["../../testdata/node-bgp.conf"]);
+}
+
+#[test]
+fn a_node_with_ospf_binds_each_prefix_to_its_originator() {
+    check("b-one", expect_file!["../../testdata/node-ospf.conf"]);
+}
+
+#[test]
+fn without_an_ospf_speaking_tor_the_master_and_one_worker_are_eligible() {
+    check("c-three", expect_file!["../../testdata/node-ospf-alone.conf"]);
+    let priority = |node| match intent(node).protocol {
+        Protocol::Ospf { priority, .. } => priority,
+        Protocol::Bgp { .. } => panic!("rack c speaks OSPF"),
+    };
+    assert_eq!((priority("c-three"), priority("c-one"), priority("c-two")), (2, 1, 0));
+}
+
+#[test]
+fn service_addresses_are_announced_one_by_one() {
+    let mut intent = intent("a-worker");
+    intent.announce = vec!["172.21.0.10/32".parse().unwrap(), "172.21.0.11/32".parse().unwrap()];
+    let text = render_node(&intent);
+    assert!(text.contains("    route 172.21.0.10/32 blackhole;\n"), "{text}");
+    accepted_by_bird(&text);
+}
+
+#[test]
+fn two_tors_are_two_sessions() {
+    let mut intent = intent("a-worker");
+    if let Protocol::Bgp { tors, .. } = &mut intent.protocol {
+        tors.push(Tor { address: "10.98.1.2".parse().unwrap(), asn: 65011 });
+    }
+    let text = render_node(&intent);
+    assert!(text.contains("protocol bgp tor2 from tor { neighbor 10.98.1.2 as 65011; }"), "{text}");
+    accepted_by_bird(&text);
+}
+
+#[test]
+fn a_hostile_interface_name_cannot_leave_its_string() {
+    let mut intent = intent("a-worker");
+    intent.interface = "eth0\"; }; include \"/etc/shadow".to_owned();
+    accepted_by_bird(&render_node(&intent));
+    assert!(!render_node(&intent).contains("\"/etc"));
+}
+
+#[test]
+fn a_pod_network_the_neighbours_would_refuse_is_no_intent() {
+    let plan = crate::fixture::plan();
+    let source = crate::intent::Source {
+        node: "a-worker",
+        interface: "eth0",
+        pods: "172.20.99.0/24".parse().unwrap(),
+        racks: &plan.racks,
+        machines: &plan.machines,
+        networks: &plan.networks,
+    };
+    let text = Intent::new(source).unwrap_err().to_string();
+    assert_eq!(
+        text,
+        "node a-worker was given pod network 172.20.99.0/24, \
+         but its neighbours accept only 172.20.12.0/24"
+    );
+}

@@ -1,0 +1,82 @@
+//! Small pieces of BIRD's configuration language.
+
+use ipnet::Ipv4Net;
+
+use crate::intent::Bfd;
+
+/// Prefixes to match: this one, or longer ones inside it up to a length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Pattern {
+    net: Ipv4Net,
+    /// Shortest and longest accepted prefix length; `None` is the prefix itself.
+    lengths: Option<(u8, u8)>,
+}
+
+impl Pattern {
+    pub(crate) fn exactly(net: Ipv4Net) -> Self {
+        Self { net: net.trunc(), lengths: None }
+    }
+
+    /// `net` and what lies inside it, down to prefixes of `longest` bits.
+    pub(crate) fn inside(net: Ipv4Net, longest: u8) -> Self {
+        let shortest = net.prefix_len();
+        Self { net: net.trunc(), lengths: Some((shortest, longest.max(shortest))) }
+    }
+
+    /// Only single addresses inside `net`.
+    pub(crate) fn hosts(net: Ipv4Net) -> Self {
+        Self { net: net.trunc(), lengths: Some((32, 32)) }
+    }
+}
+
+/// Renders a prefix set; an empty set matches nothing.
+pub(crate) fn render_set(patterns: impl IntoIterator<Item = Pattern>) -> String {
+    let mut set = String::new();
+    for Pattern { net, lengths } in patterns {
+        let separator = if set.is_empty() { "[ " } else { ", " };
+        set += &match lengths {
+            None => format!("{separator}{net}"),
+            Some((shortest, longest)) => format!("{separator}{net}{{{shortest},{longest}}}"),
+        };
+    }
+    // BIRD's grammar has no empty set: one that matches nothing a unicast router ever holds.
+    if set.is_empty() { "[ 255.255.255.255/32 ]".to_owned() } else { set + " ]" }
+}
+
+/// The default route as a prefix.
+pub(crate) fn default_route() -> Ipv4Net {
+    Ipv4Net::default()
+}
+
+/// Renders the BFD protocol on some interfaces.
+pub(crate) fn render_bfd(interfaces: &[&str], bfd: Bfd) -> String {
+    let names: Vec<String> = interfaces.iter().map(|name| quote(name)).collect();
+    format!(
+        "protocol bfd {{ interface {} {{ interval {} ms; multiplier {}; }}; }}\n",
+        names.join(", "),
+        bfd.interval_ms,
+        bfd.multiplier
+    )
+}
+
+/// Quotes a string; BIRD's strings know no escapes, so what could end one is left out.
+pub(crate) fn quote(text: &str) -> String {
+    let safe: String = text.chars().filter(|c| !c.is_control() && *c != '"').collect();
+    format!("\"{safe}\"")
+}
+
+/// Makes a symbol of a name, behind a prefix of ours so that it meets no reserved word.
+pub(crate) fn symbol(prefix: &str, name: &str) -> String {
+    let safe = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' });
+    prefix.chars().chain(safe).collect()
+}
+
+/// The options every eBGP session of ours has: seconds, not minutes, until a lost session is
+/// noticed and tried again, and packets only from the link itself.
+pub(crate) const SESSION: &str = "    direct; bfd yes; ttl security yes; enforce first as yes;
+    hold time 9; keepalive time 3; connect delay time 1; connect retry time 5; error wait time 1,5;
+";
+
+/// The options every OSPF interface of ours has.
+pub(crate) const ADJACENCY: &str =
+    "type broadcast; hello 1; dead count 4; cost 10; bfd yes; ttl security yes; tx length 1400;";
