@@ -1,0 +1,278 @@
+//! The embedded store: a durable map by redb below the tree, written in groups.
+//!
+//! The commit thread takes everything that arrived while the last group was being synced, writes
+//! it as one transaction, syncs once, and only then shows it to readers and answers.
+//! Recovery is opening: redb comes back to its last complete transaction, and the tree is read
+//! from it. After a failed write the outcome of that group is unknown, so nothing more is
+//! accepted until the process starts again.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::item::{Change, Expect, Item, Write, Written};
+use crate::tree::Tree;
+use crate::{Store, WriteError};
+
+/// (shelf, name) → created and modified revision, 8 bytes each, little-endian; then the value.
+const ITEMS: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new("items");
+/// shelf → revision of its last change.
+const SHELVES: TableDefinition<'_, &str, u64> = TableDefinition::new("shelves");
+/// `revision` → the newest revision; `format` → [`FORMAT`].
+const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+
+/// The layout of the tables above.
+const FORMAT: u64 = 1;
+/// Writes of one group, so that a flood cannot make one transaction endless.
+const GROUP_WRITES_MAX: usize = 1024;
+/// Everything is read from the tree, so the engine needs memory only for the pages it is writing.
+const ENGINE_CACHE_BYTES: usize = 4 << 20;
+
+/// Where and how the embedded store is kept.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The directory; it is created when missing.
+    pub dir: PathBuf,
+}
+
+/// Why the store cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The directory cannot be made.
+    #[error("cannot make the store's directory {dir}")]
+    Dir {
+        /// The directory.
+        dir: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The engine cannot open or read its file.
+    #[error("cannot read the store's file")]
+    Engine(#[source] redb::Error),
+    /// The file was written by another version of the layout.
+    #[error("the store's file has format {found}, this program knows {FORMAT}")]
+    Format {
+        /// What the file says.
+        found: u64,
+    },
+    /// A record is too short to be one.
+    #[error("the record of {shelf}/{name} is damaged")]
+    Damaged {
+        /// The shelf.
+        shelf: String,
+        /// The name.
+        name: String,
+    },
+    /// The commit thread cannot be started.
+    #[error("cannot start the commit thread")]
+    Thread {
+        /// The system's reason.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+pub(crate) struct Commit {
+    pub(crate) write: Write,
+    pub(crate) reply: oneshot::Sender<Result<Written, WriteError>>,
+}
+
+pub(crate) fn open(options: &Options) -> Result<Store, OpenError> {
+    let dir = &options.dir;
+    std::fs::create_dir_all(dir).map_err(|source| OpenError::Dir { dir: dir.clone(), source })?;
+    let db = Database::builder()
+        .set_cache_size(ENGINE_CACHE_BYTES)
+        .create(dir.join("store.redb"))
+        .map_err(|err| OpenError::Engine(err.into()))?;
+    start(db)
+}
+
+/// Prepares the tables, reads the tree and starts the commit thread.
+pub(crate) fn start(db: Database) -> Result<Store, OpenError> {
+    prepare(&db).map_err(OpenError::Engine)?;
+    let tree = read_tree(&db)?;
+    Store::start(Arc::new(tree), db)
+}
+
+fn prepare(db: &Database) -> Result<(), redb::Error> {
+    let transaction = db.begin_write()?;
+    {
+        transaction.open_table(ITEMS)?;
+        transaction.open_table(SHELVES)?;
+        let mut meta = transaction.open_table(META)?;
+        if meta.get("format")?.is_some() {
+            drop(meta);
+            return Ok(transaction.abort()?);
+        }
+        meta.insert("format", FORMAT)?;
+        // Clients take revision 0 for "any", so the first one ever seen must be greater.
+        meta.insert("revision", 1)?;
+    }
+    Ok(transaction.commit()?)
+}
+
+fn read_tree(db: &Database) -> Result<Tree, OpenError> {
+    let engine = |err: redb::StorageError| OpenError::Engine(err.into());
+    let table = |err: redb::TableError| OpenError::Engine(err.into());
+    let transaction = db.begin_read().map_err(|err| OpenError::Engine(err.into()))?;
+    let meta = transaction.open_table(META).map_err(table)?;
+    let number = |key| meta.get(key).map(|v| v.map_or(0, |v| v.value())).map_err(engine);
+    let format = number("format")?;
+    if format != FORMAT {
+        return Err(OpenError::Format { found: format });
+    }
+    let revision = number("revision")?;
+    let mut floors = Vec::new();
+    for row in transaction.open_table(SHELVES).map_err(table)?.iter().map_err(engine)? {
+        let (shelf, last) = row.map_err(engine)?;
+        floors.push((Box::from(shelf.value()), last.value()));
+    }
+    let mut items = Vec::new();
+    for row in transaction.open_table(ITEMS).map_err(table)?.iter().map_err(engine)? {
+        let (key, record) = row.map_err(engine)?;
+        let (shelf, name) = key.value();
+        let item = decode_record(name, record.value())
+            .ok_or_else(|| OpenError::Damaged { shelf: shelf.to_owned(), name: name.to_owned() })?;
+        items.push((Box::from(shelf), Arc::new(item)));
+    }
+    Ok(Tree::new(revision, floors, items))
+}
+
+fn decode_record(name: &str, record: &[u8]) -> Option<Item> {
+    let (created, rest) = record.split_first_chunk::<8>()?;
+    let (modified, value) = rest.split_first_chunk::<8>()?;
+    let value = Bytes::copy_from_slice(value);
+    let (created, modified) = (u64::from_le_bytes(*created), u64::from_le_bytes(*modified));
+    Some(Item::new(name, value, created, modified, None))
+}
+
+fn render_record(item: &Item, record: &mut Vec<u8>) {
+    record.clear();
+    record.extend_from_slice(&item.created().to_le_bytes());
+    record.extend_from_slice(&item.modified().to_le_bytes());
+    record.extend_from_slice(item.value());
+}
+
+/// Commits groups until every sender is gone or the disk fails.
+pub(crate) fn commit_all(mut inbox: mpsc::Receiver<Commit>, db: &Database, tree: &Tree) {
+    while let Some(first) = inbox.blocking_recv() {
+        let mut group = vec![first];
+        while group.len() < GROUP_WRITES_MAX
+            && let Ok(next) = inbox.try_recv()
+        {
+            group.push(next);
+        }
+        let mut plan = Plan::default();
+        let mut verdicts = Vec::with_capacity(group.len());
+        for Commit { write, reply } in group {
+            verdicts.push((reply, plan.decide(write, tree)));
+        }
+        let outcome = write_group(db, &plan.changes, plan.revision);
+        if outcome.is_ok() {
+            tree.apply(plan.changes);
+        }
+        for (reply, verdict) in verdicts {
+            let verdict = match &outcome {
+                Ok(()) => verdict,
+                Err(source) => Err(WriteError::Storage { source: Arc::clone(source) }),
+            };
+            // Whoever no longer waits for the answer has decided to live without it.
+            let _heard = reply.send(verdict).is_ok();
+        }
+        if let Err(err) = outcome {
+            tracing::error!(%err, "the store's file cannot be written; no more writes are taken");
+            return;
+        }
+    }
+}
+
+/// Shelf and name.
+type Key = (Arc<str>, Box<str>);
+
+/// What a group will have changed once it is durable.
+#[derive(Default)]
+struct Plan {
+    changes: Vec<(Arc<str>, Arc<Change>)>,
+    /// The items as earlier writes of the group leave them.
+    pending: BTreeMap<Key, Option<Arc<Item>>>,
+    revision: u64,
+}
+
+impl Plan {
+    fn decide(&mut self, write: Write, tree: &Tree) -> Result<Written, WriteError> {
+        let key = (write.shelf, write.name);
+        let previous = match self.pending.get(&key) {
+            Some(pending) => pending.clone(),
+            None => tree.get(&key.0, &key.1),
+        };
+        let fits = match (write.expect, &previous) {
+            (Expect::Absent, None) => true,
+            (Expect::Revision(revision), Some(item)) => item.modified() == revision,
+            (Expect::Absent, Some(_)) | (Expect::Revision(_), None) => false,
+        };
+        if !fits {
+            return Err(WriteError::Conflict { current: previous });
+        }
+        if self.revision == 0 {
+            self.revision = tree.revision();
+        }
+        self.revision += 1;
+        let revision = self.revision;
+        let created = previous.as_ref().map_or(revision, |item| item.created());
+        let item = write
+            .value
+            .map(|value| Arc::new(Item::new(&key.1, value, created, revision, write.head)));
+        let change = Change { revision, current: item.clone(), previous };
+        self.changes.push((Arc::clone(&key.0), Arc::new(change)));
+        self.pending.insert(key, item.clone());
+        Ok(Written { revision, item })
+    }
+}
+
+fn write_group(
+    db: &Database,
+    changes: &[(Arc<str>, Arc<Change>)],
+    revision: u64,
+) -> Result<(), Arc<redb::Error>> {
+    if changes.is_empty() {
+        return Ok(());
+    }
+    write_changes(db, changes, revision).map_err(Arc::new)
+}
+
+fn write_changes(
+    db: &Database,
+    changes: &[(Arc<str>, Arc<Change>)],
+    revision: u64,
+) -> Result<(), redb::Error> {
+    let transaction = db.begin_write()?;
+    {
+        let mut items = transaction.open_table(ITEMS)?;
+        let mut shelves = transaction.open_table(SHELVES)?;
+        let mut meta = transaction.open_table(META)?;
+        let mut record = Vec::new();
+        for (shelf, change) in changes {
+            let key = (&**shelf, change.name());
+            match &change.current {
+                Some(item) => {
+                    render_record(item, &mut record);
+                    items.insert(key, record.as_slice())?;
+                }
+                None => {
+                    items.remove(key)?;
+                }
+            }
+            shelves.insert(&**shelf, change.revision)?;
+        }
+        meta.insert("revision", revision)?;
+    }
+    Ok(transaction.commit()?)
+}
+
+#[cfg(test)]
+mod tests;

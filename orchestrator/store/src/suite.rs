@@ -1,0 +1,183 @@
+//! What every store must do, whatever lies below it; run by the tests of each kind.
+//!
+//! The functions panic with what went wrong, as tests do.
+#![expect(clippy::expect_used, reason = "this module is a test")]
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::{Change, Compacted, Expect, Query, RangeError, Store, Write, WriteError, Written};
+
+/// The whole of a shelf, now.
+#[must_use]
+pub fn all(shelf: &str) -> Query<'_> {
+    Query { shelf, prefix: "", after: None, at: None, limit: usize::MAX }
+}
+
+/// A write of text.
+#[must_use]
+pub fn put(shelf: &str, name: &str, expect: Expect, text: &str) -> Write {
+    Write {
+        shelf: shelf.into(),
+        name: name.into(),
+        expect,
+        value: Some(Bytes::copy_from_slice(text.as_bytes())),
+        head: None,
+    }
+}
+
+/// A deletion.
+#[must_use]
+pub fn remove(shelf: &str, name: &str, revision: u64) -> Write {
+    let expect = Expect::Revision(revision);
+    Write { shelf: shelf.into(), name: name.into(), expect, value: None, head: None }
+}
+
+/// Runs the whole suite on an empty store.
+pub async fn run(store: &Store) {
+    a_write_needs_its_expectation(store).await;
+    the_past_can_be_read_and_paged(store).await;
+    a_watch_is_ordered_complete_and_resumable(store).await;
+    concurrent_writers_of_one_item_never_lose_an_update(store).await;
+    what_is_written_is_visible_at_once(store).await;
+    a_slow_watcher_is_told(store).await;
+}
+
+async fn write(store: &Store, write: Write) -> Written {
+    store.write(write).await.expect("the write fits")
+}
+
+async fn a_write_needs_its_expectation(store: &Store) {
+    let first = write(store, put("a/x", "n", Expect::Absent, "1")).await;
+    let again = store.write(put("a/x", "n", Expect::Absent, "2")).await;
+    let Err(WriteError::Conflict { current: Some(current) }) = again else {
+        return assert!(again.is_ok() && again.is_err(), "a second create must conflict");
+    };
+    assert_eq!(current.modified(), first.revision);
+    let second = write(store, put("a/x", "n", Expect::Revision(first.revision), "2")).await;
+    assert!(second.revision > first.revision);
+    let item = second.item.expect("a put leaves an item");
+    assert_eq!((item.created(), item.modified()), (first.revision, second.revision));
+    assert!(store.write(put("a/x", "n", Expect::Revision(first.revision), "3")).await.is_err());
+    assert!(store.write(remove("a/x", "n", first.revision)).await.is_err());
+    assert!(write(store, remove("a/x", "n", second.revision)).await.item.is_none());
+    assert!(store.get("a/x", "n").is_none());
+    assert!(matches!(
+        store.write(remove("a/x", "n", second.revision)).await,
+        Err(WriteError::Conflict { current: None })
+    ));
+}
+
+async fn the_past_can_be_read_and_paged(store: &Store) {
+    for name in ["a/1", "a/2", "b/1", "b/2"] {
+        write(store, put("past/x", name, Expect::Absent, "old")).await;
+    }
+    let before = store.revision();
+    let victim = store.get("past/x", "a/2").expect("written above").modified();
+    write(store, remove("past/x", "a/2", victim)).await;
+    let changed = store.get("past/x", "b/1").expect("written above").modified();
+    write(store, put("past/x", "b/1", Expect::Revision(changed), "new")).await;
+    write(store, put("past/x", "c/1", Expect::Absent, "new")).await;
+
+    let names = |query: Query<'_>| {
+        let page = store.range(&query).expect("inside the window");
+        let names: Vec<_> = page.items.iter().map(|i| i.name().to_owned()).collect();
+        (names, page.more)
+    };
+    let whole = |names: &[&str]| (names.iter().map(|&n| n.to_owned()).collect::<Vec<_>>(), false);
+    let (past, now) = (Query { at: Some(before), ..all("past/x") }, all("past/x"));
+    assert_eq!(names(past), whole(&["a/1", "a/2", "b/1", "b/2"]));
+    assert_eq!(names(now), whole(&["a/1", "b/1", "b/2", "c/1"]));
+    assert_eq!(names(Query { prefix: "b/", ..now }), whole(&["b/1", "b/2"]));
+    assert_eq!(names(Query { limit: 2, ..past }).0, ["a/1", "a/2"]);
+    assert!(names(Query { limit: 2, ..past }).1);
+    assert_eq!(names(Query { limit: 2, after: Some("a/2"), ..past }), whole(&["b/1", "b/2"]));
+    let page = store.range(&Query { prefix: "b/1", ..past }).expect("inside the window");
+    assert_eq!(page.items.first().expect("one item").value(), "old");
+    assert_eq!(page.revision, before);
+    assert_eq!(store.count("past/x", "b/"), 2);
+    let future = Query { at: Some(store.revision() + 1), ..now };
+    assert!(matches!(store.range(&future), Err(RangeError::Future { .. })));
+}
+
+async fn a_watch_is_ordered_complete_and_resumable(store: &Store) {
+    let start = store.revision();
+    let mut revisions = Vec::new();
+    for n in 0..600 {
+        let name = if n % 2 == 0 { format!("even/{n}") } else { format!("odd/{n}") };
+        revisions.push(write(store, put("w/x", &name, Expect::Absent, "")).await.revision);
+        write(store, put("w/other", &name, Expect::Absent, "")).await;
+    }
+    assert_eq!(take(store, "w/x", "", start, 600).await, revisions);
+    let odd: Vec<_> = revisions.iter().skip(1).step_by(2).copied().collect();
+    assert_eq!(take(store, "w/x", "odd/", start, 300).await, odd);
+    let (seen, rest) = revisions.split_at(123);
+    let resumed = seen.last().copied().unwrap_or(start);
+    assert_eq!(take(store, "w/x", "", resumed, rest.len()).await, rest);
+}
+
+async fn take(store: &Store, shelf: &str, prefix: &str, after: u64, count: usize) -> Vec<u64> {
+    let mut watch = store.watch(shelf, prefix, after);
+    let mut seen: Vec<u64> = Vec::new();
+    while seen.len() < count {
+        let changes: Vec<Arc<Change>> = watch.next().await.expect("inside the window");
+        seen.extend(changes.iter().map(|change| change.revision));
+    }
+    assert!(watch.ready().expect("inside the window").is_empty(), "nothing may come twice");
+    assert_eq!(watch.seen(), store.revision());
+    seen
+}
+
+async fn concurrent_writers_of_one_item_never_lose_an_update(store: &Store) {
+    write(store, put("cas/x", "n", Expect::Absent, "0")).await;
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let store = store.clone();
+        tasks.spawn(async move {
+            let mut done = 0;
+            while done < 25 {
+                let item = store.get("cas/x", "n").expect("never deleted");
+                let text = std::str::from_utf8(item.value()).expect("we wrote text");
+                let next = (text.parse::<u64>().expect("a number") + 1).to_string();
+                let expect = Expect::Revision(item.modified());
+                if store.write(put("cas/x", "n", expect, &next)).await.is_ok() {
+                    done += 1;
+                }
+            }
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done.expect("no writer panics");
+    }
+    assert_eq!(store.get("cas/x", "n").expect("never deleted").value(), "200");
+}
+
+async fn what_is_written_is_visible_at_once(store: &Store) {
+    let mut watch = store.watch("vis/x", "", store.revision());
+    let written = write(store, put("vis/x", "n", Expect::Absent, "1")).await;
+    assert!(store.revision() >= written.revision);
+    assert_eq!(store.get("vis/x", "n").expect("just written").modified(), written.revision);
+    let changes = watch.ready().expect("inside the window");
+    assert_eq!(changes.first().map(|c| c.revision), Some(written.revision));
+    store.wait_for(written.revision).await;
+}
+
+async fn a_slow_watcher_is_told(store: &Store) {
+    let mut watch = store.watch("slow/x", "", store.revision());
+    let start = store.revision();
+    let mut tasks = tokio::task::JoinSet::new();
+    for n in 0..20_000 {
+        let store = store.clone();
+        tasks.spawn(async move {
+            store.write(put("slow/x", &format!("{n}"), Expect::Absent, "")).await.is_ok()
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        assert!(done.expect("no writer panics"));
+    }
+    assert!(matches!(watch.next().await, Err(Compacted { .. })));
+    let past = Query { at: Some(start), ..all("slow/x") };
+    assert!(matches!(store.range(&past), Err(RangeError::Compacted { .. })));
+    assert_eq!(store.range(&all("slow/x")).expect("the present").items.len(), 20_000);
+}
