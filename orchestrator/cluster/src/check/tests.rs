@@ -96,6 +96,10 @@ fn one_mistake_is_reported_once() {
         line 35: machines[2].rack = c: is an unknown rack; the racks are a, b
     "#]],
     );
+}
+
+#[test]
+fn what_belongs_together_is_compared() {
     check(
         "node: 21",
         "node: 256",
@@ -125,6 +129,10 @@ fn one_mistake_is_reported_once() {
         line 28: racks[1].routing = 65001: is a ToR AS number used already by racks[0].routing; each ToR AS number must be unique (line 24)
     "#]],
     );
+}
+
+#[test]
+fn slips_of_the_pen_are_named() {
     check(
         "gateway: 10.98.2.1",
         "gateway: 10.98.3.1",
