@@ -26,7 +26,7 @@ pub struct NetlinkError {
     subject: String,
     /// What the kernel said.
     #[source]
-    source: Cause,
+    source: Box<Cause>,
 }
 
 /// Why a netlink request failed.
@@ -48,7 +48,7 @@ impl NetlinkError {
         subject: impl ToString,
         source: impl Into<Cause>,
     ) -> Self {
-        Self { operation, subject: subject.to_string(), source: source.into() }
+        Self { operation, subject: subject.to_string(), source: Box::new(source.into()) }
     }
 
     /// Whether the thing asked for is there already.
@@ -60,14 +60,14 @@ impl NetlinkError {
     /// Whether the thing asked for is not there.
     #[must_use]
     pub fn is_missing(&self) -> bool {
-        matches!(self.source, Cause::NoLink)
+        matches!(*self.source, Cause::NoLink)
             || matches!(self.errno(), Some(libc::ENOENT | libc::ENODEV | libc::ESRCH))
     }
 
     /// The kernel's error number, when the kernel answered.
     #[must_use]
     pub fn errno(&self) -> Option<i32> {
-        match &self.source {
+        match &*self.source {
             Cause::Request(rtnetlink::Error::NetlinkError(ErrorMessage {
                 code: Some(code),
                 ..
