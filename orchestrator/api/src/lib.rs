@@ -1,1 +1,38 @@
 //! From request to verdict, without sockets or storage.
+//!
+//! The API server reads in this order: [`request::parse_request`] says what is asked,
+//! [`authority::authorize`] whether it may be asked, [`prepare`] turns a body and the stored
+//! object into what is to be stored, [`accept`], [`table`] and [`list`] say in which form it is
+//! answered, and [`document`] answers what is no object at all: discovery, OpenAPI, version.
+//!
+//! Everything is a function of its arguments: the time, the fresh uid and the random suffix of a
+//! generated name come with [`prepare::Context`].
+//!
+//! *Limits*: requests in protobuf are not read yet (415); CRDs, admission webhooks and RBAC
+//! objects are not there; owners of fields under server-side apply are kept per field, see
+//! `apply`.
+
+pub mod accept;
+pub mod authority;
+pub mod document;
+pub mod list;
+pub mod prepare;
+pub mod request;
+pub mod service;
+pub mod table;
+
+mod apply;
+mod convert;
+mod decode;
+mod defaults;
+mod patch;
+mod validate;
+
+pub use accept::{Form, negotiate};
+pub use authority::{Facts, User, authorize, authorize_path};
+pub use document::{Document, render_document};
+pub use prepare::{
+    Body, Change, Context, Prepared, answer, answer_deletion, check_namespace, prepare_binding,
+    prepare_create, prepare_delete, prepare_patch, prepare_update,
+};
+pub use request::{FieldValidation, Options, Request, Route, Verb, parse_request};

@@ -40,5 +40,5 @@ pub use kind::Kind;
 pub use meta::{LabelSelector, ObjectMeta, OwnerReference};
 pub use quantity::Quantity;
 pub use selector::{FieldSelector, Selector};
-pub use status::Status;
+pub use status::{Cause, Status};
 pub use time::{MicroTime, Time};

@@ -1,0 +1,288 @@
+//! From a body and the stored object to what is to be stored.
+//!
+//! The API server's part is small: read the stored object, call one of the `prepare_` functions,
+//! write [`Prepared::object`] with a compare-and-set on the revision it read, and answer with
+//! [`answer`] of what the store holds then. When the compare-and-set fails it reads and calls
+//! again, unless [`Prepared::conditional`] says that the client named the version it had seen.
+//!
+//! `metadata.resourceVersion` is never stored: it is the store's revision and is put in on the
+//! way out.
+
+mod body;
+mod delete;
+mod metadata;
+mod status;
+mod subresource;
+
+use jiff::Timestamp;
+use objects::{Cause, Kind, Status, kind};
+use serde_json::Value;
+
+pub use body::Body;
+pub(crate) use body::Decoded;
+pub use delete::prepare_delete;
+pub use subresource::{prepare_binding, prepare_scale_read};
+
+use crate::{
+    apply,
+    authority::User,
+    convert, defaults, patch,
+    request::{Options, Request},
+    validate,
+};
+
+/// What a decision depends on besides the request and the stored object.
+#[derive(Debug, Clone)]
+pub struct Context<'a> {
+    /// The time of the request.
+    pub now: Timestamp,
+    /// A fresh uid, used when an object is created.
+    pub uid: String,
+    /// Random letters for a generated name, at least five of `bcdfghjklmnpqrstvwxz2456789`.
+    pub name_suffix: String,
+    /// Who asks.
+    pub user: &'a User,
+    /// The `User-Agent` header; the field manager's name when the client gives none.
+    pub user_agent: &'a str,
+}
+
+/// What is to be done to the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// Nothing: the request changes nothing. No new revision, no event.
+    Nothing,
+    /// The object is new.
+    Create,
+    /// The object is replaced.
+    Update,
+    /// The object goes; [`Prepared::object`] is its last state.
+    Remove,
+}
+
+/// A verdict: what to store, and what to tell the client besides.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Prepared {
+    /// What to do.
+    pub change: Change,
+    /// The object as it is to be stored, without `resourceVersion`.
+    pub object: Value,
+    /// Did the client name the version it had seen? Then losing a race is its conflict (409);
+    /// otherwise the API server tries again.
+    pub conditional: bool,
+    /// Warnings for the client, one `Warning` header each.
+    pub warnings: Vec<String>,
+}
+
+/// Makes a new object from a body (POST, or PUT where that creates).
+///
+/// With [`Request::name`] set, that is the object's name.
+///
+/// # Errors
+///
+/// 400 for what cannot be read, 415 for unknown media types, 422 for broken rules.
+pub fn prepare_create(
+    request: &Request,
+    body: &Body<'_>,
+    context: &Context<'_>,
+) -> Result<Prepared, Status> {
+    let decoded = body::decode(request, body)?;
+    create_from(request, decoded.value, decoded.warnings, context)
+}
+
+/// The part of creation behind the decoder; server-side apply creates here too.
+fn create_from(
+    request: &Request,
+    value: Value,
+    mut warnings: Vec<String>,
+    context: &Context<'_>,
+) -> Result<Prepared, Status> {
+    let kind = request.kind;
+    let mut object = convert::to_stored(request, value);
+    metadata::stamp_new(request, &mut object, context)?;
+    status::reset_on_create(kind, &mut object, context);
+    defaults::set_defaults(kind, &mut object);
+    status::admit_new(kind, &mut object);
+    let causes = validate::validate_create(kind, &object);
+    refuse(kind, &object, causes)?;
+    apply::track_update(request, None, &mut object, context);
+    warnings.extend(validate::warnings(kind, &object));
+    Ok(Prepared { change: Change::Create, object, conditional: false, warnings })
+}
+
+/// Replaces an object or one of its subresources (PUT).
+///
+/// # Errors
+///
+/// 400 for what cannot be read, 409 when the client has seen another version or uid, 415 for
+/// unknown media types, 422 for broken rules.
+pub fn prepare_update(
+    request: &Request,
+    body: &Body<'_>,
+    old: &Value,
+    context: &Context<'_>,
+) -> Result<Prepared, Status> {
+    if request.subresource == "scale" {
+        return subresource::update_scale(request, body, old, context);
+    }
+    let decoded = body::decode(request, body)?;
+    let new = convert::to_stored(request, decoded.value);
+    update_to(request, old, new, decoded.warnings, context)
+}
+
+/// Changes parts of an object, or makes it (apply only), by the body's kind of patch.
+///
+/// `old` is `None` when there is no such object.
+///
+/// # Errors
+///
+/// 404 when there is nothing to patch, 400 for a patch that cannot be read or does not fit,
+/// 409 for conflicts, 415 for unknown kinds of patch, 422 for broken rules.
+pub fn prepare_patch(
+    request: &Request,
+    body: &Body<'_>,
+    old: Option<&Value>,
+    context: &Context<'_>,
+) -> Result<Prepared, Status> {
+    let media = body.media_type();
+    if media == "application/apply-patch+yaml" {
+        return patch_by_apply(request, body, old, context);
+    }
+    let Some(old) = old else {
+        return Err(Status::not_found(request.kind, &request.name));
+    };
+    if request.subresource == "scale" {
+        return subresource::patch_scale(request, body, old, context);
+    }
+    // The patch is made for what the client sees: its version, with the resourceVersion.
+    let seen = convert::to_served(request, old);
+    let (patched, warnings) = patch::apply_patch(request, body, &seen)?;
+    let new = convert::to_stored(request, patched);
+    update_to(request, old, new, warnings, context)
+}
+
+fn patch_by_apply(
+    request: &Request,
+    body: &Body<'_>,
+    old: Option<&Value>,
+    context: &Context<'_>,
+) -> Result<Prepared, Status> {
+    if request.options.field_manager.is_empty() {
+        return Err(Status::bad_request(
+            "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required \
+             for apply patch",
+        ));
+    }
+    let decoded = body::decode_apply(request, body)?;
+    match old {
+        None if request.is_main() => {
+            let mut prepared =
+                create_from(request, decoded.value.clone(), decoded.warnings, context)?;
+            let applied = convert::to_stored(request, decoded.value);
+            apply::track_applied_creation(request, &applied, &mut prepared.object, context);
+            Ok(prepared)
+        }
+        None => Err(Status::not_found(request.kind, &request.name)),
+        Some(old) => {
+            let applied = convert::to_stored(request, decoded.value);
+            let merged = apply::merge(request, old, &applied, context)?;
+            update_to(request, old, merged, decoded.warnings, context)
+        }
+    }
+}
+
+/// The part of an update behind the decoder: what of `new` counts, and what follows from it.
+fn update_to(
+    request: &Request,
+    old: &Value,
+    mut new: Value,
+    mut warnings: Vec<String>,
+    context: &Context<'_>,
+) -> Result<Prepared, Status> {
+    let kind = request.kind;
+    let conditional = metadata::check_preconditions(request, old, &new)?;
+    metadata::carry_over(request, old, &mut new, context);
+    status::separate(request, old, &mut new, context)?;
+    defaults::set_defaults(kind, &mut new);
+    status::admit_update(kind, old, &mut new);
+    metadata::count_generation(kind, old, &mut new);
+    let causes = validate::validate_update(kind, &request.subresource, old, &new);
+    refuse(kind, &new, causes)?;
+    apply::track_update(request, Some(old), &mut new, context);
+    if request.is_main() {
+        warnings.extend(validate::warnings(kind, &new));
+    }
+    let change = if metadata::is_gone(kind, &new) {
+        Change::Remove
+    } else if metadata::is_same(old, &new) {
+        new = old.clone();
+        Change::Nothing
+    } else {
+        Change::Update
+    };
+    Ok(Prepared { change, object: new, conditional, warnings })
+}
+
+/// The answer to a request about one object: what the store holds, in the client's words.
+#[must_use]
+pub fn answer(request: &Request, stored: &Value) -> Value {
+    match request.subresource.as_str() {
+        "scale" => prepare_scale_read(request.kind, stored),
+        "binding" | "eviction" => success(201),
+        _ => convert::to_served(request, stored),
+    }
+}
+
+/// The answer to a deletion: the object where upstream shows it, a `Status` elsewhere.
+#[must_use]
+pub fn answer_deletion(request: &Request, change: Change, object: &Value) -> Value {
+    let shows = matches!(request.kind.kind, "Pod" | "Service" | "Namespace" | "Node");
+    if change != Change::Remove || shows {
+        return convert::to_served(request, object);
+    }
+    let uid = objects::field::str_at(object, "metadata.uid").unwrap_or("");
+    serde_json::to_value(Status::deleted(request.kind, &request.name, uid)).unwrap_or_default()
+}
+
+/// A bare success.
+fn success(code: u16) -> Value {
+    serde_json::json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": code,
+    })
+}
+
+/// 422 with all causes, or nothing.
+fn refuse(kind: &Kind, object: &Value, causes: Vec<Cause>) -> Result<(), Status> {
+    if causes.is_empty() {
+        return Ok(());
+    }
+    let name = objects::field::str_at(object, "metadata.name").unwrap_or("");
+    Err(Status::invalid(kind, name, causes))
+}
+
+/// The manager's name: the option, or the first word of the user agent.
+pub(crate) fn manager_name(options: &Options, context: &Context<'_>) -> String {
+    if !options.field_manager.is_empty() {
+        return options.field_manager.clone();
+    }
+    let agent = context.user_agent.split('/').next().unwrap_or("");
+    if agent.is_empty() { "unknown".to_owned() } else { agent.chars().take(128).collect() }
+}
+
+/// Does the namespace of an object to be created admit it? `namespace` is the stored namespace.
+///
+/// # Errors
+///
+/// 404 when there is no such namespace, 403 when it is going away.
+pub fn check_namespace(request: &Request, namespace: Option<&Value>) -> Result<(), Status> {
+    let Some(namespace) = namespace else {
+        return Err(Status::not_found(&kind::NAMESPACE, &request.namespace));
+    };
+    if objects::field::value_at(namespace, "metadata.deletionTimestamp").is_some() {
+        let why = format!(
+            "unable to create new content in namespace {} because it is being terminated",
+            request.namespace
+        );
+        return Err(Status::forbidden(request.kind, &request.name, &why));
+    }
+    Ok(())
+}

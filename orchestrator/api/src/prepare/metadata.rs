@@ -1,0 +1,195 @@
+//! Metadata that the server alone writes: uid, times, generation, and what a client may not
+//! change.
+
+use objects::{Cause, Kind, Status, Time, field::str_at, kind};
+use serde_json::{Map, Value, json};
+
+use super::Context;
+use crate::request::Request;
+
+/// The longest base of a generated name: five letters must still fit.
+const GENERATED_BASE_MAX: usize = 58;
+
+/// Metadata that a client cannot set or change.
+const SERVER_FIELDS: &[&str] = &[
+    "uid",
+    "creationTimestamp",
+    "deletionTimestamp",
+    "deletionGracePeriodSeconds",
+    "generation",
+    "selfLink",
+];
+
+/// The metadata of an object, made when missing.
+pub(super) fn meta_mut(object: &mut Value) -> Option<&mut Map<String, Value>> {
+    let fields = object.as_object_mut()?;
+    let meta = fields.entry("metadata").or_insert_with(|| json!({}));
+    if !meta.is_object() {
+        *meta = json!({});
+    }
+    meta.as_object_mut()
+}
+
+/// Names a new object and marks its birth.
+pub(super) fn stamp_new(
+    request: &Request,
+    object: &mut Value,
+    context: &Context<'_>,
+) -> Result<(), Status> {
+    let kind = request.kind;
+    check_namespace_of(request, object)?;
+    let Some(meta) = meta_mut(object) else {
+        return Err(Status::bad_request("the body is not an object"));
+    };
+    if meta.get("resourceVersion").and_then(Value::as_str).is_some_and(|rv| !rv.is_empty())
+        && request.name.is_empty()
+    {
+        return Err(Status::bad_request(
+            "resourceVersion should not be set on objects to be created",
+        ));
+    }
+    for field in SERVER_FIELDS {
+        meta.remove(*field);
+    }
+    meta.remove("resourceVersion");
+    let text = |key: &str| meta.get(key).and_then(Value::as_str).unwrap_or("").to_owned();
+    let (name, base) = (text("name"), text("generateName"));
+    if name.is_empty() && !request.name.is_empty() {
+        meta.insert("name".to_owned(), json!(request.name));
+    } else if !request.name.is_empty() && name != request.name {
+        return Err(name_mismatch(&name, &request.name));
+    } else if name.is_empty() && !base.is_empty() {
+        let suffix: String = context.name_suffix.chars().take(5).collect();
+        let base: String = base.chars().take(GENERATED_BASE_MAX).collect();
+        meta.insert("name".to_owned(), json!(format!("{base}{suffix}")));
+    } else if name.is_empty() {
+        let cause = Cause::required("metadata.name", "name or generateName is required");
+        return Err(Status::invalid(kind, "", vec![cause]));
+    }
+    if kind.namespaced {
+        meta.insert("namespace".to_owned(), json!(request.namespace));
+    } else {
+        meta.remove("namespace");
+    }
+    meta.insert("uid".to_owned(), json!(context.uid));
+    meta.insert("creationTimestamp".to_owned(), json!(Time::from(context.now).to_string()));
+    if kind.has_generation {
+        meta.insert("generation".to_owned(), json!(1));
+    }
+    Ok(())
+}
+
+fn check_namespace_of(request: &Request, object: &Value) -> Result<(), Status> {
+    let namespace = str_at(object, "metadata.namespace").unwrap_or("");
+    if request.kind.namespaced && !namespace.is_empty() && namespace != request.namespace {
+        return Err(Status::bad_request(
+            "the namespace of the provided object does not match the namespace sent on the request",
+        ));
+    }
+    Ok(())
+}
+
+fn name_mismatch(found: &str, wanted: &str) -> Status {
+    Status::bad_request(format!(
+        "the name of the object ({found}) does not match the name on the URL ({wanted})"
+    ))
+}
+
+/// Checks that the client means this object, in the version it has seen.
+///
+/// Tells whether the client named a version.
+pub(super) fn check_preconditions(
+    request: &Request,
+    old: &Value,
+    new: &Value,
+) -> Result<bool, Status> {
+    let kind = request.kind;
+    check_namespace_of(request, new)?;
+    let name = str_at(new, "metadata.name").unwrap_or("");
+    if !name.is_empty() && name != request.name {
+        return Err(name_mismatch(name, &request.name));
+    }
+    let uid = str_at(new, "metadata.uid").unwrap_or("");
+    let old_uid = str_at(old, "metadata.uid").unwrap_or("");
+    if !uid.is_empty() && uid != old_uid {
+        let why = format!(
+            "Precondition failed: UID in precondition: {uid}, UID in object meta: {old_uid}"
+        );
+        return Err(Status::conflict(kind, &request.name, &why));
+    }
+    let version = str_at(new, "metadata.resourceVersion").unwrap_or("");
+    if version.is_empty() || version == "0" {
+        return Ok(false);
+    }
+    if version != str_at(old, "metadata.resourceVersion").unwrap_or("") {
+        return Err(Status::stale(kind, &request.name));
+    }
+    Ok(true)
+}
+
+/// Puts the server's own metadata back from the stored object.
+pub(super) fn carry_over(request: &Request, old: &Value, new: &mut Value, _context: &Context<'_>) {
+    let Some(meta) = meta_mut(new) else { return };
+    for field in SERVER_FIELDS.iter().chain(&["name", "namespace", "generateName"]) {
+        match old.pointer(&format!("/metadata/{field}")) {
+            Some(value) => meta.insert((*field).to_owned(), value.clone()),
+            None => meta.remove(*field),
+        };
+    }
+    meta.remove("resourceVersion");
+    if !request.kind.namespaced {
+        meta.remove("namespace");
+    }
+}
+
+/// Raises `metadata.generation` when what is wanted of the object changed.
+pub(super) fn count_generation(kind: &Kind, old: &Value, new: &mut Value) {
+    if !kind.has_generation {
+        return;
+    }
+    let wanted = |object: &Value| -> Value {
+        let mut rest = object.clone();
+        if let Some(fields) = rest.as_object_mut() {
+            fields.remove("metadata");
+            fields.remove("status");
+        }
+        rest
+    };
+    let annotations = |object: &Value| object.pointer("/metadata/annotations").cloned();
+    let changed = wanted(old) != wanted(new)
+        // A deployment carries its annotations on to its replica sets.
+        || (*kind == kind::DEPLOYMENT && annotations(old) != annotations(new));
+    let before = objects::field::int_at(old, "metadata.generation").unwrap_or(0);
+    let Some(meta) = meta_mut(new) else { return };
+    if changed {
+        meta.insert("generation".to_owned(), json!(before.saturating_add(1)));
+    }
+}
+
+/// Is an object that is being deleted held by nothing any more?
+pub(super) fn is_gone(kind: &Kind, object: &Value) -> bool {
+    let list_empty =
+        |path: &str| object.pointer(path).and_then(Value::as_array).is_none_or(Vec::is_empty);
+    let waits = objects::field::int_at(object, "metadata.deletionGracePeriodSeconds")
+        .is_some_and(|seconds| seconds > 0);
+    object.pointer("/metadata/deletionTimestamp").is_some()
+        && !waits
+        && list_empty("/metadata/finalizers")
+        && (*kind != kind::NAMESPACE || list_empty("/spec/finalizers"))
+}
+
+/// Are two states of an object the same, but for versions and the times of managed fields?
+pub(super) fn is_same(old: &Value, new: &Value) -> bool {
+    let bare = |object: &Value| -> Value {
+        let mut object = object.clone();
+        if let Some(meta) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+            meta.remove("resourceVersion");
+            let managed = meta.get_mut("managedFields").and_then(Value::as_array_mut);
+            for entry in managed.into_iter().flatten().filter_map(Value::as_object_mut) {
+                entry.remove("time");
+            }
+        }
+        object
+    };
+    bare(old) == bare(new)
+}

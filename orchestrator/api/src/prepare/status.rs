@@ -1,0 +1,220 @@
+//! Who may write which half of an object, and what a new object's status says.
+
+use objects::{Kind, Status, Time, field::str_at, kind};
+use serde_json::{Map, Value, json};
+
+use super::{Context, metadata::meta_mut};
+use crate::request::Request;
+
+/// Takes from a new object what its creator may not say, and adds what the server knows.
+pub(super) fn reset_on_create(kind: &Kind, object: &mut Value, context: &Context<'_>) {
+    let Some(fields) = object.as_object_mut() else { return };
+    // A node describes itself when it registers; so upstream keeps that status.
+    if kind.has_status && *kind != kind::NODE {
+        fields.remove("status");
+    }
+    match kind.kind {
+        "Namespace" => {
+            fields.insert("status".to_owned(), json!({"phase": "Active"}));
+            let spec = child(fields, "spec");
+            spec.insert("finalizers".to_owned(), json!(["kubernetes"]));
+            let name = str_at(object, "metadata.name").unwrap_or("").to_owned();
+            if let Some(meta) = meta_mut(object) {
+                child(meta, "labels").insert("kubernetes.io/metadata.name".to_owned(), json!(name));
+            }
+        }
+        "CertificateSigningRequest" => {
+            let spec = child(fields, "spec");
+            for gone in ["uid", "extra"] {
+                spec.remove(gone);
+            }
+            spec.insert("username".to_owned(), json!(context.user.name));
+            if context.user.groups.is_empty() {
+                spec.remove("groups");
+            } else {
+                spec.insert("groups".to_owned(), json!(context.user.groups));
+            }
+            fields.insert("status".to_owned(), json!({}));
+        }
+        "PersistentVolume" => {
+            fields.insert("status".to_owned(), json!({"phase": "Available"}));
+        }
+        "PersistentVolumeClaim" => {
+            fields.insert("status".to_owned(), json!({"phase": "Pending"}));
+        }
+        "Service" => {
+            fields.insert("status".to_owned(), json!({"loadBalancer": {}}));
+        }
+        "ReplicaSet" | "ReplicationController" | "StatefulSet" => {
+            fields.insert("status".to_owned(), json!({"replicas": 0}));
+        }
+        "Deployment" => {
+            fields.insert("status".to_owned(), json!({}));
+        }
+        "DaemonSet" => {
+            let none = json!({
+                "currentNumberScheduled": 0, "numberMisscheduled": 0,
+                "desiredNumberScheduled": 0, "numberReady": 0,
+            });
+            fields.insert("status".to_owned(), none);
+        }
+        _ => {}
+    }
+}
+
+/// What built-in admission adds to a new object behind its defaults.
+pub(super) fn admit_new(kind: &Kind, object: &mut Value) {
+    if *kind == kind::POD {
+        let class = crate::defaults::qos_class(object.get("spec").unwrap_or(&Value::Null));
+        let status = json!({"phase": "Pending", "qosClass": class});
+        if let Some(fields) = object.as_object_mut() {
+            fields.insert("status".to_owned(), status);
+            crate::defaults::admit_pod(child(fields, "spec"));
+        }
+    }
+}
+
+/// What built-in admission adds on an update.
+pub(super) fn admit_update(kind: &Kind, _old: &Value, new: &mut Value) {
+    if *kind == kind::NAMESPACE {
+        let name = str_at(new, "metadata.name").unwrap_or("").to_owned();
+        if let Some(meta) = meta_mut(new) {
+            child(meta, "labels").insert("kubernetes.io/metadata.name".to_owned(), json!(name));
+        }
+    }
+}
+
+/// Keeps of `new` only what the request may change.
+pub(super) fn separate(
+    request: &Request,
+    old: &Value,
+    new: &mut Value,
+    context: &Context<'_>,
+) -> Result<(), Status> {
+    match request.subresource.as_str() {
+        "" => {
+            if request.kind.has_status {
+                keep(old, new, "status");
+            }
+            if *request.kind == kind::NAMESPACE {
+                // Only `/finalize` lets go of a namespace.
+                let finalizers = old.pointer("/spec/finalizers").cloned();
+                if let (Some(fields), Some(held)) = (new.as_object_mut(), finalizers) {
+                    child(fields, "spec").insert("finalizers".to_owned(), held);
+                }
+            }
+            if *request.kind == kind::CERTIFICATE_SIGNING_REQUEST {
+                keep(old, new, "spec");
+            }
+        }
+        "status" => {
+            let status = new.get("status").cloned();
+            let conditions = old.pointer("/status/conditions").cloned();
+            let managed = new.pointer("/metadata/managedFields").cloned();
+            *new = old.clone();
+            put(new, "status", status);
+            if *request.kind == kind::CERTIFICATE_SIGNING_REQUEST {
+                keep_decisions(new, conditions);
+            }
+            if let Some(meta) = meta_mut(new) {
+                meta.remove("resourceVersion");
+                put_in(meta, "managedFields", managed);
+            }
+        }
+        "approval" => {
+            let conditions = new.pointer("/status/conditions").cloned();
+            *new = old.clone();
+            if let Some(meta) = meta_mut(new) {
+                meta.remove("resourceVersion");
+            }
+            let Some(fields) = new.as_object_mut() else { return Ok(()) };
+            put_in(child(fields, "status"), "conditions", conditions);
+            stamp_conditions(new, context);
+        }
+        "finalize" => {
+            let finalizers = new.pointer("/spec/finalizers").cloned();
+            *new = old.clone();
+            if let Some(meta) = meta_mut(new) {
+                meta.remove("resourceVersion");
+            }
+            if let Some(fields) = new.as_object_mut() {
+                put_in(child(fields, "spec"), "finalizers", finalizers);
+            }
+        }
+        _ => {
+            return Err(Status::method_not_allowed(
+                "the server does not allow this method on the requested resource",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Approval is `/approval`'s to say: `/status` keeps the decisions there are.
+fn keep_decisions(new: &mut Value, before: Option<Value>) {
+    let decision =
+        |condition: &Value| matches!(str_at(condition, "type"), Some("Approved" | "Denied"));
+    let mut kept: Vec<Value> =
+        before.as_ref().and_then(Value::as_array).into_iter().flatten().cloned().collect();
+    kept.retain(decision);
+    let mut all: Vec<Value> = new
+        .pointer("/status/conditions")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter(|condition| !decision(condition))
+        .cloned()
+        .collect();
+    kept.append(&mut all);
+    if kept.is_empty() {
+        return;
+    }
+    if let Some(fields) = new.as_object_mut() {
+        child(fields, "status").insert("conditions".to_owned(), Value::Array(kept));
+    }
+}
+
+/// Gives conditions without times the time of the request.
+fn stamp_conditions(object: &mut Value, context: &Context<'_>) {
+    let now = json!(Time::from(context.now).to_string());
+    let conditions = object.pointer_mut("/status/conditions").and_then(Value::as_array_mut);
+    for condition in conditions.into_iter().flatten().filter_map(Value::as_object_mut) {
+        for key in ["lastUpdateTime", "lastTransitionTime"] {
+            condition.entry(key).or_insert_with(|| now.clone());
+        }
+        condition.entry("status").or_insert_with(|| json!("True"));
+    }
+}
+
+/// Puts a field back as it was.
+fn keep(old: &Value, new: &mut Value, field: &str) {
+    put(new, field, old.get(field).cloned());
+}
+
+fn put(object: &mut Value, field: &str, value: Option<Value>) {
+    if let Some(fields) = object.as_object_mut() {
+        put_in(fields, field, value);
+    }
+}
+
+pub(super) fn put_in(fields: &mut Map<String, Value>, field: &str, value: Option<Value>) {
+    match value {
+        Some(value) => fields.insert(field.to_owned(), value),
+        None => fields.remove(field),
+    };
+}
+
+/// An object inside an object, made when missing.
+pub(super) fn child<'a>(
+    fields: &'a mut Map<String, Value>,
+    key: &str,
+) -> &'a mut Map<String, Value> {
+    let value = fields.entry(key).or_insert_with(|| json!({}));
+    if !value.is_object() {
+        *value = json!({});
+    }
+    match value {
+        Value::Object(map) => map,
+        _ => unreachable!("made an object two lines above"),
+    }
+}

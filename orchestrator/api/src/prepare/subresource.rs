@@ -1,0 +1,165 @@
+//! `scale`, `binding`: parts of an object that speak another language.
+
+use objects::{Kind, Selector, Status, Time, field::str_at};
+use serde_json::{Value, json};
+
+use super::{
+    Body, Change, Context, Prepared, metadata,
+    status::{child, put_in},
+    update_to,
+};
+use crate::{decode, patch, request::Request};
+
+/// The `scale` of a workload (`autoscaling/v1`).
+#[must_use]
+pub fn prepare_scale_read(_kind: &Kind, object: &Value) -> Value {
+    let mut meta = serde_json::Map::new();
+    for key in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
+        if let Some(value) = object.pointer(&format!("/metadata/{key}")) {
+            meta.insert(key.to_owned(), value.clone());
+        }
+    }
+    let wanted = object.pointer("/spec/replicas").cloned().unwrap_or_else(|| json!(0));
+    let actual = object.pointer("/status/replicas").cloned().unwrap_or_else(|| json!(0));
+    let mut status = json!({"replicas": actual});
+    let selector = selector_text(object);
+    if !selector.is_empty() {
+        status["selector"] = json!(selector);
+    }
+    json!({
+        "kind": "Scale",
+        "apiVersion": "autoscaling/v1",
+        "metadata": meta,
+        "spec": {"replicas": wanted},
+        "status": status,
+    })
+}
+
+/// The selector in the text form of query parameters.
+fn selector_text(object: &Value) -> String {
+    let Some(selector) = object.pointer("/spec/selector") else { return String::new() };
+    if selector.get("matchLabels").is_none() && selector.get("matchExpressions").is_none() {
+        let labels = serde_json::from_value(selector.clone()).unwrap_or_default();
+        return Selector::from_labels(&labels).to_string();
+    }
+    serde_json::from_value::<objects::LabelSelector>(selector.clone())
+        .ok()
+        .and_then(|selector| selector.compile())
+        .map(|selector| selector.to_string())
+        .unwrap_or_default()
+}
+
+/// PUT of a `Scale`.
+pub(super) fn update_scale(
+    request: &Request,
+    body: &Body<'_>,
+    old: &Value,
+    context: &Context<'_>,
+) -> Result<Prepared, Status> {
+    let decoded = decode::decode_any(body)?;
+    to_replicas(request, &decoded, old, context)
+}
+
+/// PATCH of a `Scale`.
+pub(super) fn patch_scale(
+    request: &Request,
+    body: &Body<'_>,
+    old: &Value,
+    context: &Context<'_>,
+) -> Result<Prepared, Status> {
+    let seen = prepare_scale_read(request.kind, old);
+    let patched = patch::apply_plain_patch(body, &seen)?;
+    to_replicas(request, &patched, old, context)
+}
+
+/// Carries the replicas of a `Scale` over to the object.
+fn to_replicas(
+    request: &Request,
+    scale: &Value,
+    old: &Value,
+    context: &Context<'_>,
+) -> Result<Prepared, Status> {
+    let replicas = match scale.pointer("/spec/replicas") {
+        None => 0,
+        Some(value) => value.as_i64().filter(|n| i32::try_from(*n).is_ok()).ok_or_else(|| {
+            Status::bad_request(
+                "Scale in version \"v1\" cannot be handled: spec.replicas is not an int32",
+            )
+        })?,
+    };
+    if replicas < 0 {
+        let cause = objects::Cause::invalid(
+            "spec.replicas",
+            &json!(replicas),
+            "must be greater than or equal to 0",
+        );
+        return Err(Status::invalid(request.kind, &request.name, vec![cause]));
+    }
+    let conditional = metadata::check_preconditions(request, old, scale)?;
+    let mut new = old.clone();
+    if let Some(fields) = new.as_object_mut() {
+        child(fields, "spec").insert("replicas".to_owned(), json!(replicas));
+        // The stored version is what was read here; the client's own was checked above.
+        child(fields, "metadata").remove("resourceVersion");
+    }
+    let mut main = request.clone();
+    main.subresource.clear();
+    let mut prepared = update_to(&main, old, new, Vec::new(), context)?;
+    prepared.conditional = conditional;
+    Ok(prepared)
+}
+
+/// Binds a pod to a node (POST of a `Binding`).
+///
+/// # Errors
+///
+/// 400 for a body that names no node, 409 when the pod is bound or being deleted.
+pub fn prepare_binding(
+    request: &Request,
+    body: &Body<'_>,
+    old: &Value,
+    context: &Context<'_>,
+) -> Result<Prepared, Status> {
+    let binding = decode::decode_any(body)?;
+    let node = str_at(&binding, "target.name").unwrap_or("").to_owned();
+    if node.is_empty() {
+        let cause = objects::Cause::required("target.name", "");
+        return Err(Status::invalid(request.kind, &request.name, vec![cause]));
+    }
+    let uid = str_at(&binding, "metadata.uid").unwrap_or("");
+    if !uid.is_empty() && Some(uid) != str_at(old, "metadata.uid") {
+        return Err(Status::conflict(request.kind, &request.name, "the pod has another uid"));
+    }
+    if let Some(bound) = str_at(old, "spec.nodeName").filter(|bound| !bound.is_empty()) {
+        let why = format!("pod {} is already assigned to node \"{bound}\"", request.name);
+        return Err(Status::conflict(request.kind, &request.name, &why));
+    }
+    if old.pointer("/metadata/deletionTimestamp").is_some() {
+        let why = format!("pod {} is being deleted, cannot be assigned to a host", request.name);
+        return Err(Status::conflict(request.kind, &request.name, &why));
+    }
+    let mut new = old.clone();
+    let Some(fields) = new.as_object_mut() else {
+        return Err(Status::internal("the stored pod is not an object"));
+    };
+    child(fields, "spec").insert("nodeName".to_owned(), json!(node));
+    let meta = child(fields, "metadata");
+    meta.remove("resourceVersion");
+    if let Some(annotations) = binding.pointer("/metadata/annotations").and_then(Value::as_object) {
+        child(meta, "annotations").extend(annotations.clone());
+    }
+    let now = Time::from(context.now).to_string();
+    let status = child(fields, "status");
+    let mut conditions = match status.remove("conditions") {
+        Some(Value::Array(conditions)) => conditions,
+        _ => Vec::new(),
+    };
+    conditions.retain(|condition| str_at(condition, "type") != Some("PodScheduled"));
+    conditions.push(json!({
+        "type": "PodScheduled", "status": "True",
+        "lastProbeTime": null, "lastTransitionTime": now,
+    }));
+    put_in(status, "conditions", Some(Value::Array(conditions)));
+    crate::apply::track_update(request, Some(old), &mut new, context);
+    Ok(Prepared { change: Change::Update, object: new, conditional: false, warnings: Vec::new() })
+}
