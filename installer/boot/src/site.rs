@@ -1,0 +1,718 @@
+//! The whole of the boot server's thinking: one value that is fed and asked.
+//!
+//! State is of two kinds. What must last changes only by [`Record`]s in [`Site::apply`], so the
+//! journal of an earlier run gives it back. What may be lost (open offers, the last packet of a
+//! machine) is set in place.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use cluster::plan::{self, Plan};
+use ipnet::Ipv4Net;
+
+use crate::cause::{Activity, cause};
+use crate::lease::{Lease, Leases, Subnet};
+use crate::machine::Machine;
+use crate::request::printable;
+use crate::script::{Source, is_safe_command_line};
+use crate::view::{Evidence, Mark, MachineView, RivalView, SiteView};
+use crate::{
+    Firmware, Mac, MacError, Moment, Outcome, Phase, Query, Record, Report, ReportedPhase,
+    SmbiosUuid, Standing,
+};
+
+/// Machines outside the plan that are remembered. A segment has few; an attacker has many.
+const DISCOVERED_MAX: usize = 4096;
+/// Two machines with one UUID that were not heard together for so long are one that was rebuilt.
+const TWIN_WINDOW: Duration = Duration::from_secs(24 * 3600);
+/// Another DHCP server is noted again after this.
+const RIVAL_AGAIN: Duration = Duration::from_secs(3600);
+/// A machine that is only heard again is noted in the journal at this beat.
+const SEEN_AGAIN: Duration = Duration::from_secs(3600);
+/// A power-on that is told within this after the first packet belongs to it.
+const POWER_LATE: Duration = Duration::from_secs(20);
+/// Times of Node conditions have whole seconds.
+const HEARTBEAT_GRAIN: Duration = Duration::from_secs(1);
+
+/// How the server behaves beside what the plan says.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Port of our HTTP side, as machines reach it.
+    pub http_port: u16,
+    /// What the kernel is told when iPXE starts it.
+    pub command_line: String,
+    /// Port of relays and servers: 67, except in tests without root.
+    pub relay_port: u16,
+    /// Port of clients: 68, except in tests without root.
+    pub client_port: u16,
+    /// Pause between two questions of a held machine.
+    pub hold_pause: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            http_port: 8080,
+            command_line: String::new(),
+            relay_port: 67,
+            client_port: 68,
+            hold_pause: Duration::from_secs(10),
+        }
+    }
+}
+
+/// A plan or settings that cannot be served.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SiteError {
+    /// A machine's MAC address is none.
+    #[error("machine {name} has a bad mac")]
+    Mac {
+        /// The machine.
+        name: String,
+        /// Why.
+        #[source]
+        source: MacError,
+    },
+    /// Two machines share a MAC address.
+    #[error("machines {first} and {second} have the same mac {mac}")]
+    SameMac {
+        /// The address.
+        mac: Mac,
+        /// The first machine.
+        first: String,
+        /// The second machine.
+        second: String,
+    },
+    /// The kernel command line would be changed by iPXE.
+    #[error("kernel command line holds quotes, ${{}}, #, && or the like, which iPXE would read")]
+    CommandLine,
+}
+
+/// How a packet came in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Arrival {
+    /// The caller's number for the socket; replies carry it.
+    pub socket: usize,
+    /// The subnet of the interface that a broadcast came in by; `None` for a socket that hears
+    /// unicast alone.
+    pub segment: Option<Ipv4Net>,
+}
+
+/// What was asked for by TFTP or HTTP, and how that went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fetch {
+    /// A first loader was asked for.
+    Loader,
+    /// A first loader was sent whole.
+    LoaderSent,
+    /// The transfer of a first loader broke.
+    LoaderBroken(String),
+    /// The kernel was asked for.
+    Kernel,
+    /// The initramfs was asked for.
+    Initrd,
+    /// UEFI asked for the size of the UKI: its own loader works.
+    UkiSize,
+    /// The UKI was asked for.
+    Uki,
+    /// The root image was asked for.
+    Image,
+}
+
+/// Whether a fetch may go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Serve it.
+    Serve,
+    /// Refuse it: the machine may not have an image.
+    Refuse,
+}
+
+/// Why a report is not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ReportRefused {
+    /// Nothing was ever heard of this machine.
+    #[error("machine {mac} is unknown")]
+    Unknown {
+        /// Its boot NIC.
+        mac: Mac,
+    },
+    /// It comes from the address of another machine.
+    #[error("machine {owner} reports for machine {mac}")]
+    Foreign {
+        /// Whom it is about.
+        mac: Mac,
+        /// Who holds the address it came from.
+        owner: Mac,
+    },
+}
+
+/// What went by, for telemetry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counters {
+    /// DHCP packets that could be read.
+    pub packets: u64,
+    /// DHCP packets that could not.
+    pub malformed: u64,
+    /// DHCP packets from outside the plan's subnets.
+    pub outside: u64,
+    /// Requests for which no address was left.
+    pub exhausted: u64,
+    /// Answers that did not fit the client's limit.
+    pub too_long: u64,
+}
+
+#[derive(Debug, Clone)]
+struct Rival {
+    at: Moment,
+    rack: Option<String>,
+    mac: Option<Mac>,
+}
+
+/// The boot server's state. See the crate's header.
+#[derive(Debug)]
+pub struct Site {
+    pub(crate) settings: Settings,
+    pub(crate) plan: Plan,
+    pub(crate) http: String,
+    pub(crate) subnets: Vec<Subnet>,
+    pub(crate) leases: Leases,
+    pub(crate) counters: Counters,
+    machines: BTreeMap<Mac, Machine>,
+    discovered_count: usize,
+    planned_addresses: BTreeMap<Ipv4Addr, Mac>,
+    planned_names: BTreeMap<String, Mac>,
+    twins: BTreeMap<u128, BTreeSet<Mac>>,
+    rivals: BTreeMap<Ipv4Addr, Rival>,
+}
+
+impl Site {
+    /// Makes the state from a plan and the records of earlier runs, oldest first.
+    ///
+    /// # Errors
+    /// When the plan or the settings cannot be served; retrying is of no use.
+    pub fn new(
+        settings: Settings,
+        plan: Plan,
+        records: impl IntoIterator<Item = Record>,
+    ) -> Result<Self, SiteError> {
+        if !is_safe_command_line(&settings.command_line) {
+            return Err(SiteError::CommandLine);
+        }
+        let mut site = Self {
+            http: format!("http://{}:{}", plan.seed.address, settings.http_port),
+            subnets: subnets(&plan),
+            settings,
+            plan,
+            leases: Leases::default(),
+            counters: Counters::default(),
+            machines: BTreeMap::new(),
+            discovered_count: 0,
+            planned_addresses: BTreeMap::new(),
+            planned_names: BTreeMap::new(),
+            twins: BTreeMap::new(),
+            rivals: BTreeMap::new(),
+        };
+        site.take_plan()?;
+        records.into_iter().for_each(|record| site.apply(&record));
+        Ok(site)
+    }
+
+    /// Tells what went by so far.
+    #[must_use]
+    pub const fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Tells the subnets in which machines are answered.
+    pub fn segments(&self) -> impl Iterator<Item = Ipv4Net> {
+        self.subnets.iter().map(|subnet| subnet.net)
+    }
+
+    /// Answers `GET /boot.ipxe`: the script of one machine.
+    pub fn script(&mut self, now: Moment, query: &Query) -> (Outcome, String) {
+        let mut outcome = Outcome::default();
+        let seen = Sighting {
+            uuid: query.uuid,
+            serial: query.serial.clone(),
+            firmware: Some(Firmware::Ipxe),
+            ..Sighting::default()
+        };
+        self.meet(now, query.mac, seen, &mut outcome);
+        self.reach(now, query.mac, Phase::Loader, &mut outcome);
+        self.note(now, query.mac, Activity::ScriptSent);
+        self.keep_lease(now, query.mac, &mut outcome);
+        let source = Source {
+            http: &self.http,
+            command_line: &self.settings.command_line,
+            pause: self.settings.hold_pause,
+        };
+        let script = match (self.standing(query.mac, now), self.planned(query.mac)) {
+            (Standing::Planned, Some(machine)) => source.render_boot(&machine.name, query.mac),
+            (Standing::Quarantined(reason), _) => source.render_hold(&reason, query.mac),
+            _ => source.render_hold("it is not in the plan", query.mac),
+        };
+        (outcome, script)
+    }
+
+    /// Notes a fetch by TFTP or HTTP and says whether it may go on. Machines are known by the
+    /// address that was leased to them; anyone else may fetch without being noted.
+    pub fn fetched(&mut self, now: Moment, peer: Ipv4Addr, fetch: Fetch) -> (Outcome, Verdict) {
+        let mut outcome = Outcome::default();
+        let Some(mac) = self.holder(peer, now) else {
+            return (outcome, Verdict::Serve);
+        };
+        let open = matches!(fetch, Fetch::Loader | Fetch::LoaderSent | Fetch::LoaderBroken(_));
+        if !open && self.standing(mac, now) != Standing::Planned {
+            return (outcome, Verdict::Refuse);
+        }
+        let (phase, activity) = match fetch {
+            Fetch::Loader => (Phase::Loader, Activity::LoaderAsked),
+            Fetch::LoaderSent => (Phase::Loader, Activity::LoaderSent),
+            Fetch::LoaderBroken(why) => (Phase::Loader, Activity::LoaderBroken(why)),
+            Fetch::UkiSize => (Phase::Loader, Activity::LoaderAsked),
+            Fetch::Kernel | Fetch::Uki => (Phase::Kernel, Activity::KernelAsked),
+            Fetch::Initrd => (Phase::Kernel, Activity::InitrdAsked),
+            Fetch::Image => (Phase::Image, Activity::ImageAsked),
+        };
+        if phase == Phase::Kernel {
+            // UEFI that asks for the UKI without asking for its size first.
+            self.reach(now, mac, Phase::Loader, &mut outcome);
+        }
+        self.reach(now, mac, phase, &mut outcome);
+        self.note(now, mac, activity);
+        (outcome, Verdict::Serve)
+    }
+
+    /// Takes a report. `peer` is the address it came from.
+    ///
+    /// # Errors
+    /// When the machine is unknown, or another machine reports for it.
+    pub fn report(
+        &mut self,
+        now: Moment,
+        peer: Ipv4Addr,
+        report: &Report,
+    ) -> Result<Outcome, ReportRefused> {
+        let mac = report.mac;
+        if let Some(owner) = self.holder(peer, now).filter(|owner| *owner != mac) {
+            return Err(ReportRefused::Foreign { mac, owner });
+        }
+        let machine = self.machines.get(&mac).ok_or(ReportRefused::Unknown { mac })?;
+        let first_packet = machine.marks.first().copied();
+        let mut outcome = Outcome::default();
+        match report.phase {
+            ReportedPhase::Power => match first_packet {
+                Some((Phase::Dhcp, at)) if now.since(at) < POWER_LATE => {
+                    self.keep(Record::Phase { at, mac, phase: Phase::Power }, &mut outcome);
+                }
+                _ => {
+                    self.keep(Record::Boot { at: now, mac }, &mut outcome);
+                    self.reach(now, mac, Phase::Power, &mut outcome);
+                }
+            },
+            ReportedPhase::Verified => self.reach(now, mac, Phase::Verified, &mut outcome),
+            ReportedPhase::Agent => self.reach(now, mac, Phase::Agent, &mut outcome),
+            ReportedPhase::Failed => {
+                let detail = printable(&report.detail, 500);
+                self.keep(Record::Failed { at: now, mac, detail }, &mut outcome);
+            }
+        }
+        if report.uuid.is_some() {
+            self.meet(now, mac, Sighting { uuid: report.uuid, ..Sighting::default() }, &mut outcome);
+        }
+        Ok(outcome)
+    }
+
+    /// Takes that a node was seen Ready through the API, with the time of its last heartbeat.
+    ///
+    /// A heartbeat older than the agent of this boot is the node's former life and is ignored.
+    pub fn ready(&mut self, now: Moment, node: &str, heartbeat: Moment) -> Outcome {
+        let mut outcome = Outcome::default();
+        let Some(mac) = self.planned_names.get(node).copied() else {
+            return outcome;
+        };
+        let agent = self.machines.get(&mac).and_then(|machine| {
+            machine.marks.iter().find(|(phase, _)| *phase == Phase::Agent).map(|(_, at)| *at)
+        });
+        if agent.is_some_and(|at| heartbeat.plus(HEARTBEAT_GRAIN) >= at) {
+            self.reach(now, mac, Phase::Ready, &mut outcome);
+        }
+        outcome
+    }
+
+    /// Notes another DHCP server that was found by a probe of our own.
+    pub fn rival(&mut self, now: Moment, server: Ipv4Addr, segment: Option<Ipv4Net>) -> Outcome {
+        let mut outcome = Outcome::default();
+        let subnet = self.subnets.iter().position(|subnet| Some(subnet.net) == segment);
+        self.meet_rival(now, server, subnet, None, &mut outcome);
+        outcome
+    }
+
+    /// Tells everything there is to show.
+    #[must_use]
+    pub fn view(&self, now: Moment) -> SiteView {
+        let planned = self.planned_macs().filter_map(|mac| self.machines.get(&mac));
+        let others = self.machines.values().filter(|machine| machine.planned.is_none());
+        let rivals = self.rivals.iter().map(|(server, rival)| RivalView {
+            server: *server,
+            at: rival.at,
+            rack: rival.rack.clone(),
+            mac: rival.mac,
+        });
+        SiteView {
+            at: now,
+            machines: planned.chain(others).map(|machine| self.machine_view(machine, now)).collect(),
+            rivals: rivals.collect(),
+        }
+    }
+
+    /// Tells the shortest list of records that gives this state: the journal, cleaned up.
+    #[must_use]
+    pub fn snapshot(&self, now: Moment) -> Vec<Record> {
+        let mut records = Vec::new();
+        for machine in self.machines.values() {
+            records.extend(self.machine_records(machine));
+        }
+        for (address, lease) in self.leases.iter() {
+            let Lease { mac, expires } = lease;
+            records.push(Record::Lease { at: now, mac, address, expires });
+        }
+        for (address, mac, at) in self.leases.declined() {
+            records.push(Record::Decline { at, mac, address });
+        }
+        for (server, rival) in &self.rivals {
+            let Rival { at, rack, mac } = rival.clone();
+            records.push(Record::Rival { at, server: *server, rack, mac });
+        }
+        records
+    }
+
+    fn machine_records(&self, machine: &Machine) -> Vec<Record> {
+        let mac = machine.mac;
+        let mut records = Vec::new();
+        if let Some(at) = machine.seen {
+            records.push(Record::Seen {
+                at,
+                mac,
+                uuid: machine.uuid,
+                serial: machine.serial.clone(),
+                rack: machine.rack.and_then(|rack| self.rack_name(rack)),
+                firmware: machine.firmware,
+                circuit: machine.circuit.clone(),
+            });
+        }
+        records.extend(machine.marks.iter().map(|(phase, at)| Record::Phase {
+            at: *at,
+            mac,
+            phase: *phase,
+        }));
+        if let (Some(detail), Some(at)) = (&machine.failure, machine.seen) {
+            records.push(Record::Failed { at, mac, detail: detail.clone() });
+        }
+        records
+    }
+
+    fn machine_view(&self, machine: &Machine, now: Moment) -> MachineView {
+        let standing = self.standing(machine.mac, now);
+        let word = match standing {
+            Standing::Planned => "planned",
+            Standing::Discovered => "discovered",
+            Standing::Quarantined(_) => "quarantined",
+        };
+        let marks = machine.marks.iter();
+        MachineView {
+            name: self.planned(machine.mac).map(|planned| planned.name.clone()),
+            standing: word.to_owned(),
+            evidence: Evidence {
+                mac: machine.mac,
+                uuid: machine.uuid,
+                serial: machine.serial.clone(),
+                rack: machine.rack.and_then(|rack| self.rack_name(rack)),
+                circuit: machine.circuit.clone(),
+                firmware: machine.firmware,
+            },
+            phase: machine.phase().map(|(phase, _)| phase),
+            phases: marks.map(|(phase, at)| Mark { name: *phase, at: *at }).collect(),
+            cause: cause(machine, &standing, now),
+            addresses: machine.address.into_iter().collect(),
+            quarantined: matches!(standing, Standing::Quarantined(_)),
+            last_seen: machine.seen,
+        }
+    }
+}
+
+/// What a request tells of its sender, as far as it does.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Sighting {
+    pub(crate) uuid: Option<SmbiosUuid>,
+    pub(crate) serial: Option<String>,
+    /// Index into `Site::subnets`.
+    pub(crate) subnet: Option<usize>,
+    pub(crate) firmware: Option<Firmware>,
+    pub(crate) circuit: Option<String>,
+}
+
+impl Site {
+    pub(crate) fn planned(&self, mac: Mac) -> Option<&plan::Machine> {
+        self.plan.machines.get(self.machines.get(&mac)?.planned?)
+    }
+
+    pub(crate) fn machine(&self, mac: Mac) -> Option<&Machine> {
+        self.machines.get(&mac)
+    }
+
+    /// The machine that holds an address, by lease or else by plan.
+    pub(crate) fn holder(&self, address: Ipv4Addr, now: Moment) -> Option<Mac> {
+        let leased = self.leases.holder(address, now);
+        leased.or_else(|| self.planned_addresses.get(&address).copied())
+    }
+
+    /// Whether a machine may boot.
+    pub(crate) fn standing(&self, mac: Mac, now: Moment) -> Standing {
+        let Some(machine) = self.machines.get(&mac) else {
+            return Standing::Discovered;
+        };
+        if let Some(twins) = self.twins_of(machine, now) {
+            return Standing::Quarantined(twins);
+        }
+        let Some(planned) = machine.planned.and_then(|index| self.plan.machines.get(index)) else {
+            return Standing::Discovered;
+        };
+        let wanted = planned.uuid.as_deref().and_then(SmbiosUuid::parse);
+        if let (Some(wanted), Some(found)) = (wanted, machine.uuid)
+            && !wanted.is_same(found)
+        {
+            let reason = format!("its UUID is {found}, the plan says {wanted}");
+            return Standing::Quarantined(reason);
+        }
+        if let (Some(wanted), Some(found)) = (&planned.serial, &machine.serial)
+            && !wanted.trim().eq_ignore_ascii_case(found.trim())
+        {
+            let reason = format!("its serial number is {found}, the plan says {wanted}");
+            return Standing::Quarantined(reason);
+        }
+        match machine.rack.and_then(|rack| self.plan.racks.get(rack)) {
+            Some(rack) if !rack.subnet.contains(&planned.address) => Standing::Quarantined(
+                format!("it stands in rack {}, the plan says {}", rack.name, planned.rack),
+            ),
+            _ => Standing::Planned,
+        }
+    }
+
+    /// Updates what is known of a machine; tells the journal when it is new or old news.
+    pub(crate) fn meet(&mut self, now: Moment, mac: Mac, seen: Sighting, outcome: &mut Outcome) {
+        let known = self.machines.get(&mac);
+        let rack = seen.subnet.and_then(|subnet| self.subnets.get(subnet)).map(|found| found.rack);
+        let uuid = match (known.and_then(|known| known.uuid), seen.uuid) {
+            // Only the byte order differs: keep the first, or it would flap at every request.
+            (Some(old), Some(new)) if old.is_same(new) => Some(old),
+            (old, new) => new.or(old),
+        };
+        let serial = seen.serial.or_else(|| known?.serial.clone());
+        let rack = rack.or_else(|| known?.rack);
+        let firmware = seen.firmware.or_else(|| known?.firmware);
+        let circuit = seen.circuit.or_else(|| known?.circuit.clone());
+        let is_news = known.is_none_or(|known| {
+            let heard = known.seen.is_some_and(|at| now.since(at) < SEEN_AGAIN);
+            let same = (known.uuid, &known.serial, known.rack, known.firmware, &known.circuit)
+                == (uuid, &serial, rack, firmware, &circuit);
+            !heard || !same
+        });
+        if is_news {
+            let rack = rack.and_then(|rack| self.rack_name(rack));
+            let record = Record::Seen { at: now, mac, uuid, serial, rack, firmware, circuit };
+            self.keep(record, outcome);
+        } else if let Some(machine) = self.machines.get_mut(&mac) {
+            machine.seen = Some(now);
+        }
+    }
+
+    /// Notes that a machine came to a phase, unless it was there already.
+    pub(crate) fn reach(&mut self, now: Moment, mac: Mac, phase: Phase, outcome: &mut Outcome) {
+        if self.machines.get(&mac).is_some_and(|machine| machine.lacks(phase)) {
+            self.keep(Record::Phase { at: now, mac, phase }, outcome);
+        }
+    }
+
+    /// Notes the last traffic of a machine; not kept over a restart.
+    pub(crate) fn note(&mut self, now: Moment, mac: Mac, activity: Activity) {
+        if let Some(machine) = self.machines.get_mut(&mac) {
+            machine.activity = Some((activity, now));
+        }
+    }
+
+    pub(crate) fn meet_rival(
+        &mut self,
+        now: Moment,
+        server: Ipv4Addr,
+        subnet: Option<usize>,
+        mac: Option<Mac>,
+        outcome: &mut Outcome,
+    ) {
+        if let Some(machine) = mac.and_then(|mac| self.machines.get_mut(&mac)) {
+            machine.rival = Some((server, now));
+        }
+        let recent = self.rivals.get(&server).is_some_and(|known| now.since(known.at) < RIVAL_AGAIN);
+        // A forger may name any number of servers; a site has a handful.
+        if !recent && self.rivals.len() < 256 {
+            let rack = subnet.and_then(|subnet| self.subnets.get(subnet));
+            let rack = rack.and_then(|subnet| self.rack_name(subnet.rack));
+            self.keep(Record::Rival { at: now, server, rack, mac }, outcome);
+        }
+    }
+
+    /// Applies a record and hands it on for the journal.
+    pub(crate) fn keep(&mut self, record: Record, outcome: &mut Outcome) {
+        self.apply(&record);
+        outcome.record(record);
+    }
+
+    fn apply(&mut self, record: &Record) {
+        match record {
+            Record::Lease { mac, address, expires, .. } => {
+                self.leases.grant(*address, Lease { mac: *mac, expires: *expires });
+                self.entry(*mac).address = Some(*address);
+            }
+            Record::Release { mac, address, .. } => self.leases.release(*mac, *address),
+            Record::Decline { at, mac, address } => self.leases.decline(*mac, *address, *at),
+            Record::Seen { .. } => self.apply_seen(record),
+            Record::Boot { mac, .. } => self.entry(*mac).begin(),
+            Record::Phase { at, mac, phase } => self.entry(*mac).mark(*phase, *at),
+            Record::Failed { mac, detail, .. } => self.entry(*mac).failure = Some(detail.clone()),
+            Record::Rival { at, server, rack, mac } => {
+                let rival = Rival { at: *at, rack: rack.clone(), mac: *mac };
+                self.rivals.insert(*server, rival);
+            }
+        }
+    }
+
+    fn apply_seen(&mut self, record: &Record) {
+        let Record::Seen { at, mac, uuid, serial, rack, firmware, circuit } = record else {
+            return;
+        };
+        let rack = rack.as_ref();
+        let rack = rack.and_then(|name| self.plan.racks.iter().position(|rack| rack.name == *name));
+        let machine = self.entry(*mac);
+        let before = machine.uuid;
+        machine.seen = Some(*at);
+        machine.uuid = *uuid;
+        machine.serial.clone_from(serial);
+        machine.rack = rack;
+        machine.firmware = *firmware;
+        machine.circuit.clone_from(circuit);
+        if let Some(before) = before
+            && let Some(macs) = self.twins.get_mut(&before.key())
+        {
+            macs.remove(mac);
+        }
+        if let Some(uuid) = uuid {
+            self.twins.entry(uuid.key()).or_default().insert(*mac);
+        }
+    }
+
+    /// The machine of a MAC address, made when it is new. Of machines outside the plan the one
+    /// longest silent is forgotten when there are too many.
+    fn entry(&mut self, mac: Mac) -> &mut Machine {
+        if !self.machines.contains_key(&mac) {
+            if self.discovered_count >= DISCOVERED_MAX {
+                self.forget_oldest();
+            }
+            self.discovered_count += 1;
+        }
+        self.machines.entry(mac).or_insert_with(|| Machine::new(mac))
+    }
+
+    fn forget_oldest(&mut self) {
+        let unknown = self.machines.values().filter(|machine| machine.planned.is_none());
+        let Some(oldest) = unknown.min_by_key(|machine| machine.seen).map(|machine| machine.mac)
+        else {
+            return;
+        };
+        if let Some(machine) = self.machines.remove(&oldest) {
+            self.discovered_count = self.discovered_count.saturating_sub(1);
+            if let Some(macs) = machine.uuid.and_then(|uuid| self.twins.get_mut(&uuid.key())) {
+                macs.remove(&oldest);
+            }
+        }
+        self.twins.retain(|_, macs| !macs.is_empty());
+    }
+
+    /// Says which other machines have this one's UUID, for people.
+    fn twins_of(&self, machine: &Machine, now: Moment) -> Option<String> {
+        let uuid = machine.uuid?;
+        let macs = self.twins.get(&uuid.key())?;
+        let recent = |mac: &&Mac| {
+            let seen = self.machines.get(mac).and_then(|twin| twin.seen);
+            **mac != machine.mac && seen.is_some_and(|at| now.since(at) < TWIN_WINDOW)
+        };
+        let names: Vec<String> = macs.iter().filter(recent).take(4).map(|mac| self.call(*mac)).collect();
+        (!names.is_empty())
+            .then(|| format!("UUID {uuid} is also that of {}", names.join(" and ")))
+    }
+
+    fn call(&self, mac: Mac) -> String {
+        match self.planned(mac) {
+            Some(planned) => format!("{} ({mac})", planned.name),
+            None => format!("unknown machine {mac}"),
+        }
+    }
+
+    /// A held machine asks for its script again and again and never renews its lease: asking
+    /// counts as renewing once half of the time is over.
+    fn keep_lease(&mut self, now: Moment, mac: Mac, outcome: &mut Outcome) {
+        let Some((address, Lease { expires: Some(expires), .. })) = self.leases.of(mac) else {
+            return;
+        };
+        let rest = expires.since(now);
+        if !rest.is_zero() && rest < crate::dhcp::server::POOL_LEASE / 2 {
+            let expires = Some(now.plus(crate::dhcp::server::POOL_LEASE));
+            self.keep(Record::Lease { at: now, mac, address, expires }, outcome);
+        }
+    }
+
+    fn rack_name(&self, rack: usize) -> Option<String> {
+        self.plan.racks.get(rack).map(|rack| rack.name.clone())
+    }
+
+    fn planned_macs(&self) -> impl Iterator<Item = Mac> {
+        self.plan.machines.iter().filter_map(|machine| machine.mac.parse().ok())
+    }
+
+    fn take_plan(&mut self) -> Result<(), SiteError> {
+        for (index, planned) in self.plan.machines.iter().enumerate() {
+            let name = planned.name.clone();
+            let mac: Mac = match planned.mac.parse() {
+                Ok(mac) => mac,
+                Err(source) => return Err(SiteError::Mac { name, source }),
+            };
+            let machine = Machine { planned: Some(index), ..Machine::new(mac) };
+            if let Some(before) = self.machines.insert(mac, machine) {
+                let first = before.planned.and_then(|index| self.plan.machines.get(index));
+                let first = first.map(|first| first.name.clone()).unwrap_or_default();
+                return Err(SiteError::SameMac { mac, first, second: name });
+            }
+            self.planned_addresses.insert(planned.address, mac);
+            self.planned_names.insert(name, mac);
+        }
+        Ok(())
+    }
+}
+
+/// The racks' subnets. The seed's own is served only when it is one of them: an operator's host
+/// may stand in an office network whose machines are none of our business.
+fn subnets(plan: &Plan) -> Vec<Subnet> {
+    let mut subnets: Vec<Subnet> = Vec::new();
+    for (index, rack) in plan.racks.iter().enumerate() {
+        if subnets.iter().all(|known| known.net != rack.subnet) {
+            let planned = plan.machines.iter().map(|machine| machine.address);
+            let reserved = planned.chain([plan.seed.address]);
+            subnets.push(Subnet::new(rack.subnet, rack.gateway, index, reserved));
+        }
+    }
+    subnets
+}
+
+#[cfg(test)]
+mod tests;
