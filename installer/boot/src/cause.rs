@@ -119,9 +119,8 @@ mod tests {
         marks.iter().for_each(|phase| machine.mark(*phase, START));
         machine.firmware = Some(firmware);
         machine.activity = activity.map(|activity| (activity, START));
-        let found = |seconds| {
-            cause(&machine, &Standing::Planned, START.plus(Duration::from_secs(seconds)))
-        };
+        let found =
+            |seconds| cause(&machine, &Standing::Planned, START.plus(Duration::from_secs(seconds)));
         assert_eq!(found(29), None);
         assert_eq!(found(31).as_deref().unwrap_or("-"), expected);
         assert_eq!(found(31), found(59), "the text must not change between steps");

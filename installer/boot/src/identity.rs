@@ -7,11 +7,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use uuid::Uuid;
 
 /// UUIDs that vendors leave in boards by the thousand; they identify nothing.
-const BOGUS: [Uuid; 3] = [
-    Uuid::nil(),
-    Uuid::max(),
-    Uuid::from_u128(0x0300_0200_0400_0500_0006_0007_0008_0009),
-];
+const BOGUS: [Uuid; 3] =
+    [Uuid::nil(), Uuid::max(), Uuid::from_u128(0x0300_0200_0400_0500_0006_0007_0008_0009)];
 
 /// A text that is no Ethernet address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -161,7 +158,8 @@ mod tests {
         for text in ["52:54:00:00:01:0b", "52-54-00-00-01-0B"] {
             assert_eq!(text.parse::<Mac>().unwrap(), mac);
         }
-        for text in ["", "52:54:00:00:01", "52:54:00:00:01:0b:0c", "52:54:0:0:1:b", "+2:54:00:00:01:0b"]
+        for text in
+            ["", "52:54:00:00:01", "52:54:00:00:01:0b:0c", "52:54:0:0:1:b", "+2:54:00:00:01:0b"]
         {
             assert!(text.parse::<Mac>().is_err(), "{text}");
         }
@@ -171,7 +169,10 @@ mod tests {
     fn both_byte_orders_are_one_machine() {
         let text = "00112233-4455-6677-8899-aabbccddeeff";
         let uuid = SmbiosUuid::parse(text).unwrap();
-        let wire = [0, 0x33, 0x22, 0x11, 0, 0x55, 0x44, 0x77, 0x66, 0x88, 0x99, 0xaa, 0xbb, 0xcc, 0xdd, 0xee, 0xff];
+        let wire = [
+            0, 0x33, 0x22, 0x11, 0, 0x55, 0x44, 0x77, 0x66, 0x88, 0x99, 0xaa, 0xbb, 0xcc, 0xdd,
+            0xee, 0xff,
+        ];
         let little = SmbiosUuid::from_option(&wire).unwrap();
         assert_eq!(little.to_string(), text);
         let mut straight = vec![0];

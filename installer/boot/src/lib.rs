@@ -36,4 +36,4 @@ pub use request::{
 };
 pub use site::{Arrival, Counters, Fetch, ReportRefused, Settings, Site, SiteError, Verdict};
 pub use time::Moment;
-pub use view::{Evidence, Mark, MachineView, RivalView, SiteView};
+pub use view::{Evidence, MachineView, Mark, RivalView, SiteView};

@@ -16,7 +16,7 @@ use crate::lease::{Lease, Leases, Subnet};
 use crate::machine::Machine;
 use crate::request::printable;
 use crate::script::{Source, is_safe_command_line};
-use crate::view::{Evidence, Mark, MachineView, RivalView, SiteView};
+use crate::view::{Evidence, MachineView, Mark, RivalView, SiteView};
 use crate::{
     Firmware, Mac, MacError, Moment, Outcome, Phase, Query, Record, Report, ReportedPhase,
     SmbiosUuid, Standing,
@@ -320,7 +320,12 @@ impl Site {
             }
         }
         if report.uuid.is_some() {
-            self.meet(now, mac, Sighting { uuid: report.uuid, ..Sighting::default() }, &mut outcome);
+            self.meet(
+                now,
+                mac,
+                Sighting { uuid: report.uuid, ..Sighting::default() },
+                &mut outcome,
+            );
         }
         Ok(outcome)
     }
@@ -363,7 +368,10 @@ impl Site {
         });
         SiteView {
             at: now,
-            machines: planned.chain(others).map(|machine| self.machine_view(machine, now)).collect(),
+            machines: planned
+                .chain(others)
+                .map(|machine| self.machine_view(machine, now))
+                .collect(),
             rivals: rivals.collect(),
         }
     }
@@ -554,7 +562,8 @@ impl Site {
         if let Some(machine) = mac.and_then(|mac| self.machines.get_mut(&mac)) {
             machine.rival = Some((server, now));
         }
-        let recent = self.rivals.get(&server).is_some_and(|known| now.since(known.at) < RIVAL_AGAIN);
+        let recent =
+            self.rivals.get(&server).is_some_and(|known| now.since(known.at) < RIVAL_AGAIN);
         // A forger may name any number of servers; a site has a handful.
         if !recent && self.rivals.len() < 256 {
             let rack = subnet.and_then(|subnet| self.subnets.get(subnet));
@@ -647,9 +656,9 @@ impl Site {
             let seen = self.machines.get(mac).and_then(|twin| twin.seen);
             **mac != machine.mac && seen.is_some_and(|at| now.since(at) < TWIN_WINDOW)
         };
-        let names: Vec<String> = macs.iter().filter(recent).take(4).map(|mac| self.call(*mac)).collect();
-        (!names.is_empty())
-            .then(|| format!("UUID {uuid} is also that of {}", names.join(" and ")))
+        let names: Vec<String> =
+            macs.iter().filter(recent).take(4).map(|mac| self.call(*mac)).collect();
+        (!names.is_empty()).then(|| format!("UUID {uuid} is also that of {}", names.join(" and ")))
     }
 
     fn call(&self, mac: Mac) -> String {

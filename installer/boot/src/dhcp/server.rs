@@ -32,12 +32,8 @@ const PXE_NO_DISCOVERY: [u8; 4] = [6, 1, 8, 255];
 /// iPXE's own option 176 in option 175, one byte, 1: do not wait for a proxy.
 const IPXE_NO_PROXY: [u8; 3] = [176, 1, 1];
 /// What an answer can do without, when it is too long.
-const DISPENSABLE: [u8; 4] = [
-    option::CLIENT_UUID,
-    option::RENEWAL_TIME,
-    option::REBINDING_TIME,
-    option::CLIENT_IDENTIFIER,
-];
+const DISPENSABLE: [u8; 4] =
+    [option::CLIENT_UUID, option::RENEWAL_TIME, option::REBINDING_TIME, option::CLIENT_IDENTIFIER];
 
 /// One request, with what follows from it at once.
 struct Call<'a> {
@@ -121,9 +117,7 @@ impl Site {
         };
         match (link.or(relay).or(own), arrival.segment) {
             (Some(address), _) => of(address),
-            (None, Some(segment)) => {
-                self.subnets.iter().position(|subnet| subnet.net == segment)
-            }
+            (None, Some(segment)) => self.subnets.iter().position(|subnet| subnet.net == segment),
             (None, None) => None,
         }
     }
