@@ -12,6 +12,9 @@ use sha2::{Digest, Sha256};
 use crate::problem::Problem;
 use crate::{check, document};
 
+/// Shared address space of RFC 6598, which no site uses for its own machines.
+const DEFAULT_LINKS: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(100, 64, 255, 0), 24);
+
 /// A whole site, checked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -86,11 +89,13 @@ pub struct Sim {
     pub memory_mib: u32,
     /// Virtual processors of each machine, 1 unless said.
     pub cpus: u32,
+    /// Range of the links between ToR routers, a `/31` each; 100.64.255.0/24 unless said.
+    pub links: Ipv4Net,
 }
 
 impl Default for Sim {
     fn default() -> Self {
-        Self { memory_mib: 1024, cpus: 1 }
+        Self { memory_mib: 1024, cpus: 1, links: DEFAULT_LINKS }
     }
 }
 

@@ -217,7 +217,7 @@ fn read_timings(root: &Fields<'_>, problems: &mut Problems) -> Timings {
 fn read_sim(root: &Fields<'_>, problems: &mut Problems) -> Sim {
     let mut sim = Sim::default();
     let Some((node, path)) = root.node("sim") else { return sim };
-    let Some(fields) = Fields::open(&path, node, &["memoryMiB", "cpus"], problems) else {
+    let Some(fields) = Fields::open(&path, node, &["memoryMiB", "cpus", "links"], problems) else {
         return sim;
     };
     let memory = |text: &str| word::number(text, 512, 1 << 20);
@@ -226,6 +226,12 @@ fn read_sim(root: &Fields<'_>, problems: &mut Problems) -> Sim {
     }
     if let Some(cpus) = fields.optional("cpus", problems, |text| word::number(text, 1, 64)) {
         sim.cpus = cpus.value;
+    }
+    if let Some(links) = fields.optional("links", problems, word::network) {
+        if links.value.prefix_len() > 30 {
+            problems.add(&links.place, links.value, "has no room for links", "give a /24");
+        }
+        sim.links = links.value;
     }
     sim
 }
