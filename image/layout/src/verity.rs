@@ -50,6 +50,13 @@ impl TreeBuilder {
         Self { salted, salt, block: Vec::new(), digests: Vec::new(), blocks: 0 }
     }
 
+    /// Forgets all data, for another attempt at the same tree.
+    pub fn restart(&mut self) {
+        self.block.clear();
+        self.digests.clear();
+        self.blocks = 0;
+    }
+
     /// Takes the next bytes of data.
     pub fn absorb(&mut self, mut bytes: &[u8]) {
         if !self.block.is_empty() {
