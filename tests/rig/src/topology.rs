@@ -1,0 +1,312 @@
+//! Which namespaces, links and addresses a rig has: all of it follows from plan and tag.
+//!
+//! Pure. Nothing is stored of this; every process that opens the rig computes it again.
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use cluster::plan::{BootMethod, Machine, Plan, RackRouting};
+use ipnet::Ipv4Net;
+use sha2::{Digest, Sha256};
+
+/// The link from the seed to its ToR router, in the seed.
+pub(crate) const SEED_UPLINK: &str = "rack0";
+/// The link from the seed to the host, in the seed.
+pub(crate) const SEED_HOST_LINK: &str = "host0";
+/// The bridge of a rack, in its ToR router.
+pub(crate) const BRIDGE: &str = "br0";
+/// The link to the seed, in the seed's ToR router.
+pub(crate) const TOR_SEED_LINK: &str = "seed0";
+
+/// A rig as it is to be built.
+#[derive(Debug, Clone)]
+pub(crate) struct Topology {
+    pub(crate) seed: SeedSite,
+    pub(crate) tors: Vec<TorSite>,
+    pub(crate) cables: Vec<Cable>,
+    pub(crate) host: HostLink,
+}
+
+/// The operator's host.
+#[derive(Debug, Clone)]
+pub(crate) struct SeedSite {
+    pub(crate) namespace: String,
+    pub(crate) address: Ipv4Addr,
+    pub(crate) prefix_len: u8,
+    pub(crate) gateway: Ipv4Addr,
+    /// Index of its ToR router.
+    pub(crate) tor: usize,
+    /// Whether it stands on the rack's own bridge rather than behind a port of the router.
+    pub(crate) is_flat: bool,
+}
+
+/// A rack's router.
+#[derive(Debug, Clone)]
+pub(crate) struct TorSite {
+    pub(crate) rack: String,
+    pub(crate) namespace: String,
+    pub(crate) gateway: Ipv4Addr,
+    pub(crate) prefix_len: u8,
+    /// Stable address of the bridge, so that it does not change with every tap.
+    pub(crate) bridge_mac: String,
+    pub(crate) machines: Vec<MachineSite>,
+}
+
+/// A machine at its router.
+#[derive(Debug, Clone)]
+pub(crate) struct MachineSite {
+    pub(crate) name: String,
+    pub(crate) tap: String,
+    pub(crate) mac: String,
+    pub(crate) uuid: String,
+    pub(crate) serial: String,
+    pub(crate) boot: BootMethod,
+}
+
+/// A cable between two routers.
+#[derive(Debug, Clone)]
+pub(crate) struct Cable {
+    pub(crate) ends: [CableEnd; 2],
+}
+
+/// One end of a cable.
+#[derive(Debug, Clone)]
+pub(crate) struct CableEnd {
+    /// Index of the router.
+    pub(crate) tor: usize,
+    pub(crate) interface: String,
+    pub(crate) address: Ipv4Addr,
+    pub(crate) asn: u32,
+}
+
+/// The link between host and seed, by which kubectl on the host reaches the API.
+#[derive(Debug, Clone)]
+pub(crate) struct HostLink {
+    pub(crate) interface: String,
+    pub(crate) host: Ipv4Addr,
+    pub(crate) seed: Ipv4Addr,
+}
+
+/// Names a rig: the site, and four digits that keep equal sites in two directories apart.
+pub(crate) fn tag_of(site: &str, dir: &Path) -> String {
+    let digest = Sha256::digest(dir.as_os_str().as_encoded_bytes());
+    let digits: String = hex::encode(digest).chars().take(4).collect();
+    // Namespace names are paths and show up in prompts: short ones do.
+    let site: String = site.chars().take(20).collect();
+    format!("{site}-{digits}")
+}
+
+/// Where sockets live: their paths must stay short, whatever the state directory is.
+pub(crate) fn socket_dir(tag: &str) -> PathBuf {
+    Path::new("/run/muster-rig").join(tag)
+}
+
+impl Topology {
+    /// Lays out the rig of a plan.
+    pub(crate) fn new(plan: &Plan, tag: &str) -> Result<Self> {
+        let tors: Vec<TorSite> = plan
+            .racks
+            .iter()
+            .map(|rack| TorSite {
+                rack: rack.name.clone(),
+                namespace: format!("{tag}-tor-{}", rack.name),
+                gateway: rack.gateway,
+                prefix_len: rack.subnet.prefix_len(),
+                bridge_mac: stable_mac(tag, &rack.name),
+                machines: plan
+                    .machines
+                    .iter()
+                    .filter(|machine| machine.rack == rack.name)
+                    .map(|machine| MachineSite::new(&plan.site, machine))
+                    .collect(),
+            })
+            .collect();
+        let seed = seed_site(plan, tag)?;
+        let cables = cables(plan)?;
+        Ok(Self { seed, tors, cables, host: HostLink::new(tag) })
+    }
+
+    /// Every namespace, the seed's first.
+    pub(crate) fn namespaces(&self) -> Vec<&str> {
+        let tors = self.tors.iter().map(|tor| tor.namespace.as_str());
+        std::iter::once(self.seed.namespace.as_str()).chain(tors).collect()
+    }
+
+    /// The router of a rack.
+    pub(crate) fn tor(&self, rack: &str) -> Result<&TorSite> {
+        let found = self.tors.iter().find(|tor| tor.rack == rack);
+        found.with_context(|| format!("the plan has no rack {rack}"))
+    }
+
+    /// A machine and the router it is plugged into.
+    pub(crate) fn machine(&self, name: &str) -> Result<(&TorSite, &MachineSite)> {
+        let all = self.tors.iter().flat_map(|tor| tor.machines.iter().map(move |one| (tor, one)));
+        let found = all.into_iter().find(|(_, machine)| machine.name == name);
+        found.with_context(|| format!("the plan has no machine {name}"))
+    }
+
+    /// The ends of cables at a router, each with the far end.
+    pub(crate) fn cable_ends(&self, tor: usize) -> impl Iterator<Item = (&CableEnd, &CableEnd)> {
+        self.cables.iter().filter_map(move |cable| {
+            let [left, right] = &cable.ends;
+            match (left.tor == tor, right.tor == tor) {
+                (true, _) => Some((left, right)),
+                (false, true) => Some((right, left)),
+                (false, false) => None,
+            }
+        })
+    }
+}
+
+impl MachineSite {
+    fn new(site: &str, machine: &Machine) -> Self {
+        let uuid = machine.uuid.clone().unwrap_or_else(|| stable_uuid(site, &machine.name));
+        let serial =
+            machine.serial.clone().unwrap_or_else(|| format!("SIM-{site}-{}", machine.name));
+        Self {
+            name: machine.name.clone(),
+            tap: format!("m{}", machine.node),
+            mac: machine.mac.clone(),
+            uuid,
+            serial,
+            boot: machine.boot,
+        }
+    }
+}
+
+impl HostLink {
+    /// Derives a /31 of link-local addresses from the tag, clear of the well-known ones.
+    fn new(tag: &str) -> Self {
+        let digest = Sha256::digest(tag.as_bytes());
+        let byte = |at: usize| digest.get(at).copied().unwrap_or_default();
+        // 169.254.16.0 to 169.254.143.255: neither the gateway of pods (169.254.1.1) nor the
+        // metadata service of clouds (169.254.169.254), nor the reserved first and last /24.
+        let third = 16 + byte(0) % 128;
+        let fourth = byte(1) & 0xfe;
+        let digits: String = hex::encode(digest).chars().take(8).collect();
+        Self {
+            interface: format!("mu{digits}"),
+            host: Ipv4Addr::new(169, 254, third, fourth),
+            seed: Ipv4Addr::new(169, 254, third, fourth | 1),
+        }
+    }
+}
+
+fn seed_site(plan: &Plan, tag: &str) -> Result<SeedSite> {
+    let seed = &plan.seed;
+    let flat = plan.racks.iter().position(|rack| rack.subnet == seed.subnet);
+    let named = seed.rack.as_ref();
+    let named = named.and_then(|name| plan.racks.iter().position(|rack| rack.name == *name));
+    let tor = flat.or(named).context("no router leads to the seed's subnet: set seed.rack")?;
+    let rack = plan.racks.get(tor).context("the plan has no rack")?;
+    let gateway = if flat.is_some() { Some(rack.gateway) } else { seed.gateway };
+    Ok(SeedSite {
+        namespace: format!("{tag}-seed"),
+        address: seed.address,
+        prefix_len: seed.subnet.prefix_len(),
+        gateway: gateway.context("the seed's subnet has no router: set seed.gateway")?,
+        tor,
+        is_flat: flat.is_some(),
+    })
+}
+
+/// A cable between each pair of routers.
+fn cables(plan: &Plan) -> Result<Vec<Cable>> {
+    let asn = |routing: &RackRouting| match routing {
+        RackRouting::Bgp { tor_asn } => Some(*tor_asn),
+        RackRouting::Ospf { tor_asn, .. } => *tor_asn,
+    };
+    let mut addresses = links(plan.sim.links);
+    let mut cables = Vec::new();
+    for (left, left_rack) in plan.racks.iter().enumerate() {
+        for (right, right_rack) in plan.racks.iter().enumerate().skip(left + 1) {
+            let [low, high] = addresses
+                .next()
+                .with_context(|| format!("sim.links = {} is used up", plan.sim.links))?;
+            let end = |tor: usize, far: usize, address: Ipv4Addr, rack: &cluster::plan::Rack| {
+                let asn = asn(&rack.routing).with_context(|| {
+                    format!("rack {} needs routing.torAsn to reach other racks", rack.name)
+                })?;
+                anyhow::Ok(CableEnd { tor, interface: format!("to{far}"), address, asn })
+            };
+            let ends = [end(left, right, low, left_rack)?, end(right, left, high, right_rack)?];
+            cables.push(Cable { ends });
+        }
+    }
+    ensure!(cables.len() <= 1000, "a rig of {} racks is too much for one host", plan.racks.len());
+    Ok(cables)
+}
+
+fn links(range: Ipv4Net) -> impl Iterator<Item = [Ipv4Addr; 2]> {
+    let subnets = range.subnets(31).ok();
+    subnets.into_iter().flatten().map(|link| [link.network(), link.broadcast()])
+}
+
+/// A locally administered unicast address.
+fn stable_mac(tag: &str, name: &str) -> String {
+    let digest = Sha256::digest(format!("{tag}/{name}").as_bytes());
+    let rest: Vec<String> = digest.iter().take(5).map(|byte| format!("{byte:02x}")).collect();
+    format!("02:{}", rest.join(":"))
+}
+
+fn stable_uuid(site: &str, name: &str) -> String {
+    let digest = Sha256::digest(format!("{site}/{name}").as_bytes());
+    let mut bytes = [0_u8; 16];
+    for (to, from) in bytes.iter_mut().zip(digest) {
+        *to = from;
+    }
+    uuid::Builder::from_random_bytes(bytes).into_uuid().hyphenated().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LAB: &str = include_str!("../../../examples/lab/rack.yaml");
+    const UNIVERSITY: &str = include_str!("../../../examples/university/rack.yaml");
+
+    #[test]
+    fn the_lab_has_two_routers_and_one_cable() {
+        let plan = Plan::parse(LAB).unwrap();
+        let site = Topology::new(&plan, "lab-0000").unwrap();
+        assert_eq!(site.namespaces(), ["lab-0000-seed", "lab-0000-tor-a", "lab-0000-tor-b"]);
+        assert_eq!(site.seed.gateway, Ipv4Addr::new(10, 98, 0, 254));
+        assert!(!site.seed.is_flat);
+        let ends: Vec<_> = site.cable_ends(1).collect();
+        assert_eq!(ends.len(), 1);
+        assert_eq!(ends[0].0.address, Ipv4Addr::new(10, 98, 255, 1));
+        assert_eq!(ends[0].1.asn, 65001);
+        assert_eq!(site.machine("b-worker").unwrap().0.rack, "b");
+    }
+
+    #[test]
+    fn a_flat_seed_stands_on_the_racks_bridge() {
+        let plan = Plan::parse(UNIVERSITY).unwrap();
+        let site = Topology::new(&plan, "u-0000").unwrap();
+        assert!(site.seed.is_flat);
+        assert_eq!(site.seed.gateway, Ipv4Addr::new(10, 38, 2, 1));
+        assert!(site.cables.is_empty());
+    }
+
+    #[test]
+    fn the_same_machine_keeps_its_identity() {
+        let plan = Plan::parse(LAB).unwrap();
+        let one = Topology::new(&plan, "lab-0000").unwrap();
+        let two = Topology::new(&plan, "lab-1111").unwrap();
+        let (left, right) =
+            (one.machine("a-worker").unwrap().1, two.machine("a-worker").unwrap().1);
+        assert_eq!((&left.uuid, &left.serial), (&right.uuid, &right.serial));
+        assert_ne!(left.uuid, one.machine("b-worker").unwrap().1.uuid);
+    }
+
+    #[test]
+    fn tags_give_links_that_fit_the_kernel() {
+        for tag in ["lab-0000", "a", "a-very-long-site-name-0000"] {
+            let link = HostLink::new(tag);
+            assert!(link.interface.len() <= 15);
+            assert_eq!(link.host.octets()[3] & 1, 0);
+            assert_eq!(link.seed.octets()[3], link.host.octets()[3] | 1);
+        }
+    }
+}
