@@ -200,7 +200,7 @@ impl Machine<'_> {
             Accelerator::Kvm => ("kvm", "host"),
             Accelerator::Tcg => ("tcg", "max"),
         };
-        qemu.args(["-name", name, "-machine", "q35", "-accel", accel, "-cpu", cpu]);
+        qemu.args(["-name", name, "-machine", "q35,graphics=off", "-accel", accel, "-cpu", cpu]);
         qemu.arg("-m").arg(self.sim.memory_mib.to_string());
         qemu.arg("-smp").arg(self.sim.cpus.to_string());
         qemu.args(["-nodefaults", "-display", "none", "-serial", "stdio", "-qmp"]);

@@ -103,12 +103,13 @@ pub(crate) fn build(site: &Topology) -> Result<()> {
 }
 
 fn build_tor(site: &Topology, index: usize, tor: &TorSite) -> Result<()> {
-    // Snooping would keep router advertisements from firmware that joins no group; the dummy
-    // port keeps the bridge's carrier while every machine is off.
+    // Snooping would keep router advertisements from firmware that joins no group; the veth
+    // that leads nowhere keeps the bridge's carrier while every machine is off.
     let mut text = format!(
         "link set lo up\n\
          link add {BRIDGE} address {mac} type bridge forward_delay 0 mcast_snooping 0\n\
-         link add keep0 type dummy\n\
+         link add keep0 type veth peer name keep1\n\
+         link set keep1 up\n\
          link set keep0 master {BRIDGE} up\n\
          addr add {gateway}/{prefix} dev {BRIDGE}\n\
          link set {BRIDGE} up\n",
