@@ -1,0 +1,294 @@
+//! What a node tells about itself: its object, its capacity and its conditions.
+//!
+//! Spec: upstream's Node object. `Ready` follows the runtime: runtime and network must be up.
+//! The pressure conditions follow memory, disk and process ids; thresholds are upstream's.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use objects::condition::set_condition;
+use objects::node::{
+    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeDaemonEndpoints, NodeStatus,
+    NodeSystemInfo,
+};
+use objects::{Condition, Quantity, Time};
+
+/// The port of the agent's HTTPS server.
+pub const AGENT_PORT: u16 = 10250;
+/// Pods a node takes.
+pub const PODS_MAX: i64 = 110;
+/// Memory that must stay free, in bytes.
+const MEMORY_FREE_MIN: i64 = 100 << 20;
+/// Part of the disk that must stay free, as a divisor: a tenth.
+const DISK_FREE_PART: i64 = 10;
+/// Images told about in the status; more would only make it long.
+const IMAGES_MAX: usize = 50;
+
+/// What was read from the machine and its runtime.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// The node's name.
+    pub name: String,
+    /// The node's address.
+    pub address: IpAddr,
+    /// Labels besides the usual ones (zone, role).
+    pub labels: BTreeMap<String, String>,
+    /// Cores.
+    pub cpus: i64,
+    /// Memory in bytes.
+    pub memory_bytes: i64,
+    /// Memory that could be had at once, in bytes.
+    pub memory_free_bytes: i64,
+    /// The file system of the pods, in bytes.
+    pub disk_bytes: i64,
+    /// What is free on it, in bytes.
+    pub disk_free_bytes: i64,
+    /// Process ids that could be given out; `None` when not known.
+    pub pids_free: Option<i64>,
+    /// Machine id, SMBIOS UUID, boot id.
+    pub ids: Ids,
+    /// Versions of what runs here.
+    pub versions: Versions,
+    /// What the runtime says of itself: problems in words, empty when it is well.
+    pub runtime_problems: Vec<String>,
+    /// Images on the node: names and bytes.
+    pub images: Vec<(Vec<String>, i64)>,
+}
+
+/// What identifies the machine.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Ids {
+    /// `/etc/machine-id`.
+    pub machine: String,
+    /// SMBIOS system UUID.
+    pub system: String,
+    /// The kernel's id of this boot.
+    pub boot: String,
+}
+
+/// Versions of what runs on the machine.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Versions {
+    /// Kernel release.
+    pub kernel: String,
+    /// The distribution's name for people.
+    pub os: String,
+    /// `containerd://1.7.24`.
+    pub runtime: String,
+    /// The agent's own.
+    pub agent: String,
+}
+
+/// The Node object as it is registered: labels, no status.
+#[must_use]
+pub fn render_node(facts: &Facts) -> Node {
+    let mut node = Node::blank();
+    node.metadata.name.clone_from(&facts.name);
+    node.metadata.labels = labels(facts);
+    node
+}
+
+/// The labels that a node has of itself.
+#[must_use]
+pub fn labels(facts: &Facts) -> BTreeMap<String, String> {
+    let mut labels = facts.labels.clone();
+    for (key, value) in [
+        ("kubernetes.io/hostname", facts.name.as_str()),
+        ("kubernetes.io/os", "linux"),
+        ("kubernetes.io/arch", architecture()),
+        ("beta.kubernetes.io/os", "linux"),
+        ("beta.kubernetes.io/arch", architecture()),
+    ] {
+        labels.insert(key.to_owned(), value.to_owned());
+    }
+    labels
+}
+
+/// The architecture as the API spells it.
+#[must_use]
+pub fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+/// The node's status from facts; conditions of others and times of ours are kept from `before`.
+#[must_use]
+pub fn compute_node_status(before: &NodeStatus, facts: &Facts, now: Timestamp) -> NodeStatus {
+    let mut status = before.clone();
+    status.capacity = BTreeMap::from([
+        ("cpu".to_owned(), Quantity::from_whole(facts.cpus)),
+        ("memory".to_owned(), kibibytes(facts.memory_bytes)),
+        ("ephemeral-storage".to_owned(), kibibytes(facts.disk_bytes)),
+        ("pods".to_owned(), Quantity::from_whole(PODS_MAX)),
+    ]);
+    status.allocatable = status.capacity.clone();
+    let spared = facts.memory_bytes.saturating_sub(MEMORY_FREE_MIN).max(0);
+    status.allocatable.insert("memory".to_owned(), kibibytes(spared));
+    let disk = facts.disk_bytes.saturating_sub(facts.disk_bytes / DISK_FREE_PART);
+    status.allocatable.insert("ephemeral-storage".to_owned(), kibibytes(disk));
+    let address = |kind: &str, address: String| NodeAddress {
+        kind: kind.to_owned(),
+        address,
+        ..NodeAddress::default()
+    };
+    status.addresses = vec![
+        address("InternalIP", facts.address.to_string()),
+        address("Hostname", facts.name.clone()),
+    ];
+    status.daemon_endpoints = Some(NodeDaemonEndpoints {
+        kubelet_endpoint: Some(DaemonEndpoint {
+            port: i64::from(AGENT_PORT),
+            ..DaemonEndpoint::default()
+        }),
+        ..NodeDaemonEndpoints::default()
+    });
+    status.node_info = system_info(facts);
+    let mut images: Vec<_> = facts.images.iter().collect();
+    images.sort_by_key(|(names, size_bytes)| (std::cmp::Reverse(*size_bytes), names.clone()));
+    status.images = images
+        .into_iter()
+        .take(IMAGES_MAX)
+        .map(|(names, size_bytes)| ContainerImage {
+            names: names.clone(),
+            size_bytes: *size_bytes,
+            ..ContainerImage::default()
+        })
+        .collect();
+    for mut condition in conditions(facts) {
+        condition.last_heartbeat_time = Some(Time::from(now));
+        set_condition(&mut status.conditions, condition, now);
+    }
+    status
+}
+
+/// Tells whether two statuses differ in more than their heartbeats and how much is free.
+#[must_use]
+pub fn differs(before: &NodeStatus, after: &NodeStatus) -> bool {
+    let calm = |status: &NodeStatus| {
+        let mut status = status.clone();
+        for condition in &mut status.conditions {
+            condition.last_heartbeat_time = None;
+        }
+        status
+    };
+    calm(before) != calm(after)
+}
+
+fn system_info(facts: &Facts) -> NodeSystemInfo {
+    let text = |value: &str| Some(value.to_owned());
+    NodeSystemInfo {
+        machine_id: text(&facts.ids.machine),
+        system_uuid: text(&facts.ids.system),
+        boot_id: text(&facts.ids.boot),
+        kernel_version: text(&facts.versions.kernel),
+        os_image: text(&facts.versions.os),
+        container_runtime_version: text(&facts.versions.runtime),
+        kubelet_version: text(&facts.versions.agent),
+        kube_proxy_version: text(&facts.versions.agent),
+        operating_system: text("linux"),
+        architecture: text(architecture()),
+        ..NodeSystemInfo::default()
+    }
+}
+
+fn conditions(facts: &Facts) -> [Condition; 4] {
+    let memory = facts.memory_free_bytes < MEMORY_FREE_MIN;
+    let disk = facts.disk_free_bytes < facts.disk_bytes / DISK_FREE_PART;
+    let pids = facts.pids_free.is_some_and(|free| free < 1000);
+    let pressure = |kind: &str, pressed: bool, has: &str, has_not: &str, what: &str| {
+        let (reason, word) = if pressed { (has, "insufficient") } else { (has_not, "sufficient") };
+        Condition::new(kind, pressed, reason, &format!("kubelet has {word} {what} available"))
+    };
+    let ready = if facts.runtime_problems.is_empty() {
+        Condition::new("Ready", true, "KubeletReady", "kubelet is posting ready status")
+    } else {
+        Condition::new("Ready", false, "KubeletNotReady", &facts.runtime_problems.join(", "))
+    };
+    [
+        pressure(
+            "MemoryPressure",
+            memory,
+            "KubeletHasInsufficientMemory",
+            "KubeletHasSufficientMemory",
+            "memory",
+        ),
+        pressure(
+            "DiskPressure",
+            disk,
+            "KubeletHasDiskPressure",
+            "KubeletHasNoDiskPressure",
+            "disk space",
+        ),
+        pressure(
+            "PIDPressure",
+            pids,
+            "KubeletHasInsufficientPID",
+            "KubeletHasSufficientPID",
+            "PID",
+        ),
+        ready,
+    ]
+}
+
+fn kibibytes(bytes: i64) -> Quantity {
+    // Whole kibibytes print as upstream's do, and do not flicker in the last digits.
+    Quantity::from_bytes(bytes / 1024 * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts() -> Facts {
+        Facts {
+            name: "a-worker".into(),
+            address: "10.98.1.12".parse().unwrap(),
+            labels: BTreeMap::from([("topology.kubernetes.io/zone".into(), "a".into())]),
+            cpus: 2,
+            memory_bytes: 1 << 30,
+            memory_free_bytes: 512 << 20,
+            disk_bytes: 1 << 30,
+            disk_free_bytes: 1 << 29,
+            pids_free: Some(30_000),
+            ids: Ids::default(),
+            versions: Versions::default(),
+            runtime_problems: Vec::new(),
+            images: vec![(vec!["small".into()], 1), (vec!["large".into()], 2)],
+        }
+    }
+
+    #[track_caller]
+    fn check(facts: &Facts, expected: &str) {
+        let status = compute_node_status(&NodeStatus::default(), facts, Timestamp::UNIX_EPOCH);
+        let told: Vec<String> =
+            status.conditions.iter().map(|c| format!("{}={}", c.kind, c.status)).collect();
+        assert_eq!(told.join(" "), expected);
+    }
+
+    #[test]
+    fn conditions_follow_the_facts() {
+        check(&facts(), "MemoryPressure=False DiskPressure=False PIDPressure=False Ready=True");
+        let pressed = Facts {
+            memory_free_bytes: 1,
+            disk_free_bytes: 1,
+            pids_free: Some(1),
+            runtime_problems: vec!["network plugin is not ready".into()],
+            ..facts()
+        };
+        check(&pressed, "MemoryPressure=True DiskPressure=True PIDPressure=True Ready=False");
+    }
+
+    #[test]
+    fn a_heartbeat_alone_is_no_difference() {
+        let first = compute_node_status(&NodeStatus::default(), &facts(), Timestamp::UNIX_EPOCH);
+        let later = Timestamp::from_second(60).unwrap();
+        let second = compute_node_status(&first, &facts(), later);
+        assert!(first != second && !differs(&first, &second));
+        assert_eq!(first.images[0].names, ["large"]);
+        assert_eq!(first.capacity["memory"].to_string(), "1Gi");
+    }
+}
