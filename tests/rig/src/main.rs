@@ -1,7 +1,7 @@
 //! Runs scenarios on simulated racks, and lets a person drive a rig by hand.
 
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
@@ -125,12 +125,12 @@ fn act(action: Action) -> Result<()> {
             };
             let rig = Rig::build(&plan, &RigOptions { dir, accelerator: None })?;
             writeln!(out, "seed: namespace {}", rig.namespace(rig::Place::Seed)?)?;
-            writeln!(out, "seed from this host: {}", rig.seed_host_address())?;
+            writeln!(out, "seed from this host: {}", rig.host_side_address())?;
             writeln!(out, "machines: run by {:?}", rig.accelerator())?;
         }
-        Action::Show { dir } => write!(out, "{}", Rig::load(&dir)?.describe())?,
+        Action::Show { dir } => write!(out, "{}", open(&dir)?.describe())?,
         Action::Switch { name, to, dir } => {
-            let rig = Rig::load(&dir)?;
+            let rig = open(&dir)?;
             match to {
                 Switch::On => rig.power_on(&name)?,
                 Switch::Off => rig.power_off(&name)?,
@@ -139,10 +139,14 @@ fn act(action: Action) -> Result<()> {
                 Switch::Plug => rig.mend_cable(&name)?,
             }
         }
-        Action::Down { dir } => match Rig::load(&dir) {
-            Ok(rig) => rig.down()?,
-            Err(err) => writeln!(out, "nothing to take down: {err:#}")?,
+        Action::Down { dir } => match Rig::load(&dir)? {
+            Some(rig) => rig.down()?,
+            None => writeln!(out, "nothing to take down in {}", dir.display())?,
         },
     }
     Ok(())
+}
+
+fn open(dir: &Path) -> Result<Rig> {
+    Rig::load(dir)?.with_context(|| format!("no rig in {}", dir.display()))
 }

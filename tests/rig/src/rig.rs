@@ -33,6 +33,14 @@ pub struct RigOptions {
     pub accelerator: Option<Accelerator>,
 }
 
+impl RigOptions {
+    /// Keeps the rig in `dir` and chooses the accelerator by trying.
+    #[must_use]
+    pub fn new(dir: &Path) -> Self {
+        Self { dir: dir.to_owned(), accelerator: None }
+    }
+}
+
 /// Where a program runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place<'a> {
@@ -89,7 +97,7 @@ impl Rig {
         fs::create_dir_all(&options.dir)
             .with_context(|| format!("making {}", options.dir.display()))?;
         let dir = absolute(&options.dir)?;
-        if let Ok(rig) = Self::load(&dir) {
+        if let Some(rig) = Self::load(&dir)? {
             if rig.state.plan == *plan && rig.is_sound() {
                 return Ok(rig);
             }
@@ -117,18 +125,18 @@ impl Rig {
         }
     }
 
-    /// Opens the rig that was built in `dir`, by whatever process.
+    /// Opens the rig that was built in `dir`, by whatever process; `None` when there is none.
     ///
     /// # Errors
     ///
-    /// When there is none, or its state cannot be read.
-    pub fn load(dir: &Path) -> Result<Self> {
+    /// When its state cannot be read.
+    pub fn load(dir: &Path) -> Result<Option<Self>> {
         let dir = absolute(dir)?;
-        let path = dir.join(STATE_FILE);
-        let state: State = process::restore(&path)?
-            .with_context(|| format!("no simulated site in {}", dir.display()))?;
+        let Some(state) = process::restore::<State>(&dir.join(STATE_FILE))? else {
+            return Ok(None);
+        };
         let site = Topology::new(&state.plan, &state.tag)?;
-        Ok(Self { dir, state, site })
+        Ok(Some(Self { dir, state, site }))
     }
 
     fn raise(&self) -> Result<()> {
@@ -207,7 +215,7 @@ impl Rig {
     /// The seed's address on its link to this host: programs on the host, such as kubectl, reach
     /// the API by it. It must stand in the API server's certificate.
     #[must_use]
-    pub fn seed_host_address(&self) -> Ipv4Addr {
+    pub fn host_side_address(&self) -> Ipv4Addr {
         self.site.host.seed
     }
 
@@ -221,6 +229,12 @@ impl Rig {
             Place::Seed => Ok(&self.site.seed.namespace),
             Place::Tor(rack) => Ok(&self.site.tor(rack)?.namespace),
         }
+    }
+
+    /// A command that runs `program` on the seed, for callers who start and watch it themselves.
+    #[must_use]
+    pub fn seed_command(&self, program: &Path) -> Command {
+        process::inside(&self.site.seed.namespace, &Command::new(program))
     }
 
     /// Runs a program on the seed to its end and gives its output, whatever its exit code.
