@@ -116,9 +116,12 @@ fn may_node(node: &str, request: &Request, facts: &dyn Facts) -> bool {
                 "" => request.options.field_selector.required("metadata.name").unwrap_or(""),
                 name => name,
             };
-            reads
-                && !wanted.is_empty()
-                && facts.node_needs(node, request.kind.plural, namespace, wanted)
+            // The site's ranges, which every router needs before the first pod comes.
+            let site = (request.kind.plural, namespace, wanted)
+                == ("configmaps", "kube-system", "muster-site");
+            let needed = !wanted.is_empty()
+                && facts.node_needs(node, request.kind.plural, namespace, wanted);
+            reads && (site || needed)
         }
         ("events", "") => creates || changes,
         ("certificatesigningrequests", "") => creates || request.verb == Verb::Get,
@@ -188,6 +191,8 @@ mod tests {
         node("POST", "/api/v1/namespaces/a/pods", false);
         node("GET", "/api/v1/namespaces/a/secrets/s1", true);
         node("GET", "/api/v1/namespaces/a/secrets/s2", false);
+        node("GET", "/api/v1/namespaces/kube-system/configmaps/muster-site", true);
+        node("GET", "/api/v1/namespaces/a/configmaps/muster-site", false);
         node("GET", "/api/v1/secrets", false);
         node("GET", "/api/v1/namespaces/a/secrets?watch=1&fieldSelector=metadata.name=s1", true);
         node("GET", "/apis/muster.dev/v1alpha1/machines", true);

@@ -26,7 +26,7 @@ pub(crate) fn binaries() -> Result<()> {
 
 /// Builds the node image.
 pub(crate) fn image() -> Result<()> {
-    shell::run_as_root(&bin("muster"), &["image", "build", "--out", IMAGE])
+    shell::run(&bin("muster"), &["image", "build", "--out", IMAGE])
 }
 
 /// Brings the lab up.
