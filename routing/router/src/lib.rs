@@ -1,1 +1,107 @@
 //! Drives BIRD, wires pods, and checks the kernel's table against the intent.
+//!
+//! [`run`] is a service of the node agent's process: it follows the node's Machine, the Racks,
+//! the site's ranges and `Node.spec.podCIDR`, renders BIRD's configuration, has BIRD reload it,
+//! and publishes the pod network for the plugin. [`cni`] is that plugin, a process of its own for
+//! each call of the container runtime. What is announced and believed is decided in `routes`.
+//!
+//! Two tasks per cache and one loop: [`world`] observes, plans, applies. BIRD is never started,
+//! stopped or restarted here; its unit does that.
+
+#![forbid(unsafe_code)]
+
+pub mod cni;
+
+mod bird;
+mod pod_network;
+mod site;
+mod world;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use runtime::backoff::Backoff;
+use runtime::driver::Pace;
+use runtime::{Client, ClientConfig, ClientError, Supervisor};
+use thiserror::Error;
+use tokio_util::sync::CancellationToken;
+
+pub use bird::{Bird, BirdError};
+pub use pod_network::PodNetwork;
+
+use crate::site::Site;
+use crate::world::Node;
+
+/// How often BIRD and the kernel are looked at when nothing changes: a BIRD that was restarted by
+/// its unit has forgotten us, and is told again within this time.
+const BEAT: Duration = Duration::from_secs(10);
+/// Waits between failed rounds: the first ones fail while BIRD is still starting.
+const BACKOFF_MIN: Duration = Duration::from_millis(200);
+const BACKOFF_MAX: Duration = Duration::from_secs(10);
+
+/// What the router needs to know.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The API server and the node's identity.
+    pub client: ClientConfig,
+    /// This node's name.
+    pub node: String,
+    /// Where things are.
+    pub paths: Paths,
+}
+
+/// Files and sockets of the router.
+#[derive(Debug, Clone)]
+pub struct Paths {
+    /// BIRD's control socket.
+    pub bird_socket: PathBuf,
+    /// BIRD's configuration, written whole.
+    pub bird_config: PathBuf,
+    /// The pod network, for the plugin.
+    pub pod_network: PathBuf,
+    /// The runtime's list of plugins; its presence says that pods may come.
+    pub cni_config: PathBuf,
+}
+
+impl Default for Paths {
+    /// The paths of the node image.
+    fn default() -> Self {
+        Self {
+            bird_socket: "/run/bird/bird.ctl".into(),
+            bird_config: "/run/bird/bird.conf".into(),
+            pod_network: "/run/muster/pod-network.json".into(),
+            cni_config: "/etc/cni/net.d/10-muster.conflist".into(),
+        }
+    }
+}
+
+/// Why the router ended.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// No client can be made of the configuration.
+    #[error("cannot make an API client")]
+    Client(#[source] ClientError),
+    /// A task ended unexpectedly.
+    #[error("the router's tasks failed")]
+    Task(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// Runs the router until `stop`.
+///
+/// What was configured stays in force afterwards: pods keep their network while the agent is
+/// down.
+///
+/// # Errors
+///
+/// When no client can be made or a task panics; everything else is retried.
+pub async fn run(stop: CancellationToken, config: Config) -> Result<(), RunError> {
+    let client = Client::new(config.client).map_err(RunError::Client)?;
+    let mut tasks: Supervisor = Supervisor::new(stop.clone());
+    let site = Site::follow(&client, &config.node, &mut tasks);
+    let wakes = site.changes();
+    let node = Node::new(config.node, config.paths, site);
+    let pace =
+        Pace { resync: BEAT, backoff: Backoff::new(BACKOFF_MIN, BACKOFF_MAX), ..Pace::default() };
+    tasks.spawn("router", runtime::drive(stop, wakes, node, pace));
+    tasks.join().await.map_err(|err| RunError::Task(Box::new(err)))
+}

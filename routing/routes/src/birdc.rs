@@ -160,11 +160,16 @@ pub struct ProtocolRow {
 }
 
 impl ProtocolRow {
-    /// Whether it exchanges routes: an established BGP session, an OSPF instance that runs, any
-    /// other protocol that is up.
+    /// Whether it exchanges routes: an established BGP session, an OSPF instance with a
+    /// neighbour, any other protocol that is up.
     #[must_use]
     pub fn is_running(&self) -> bool {
-        self.state == "up" && (self.kind != "BGP" || self.info.starts_with("Established"))
+        let info = match self.kind.as_str() {
+            "BGP" => "Established",
+            "OSPF" => "Running",
+            _ => "",
+        };
+        self.state == "up" && self.info.starts_with(info)
     }
 }
 

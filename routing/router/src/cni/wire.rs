@@ -1,0 +1,178 @@
+//! The links, addresses and routes of one pod.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
+
+use ipnet::{IpNet, Ipv4Net};
+use kernel::netns::Namespace;
+use kernel::sync::Network;
+use kernel::{Address, AddressScope, Family, Link, NetlinkError, NextHop, Route, RouteKind, Veth};
+
+use super::message::Failure;
+use super::{Call, LINK_PREFIX};
+use crate::pod_network::PodNetwork;
+
+/// What the kernel chose while a pod was wired.
+#[derive(Debug)]
+pub(super) struct Wired {
+    pub(super) host_mac: String,
+    pub(super) pod_mac: String,
+}
+
+/// The name of a pod's host end: the same for the same container and link, so that DEL finds it
+/// without a record.
+pub(super) fn host_name(container: &str, interface: &str) -> String {
+    // FNV-1a: spread matters, secrecy does not.
+    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+    for byte in container.bytes().chain([0]).chain(interface.bytes()) {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    }
+    // Twelve digits beside the prefix are the kernel's fifteen characters.
+    format!("{LINK_PREFIX}{:012x}", hash & 0xffff_ffff_ffff)
+}
+
+fn host(address: Ipv4Addr) -> IpNet {
+    IpNet::V4(Ipv4Net::from(address))
+}
+
+fn single(address: Ipv4Addr, scope: AddressScope) -> Address {
+    Address { address: IpAddr::V4(address), prefix_len: 32, scope }
+}
+
+fn failed(err: &NetlinkError) -> Failure {
+    Failure::wiring(runtime::report(err))
+}
+
+fn open(call: &Call) -> Result<Namespace, Failure> {
+    let path = call.namespace.as_deref().unwrap_or(Path::new(""));
+    Namespace::open(path).map_err(|err| Failure::environment(runtime::report(&err)))
+}
+
+fn network() -> Result<Network, Failure> {
+    Network::open().map_err(|err| failed(&err))
+}
+
+/// Runs work inside the pod's namespace.
+fn inside<T: Send>(
+    namespace: &Namespace,
+    work: impl FnOnce(&Network) -> Result<T, NetlinkError> + Send,
+) -> Result<T, Failure> {
+    let entered = namespace.enter(work);
+    entered.map_err(|err| Failure::wiring(runtime::report(&err)))?.map_err(|err| failed(&err))
+}
+
+/// Connects a pod; what an earlier, cut-off call left is removed first.
+pub(super) fn connect(
+    call: &Call,
+    host_end: &str,
+    address: Ipv4Addr,
+    pods: &PodNetwork,
+) -> Result<Wired, Failure> {
+    let namespace = open(call)?;
+    let here = network()?;
+    if let Some(left) = here.link(host_end).map_err(|err| failed(&err))? {
+        here.delete_link(left.index).map_err(|err| failed(&err))?;
+    }
+    let veth =
+        Veth { name: host_end, peer: &call.interface, peer_namespace: &namespace, mtu: pods.mtu };
+    here.add_veth(&veth).map_err(|err| failed(&err))?;
+    let pod = inside(&namespace, |there| pod_side(there, &call.interface, address, pods.gateway))?;
+    let host = host_side(&here, host_end, address, pods).map_err(|err| failed(&err))?;
+    Ok(Wired { host_mac: host.mac, pod_mac: pod.mac })
+}
+
+fn pod_side(
+    there: &Network,
+    interface: &str,
+    address: Ipv4Addr,
+    gateway: Ipv4Addr,
+) -> Result<Link, NetlinkError> {
+    let loopback = there.require_link("lo")?;
+    there.set_up(loopback.index)?;
+    let link = there.require_link(interface)?;
+    there.set_up(link.index)?;
+    there.add_address(link.index, single(address, AddressScope::Global))?;
+    there.replace_route(&Route::on_link(host(gateway), link.index))?;
+    let hop = NextHop { gateway: Some(gateway.into()), link: Some(link.index), onlink: true };
+    there.replace_route(&Route::via(IpNet::V4(Ipv4Net::default()), hop))?;
+    Ok(link)
+}
+
+fn host_side(
+    here: &Network,
+    name: &str,
+    address: Ipv4Addr,
+    pods: &PodNetwork,
+) -> Result<Link, NetlinkError> {
+    let link = here.require_link(name)?;
+    here.set_up(link.index)?;
+    here.add_address(link.index, single(pods.gateway, AddressScope::Link))?;
+    here.replace_route(&pod_route(&link, address, pods))?;
+    Ok(link)
+}
+
+/// The node speaks to its pods as itself, not as their gateway.
+fn pod_route(link: &Link, address: Ipv4Addr, pods: &PodNetwork) -> Route {
+    let mut route = Route::on_link(host(address), link.index);
+    route.source = Some(IpAddr::V4(pods.node_address));
+    route
+}
+
+/// Removes a pod's host end, and with it the pod's; nothing there is fine.
+pub(super) fn remove(host_end: &str) -> Result<(), Failure> {
+    let here = network()?;
+    let Some(link) = here.link(host_end).map_err(|err| failed(&err))? else { return Ok(()) };
+    match here.delete_link(link.index) {
+        // The kernel was faster: the namespace ended meanwhile.
+        Err(err) if err.is_missing() => Ok(()),
+        other => other.map_err(|err| failed(&err)),
+    }
+}
+
+/// Is everything as [`connect`] left it?
+pub(super) fn check(
+    call: &Call,
+    host_end: &str,
+    address: Ipv4Addr,
+    pods: &PodNetwork,
+) -> Result<(), Failure> {
+    let here = network()?;
+    let missing = |what: String| Failure::wiring(format!("{what} is missing"));
+    let link = here.link(host_end).map_err(|err| failed(&err))?;
+    let link = link.filter(|link| link.up).ok_or_else(|| missing(format!("link {host_end}")))?;
+    let routes = here.routes(Family::V4).map_err(|err| failed(&err))?;
+    let wanted = pod_route(&link, address, pods);
+    let right =
+        |route: &Route| route.destination == wanted.destination && route.kind == wanted.kind;
+    if !routes.iter().any(right) {
+        return Err(missing(format!("the route to {address}")));
+    }
+    let namespace = open(call)?;
+    let (addresses, routes) = inside(&namespace, |there| {
+        let link = there.require_link(&call.interface)?;
+        Ok((there.addresses(link.index)?, there.routes(Family::V4)?))
+    })?;
+    if !addresses.iter().any(|one| one.address == IpAddr::V4(address)) {
+        return Err(missing(format!("address {address} of {}", call.interface)));
+    }
+    let gateway = Some(IpAddr::V4(pods.gateway));
+    let default = |route: &Route| match &route.kind {
+        RouteKind::Unicast(hops) => {
+            route.destination.prefix_len() == 0 && hops.iter().any(|hop| hop.gateway == gateway)
+        }
+        RouteKind::Blackhole | RouteKind::Unreachable | RouteKind::Other => false,
+    };
+    if !routes.iter().any(default) {
+        return Err(missing(format!("the default route of {}", call.interface)));
+    }
+    Ok(())
+}
+
+/// Sets a pod's loopback link up.
+pub(super) fn loopback(call: &Call) -> Result<(), Failure> {
+    let namespace = open(call)?;
+    inside(&namespace, |there| {
+        let link = there.require_link(&call.interface)?;
+        there.set_up(link.index)
+    })
+}

@@ -1,0 +1,116 @@
+use super::*;
+
+fn everything() -> (Intent, Everything) {
+    let machine = serde_json::json!({"name": "a", "rack": "r", "node": 11, "role": "worker",
+        "address": "10.98.1.11", "prefixLen": 24, "gateway": "10.98.1.1",
+        "mac": "52:54:00:00:00:0b", "boot": "bios", "podCIDR": "172.20.11.0/24",
+        "asn": 4_200_000_011_u32});
+    let rack = serde_json::json!({"name": "r", "subnet": "10.98.1.0/24", "gateway": "10.98.1.1",
+        "routing": {"mode": "bgp", "torAsn": 65001}});
+    let networks = serde_json::json!({"pods": "172.20.0.0/16", "services": "172.21.0.0/24"});
+    let known = Known {
+        machines: vec![serde_json::from_value(machine).unwrap()],
+        racks: vec![serde_json::from_value(rack).unwrap()],
+        networks: serde_json::from_value(networks).unwrap(),
+        pods: "172.20.11.0/24".parse().unwrap(),
+    };
+    let uplink = Link {
+        index: LinkIndex(2),
+        name: "eth0".to_owned(),
+        mac: String::new(),
+        mtu: 1500,
+        up: true,
+        carrier: true,
+        loopback: false,
+    };
+    let intent = Intent::new(Source {
+        node: "a",
+        interface: "eth0",
+        pods: known.pods,
+        racks: &known.racks,
+        machines: &known.machines,
+        networks: &known.networks,
+    });
+    let seen = Everything {
+        known,
+        uplink,
+        settings: vec![false; SETTINGS.len()],
+        routes: Vec::new(),
+        loopback: LinkIndex(1),
+        protocols: Vec::new(),
+        bird_config: None,
+        pod_network: None,
+        list: None,
+        configured_for: None,
+    };
+    (intent.unwrap(), seen)
+}
+
+/// Does what an action says to the seen world; BIRD's neighbour comes up when `neighbour`.
+fn apply(seen: &mut Everything, action: Action, neighbour: &str) {
+    match action {
+        Action::Set { name, .. } => {
+            let at = SETTINGS.iter().position(|(setting, _)| *setting == name).unwrap();
+            seen.settings[at] = true;
+        }
+        Action::RouteServices { route } => seen.routes.push(*route),
+        Action::Configure { text } => {
+            seen.bird_config = Some(text);
+            seen.configured_for = Some(Duration::ZERO);
+            let row = |name: &str, kind: &str, info: &str| ProtocolRow {
+                name: name.to_owned(),
+                kind: kind.to_owned(),
+                state: "up".to_owned(),
+                since: String::new(),
+                info: info.to_owned(),
+            };
+            seen.protocols = vec![row("pods4", "Static", ""), row("tor1", "BGP", neighbour)];
+        }
+        Action::PublishPodNetwork { text } => seen.pod_network = Some(text),
+        Action::PublishList { text } => seen.list = Some(text),
+    }
+}
+
+/// Plans and applies until nothing is planned any more; at most ten rounds.
+fn settle(intent: &Intent, seen: &mut Everything, neighbour: &str) {
+    for _ in 0..10 {
+        let actions = plan(intent, seen, &Paths::default()).actions;
+        if actions.is_empty() {
+            return;
+        }
+        for action in actions {
+            apply(seen, action, neighbour);
+        }
+    }
+    panic!("no fixed point: {:?}", plan(intent, seen, &Paths::default()));
+}
+
+#[test]
+fn from_nothing_everything_is_set_up_and_the_pod_network_last() {
+    let (intent, mut seen) = everything();
+    let first = plan(&intent, &seen, &Paths::default()).actions;
+    assert!(matches!(first.last(), Some(Action::Configure { .. })), "{first:?}");
+    settle(&intent, &mut seen, "Established");
+    assert!(seen.list.is_some() && seen.pod_network.is_some());
+}
+
+#[test]
+fn pods_wait_for_a_neighbour_but_not_for_ever() {
+    let (intent, mut seen) = everything();
+    settle(&intent, &mut seen, "Connect");
+    assert!(seen.pod_network.is_some(), "the plugin may know");
+    assert_eq!(seen.list, None, "the runtime may not");
+    assert_eq!(plan(&intent, &seen, &Paths::default()).again_after, Some(NEIGHBOUR_BEAT));
+    seen.configured_for = Some(NEIGHBOUR_WAIT);
+    settle(&intent, &mut seen, "Connect");
+    assert!(seen.list.is_some());
+}
+
+#[test]
+fn a_bird_that_was_restarted_is_told_again_and_pods_stay() {
+    let (intent, mut seen) = everything();
+    settle(&intent, &mut seen, "Established");
+    seen.protocols.clear();
+    let actions = plan(&intent, &seen, &Paths::default()).actions;
+    assert!(matches!(actions.as_slice(), [Action::Configure { .. }]), "{actions:?}");
+}
