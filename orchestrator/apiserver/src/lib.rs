@@ -1,1 +1,152 @@
-//! The API server: TLS, identities, requests, watches.
+//! The API server: sockets, TLS and the store around the decisions of `api`.
+//!
+//! It serves the Kubernetes API over HTTPS (HTTP/1.1 and 2). Who a client is, its certificate
+//! says; strangers may only ask after health and version, and knock at the enrolment door.
+//! It decides nothing about objects itself: that is `api`'s, which knows neither sockets nor disk.
+//!
+//! Tasks: the accept loop with one task per connection, and the connections to node agents.
+
+mod bootstrap;
+mod door;
+mod enroll;
+mod handle;
+mod log;
+mod metrics;
+mod object;
+mod read;
+mod respond;
+mod review;
+mod server;
+mod site;
+mod watch;
+mod write;
+
+pub use site::SiteError;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use ipnet::Ipv4Net;
+use objects::Status;
+use store::Store;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::server::{Server, service_range};
+
+/// How the API server runs.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The master's directory: `pki/`, `store/` and the kubeconfigs; made when missing.
+    pub data_dir: PathBuf,
+    /// Where to listen; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Addresses and host names clients reach this server by, besides those it listens on; the
+    /// first address stands in `admin.kubeconfig` and behind the service `kubernetes`.
+    pub advertise: Vec<String>,
+    /// The range service addresses come from; its first is the service `kubernetes`.
+    pub service_cidr: Ipv4Net,
+}
+
+/// Why the API server cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// The system's reason.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The data directory cannot be used.
+    #[error("cannot use the data directory {dir}")]
+    Site {
+        /// The directory.
+        dir: PathBuf,
+        /// The reason.
+        #[source]
+        source: SiteError,
+    },
+    /// The store cannot be opened.
+    #[error("cannot open the store")]
+    Store(#[from] store::OpenError),
+    /// The objects every cluster has cannot be made.
+    #[error("cannot make the first objects of the cluster")]
+    Bootstrap(#[source] Status),
+    /// The store's disk failed; starting again reads what is there.
+    #[error("the store takes no more writes")]
+    StoreFailed,
+}
+
+/// An API server that listens, and is ready to serve.
+///
+/// The kubeconfigs are written by now.
+pub struct ApiServer {
+    listener: TcpListener,
+    address: SocketAddr,
+    server: Arc<Server>,
+    stop: CancellationToken,
+}
+
+impl ApiServer {
+    /// Listens, prepares the data directory, opens the store and makes what every cluster has.
+    ///
+    /// # Errors
+    ///
+    /// When the address is taken, or the directory or its store cannot be used.
+    pub async fn open(stop: CancellationToken, config: &Config) -> Result<Self, RunError> {
+        let listen = |source| RunError::Listen { address: config.listen, source };
+        let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
+        let address = listener.local_addr().map_err(listen)?;
+        let site = site::prepare(config, address)
+            .map_err(|source| RunError::Site { dir: config.data_dir.clone(), source })?;
+        let store = Store::open(&store::Options { dir: config.data_dir.join("store") })?;
+        let range = service_range(config.service_cidr);
+        let server = Server::new(store, site, stop.clone(), range, address.port());
+        bootstrap::run(&server).await.map_err(RunError::Bootstrap)?;
+        Ok(Self { listener, address, server: Arc::new(server), stop })
+    }
+
+    /// Where the server listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until told to stop.
+    ///
+    /// # Errors
+    ///
+    /// [`RunError::StoreFailed`] when the disk fails.
+    pub async fn serve(self) -> Result<(), RunError> {
+        let Self { listener, address, server, stop } = self;
+        tracing::info!(%address, revision = server.store.revision(), "the API is served");
+        let store = server.store.clone();
+        // Its own token, so that a failed store ends the connections too.
+        let doors = stop.child_token();
+        let serving = door::serve(doors.clone(), listener, Arc::clone(&server));
+        let mut serving = std::pin::pin!(serving);
+        let failed = tokio::select! { biased;
+            () = &mut serving => false,
+            () = store.failed() => true,
+        };
+        if failed {
+            doors.cancel();
+            serving.await;
+        }
+        server.background.end().await;
+        if failed { Err(RunError::StoreFailed) } else { Ok(()) }
+    }
+}
+
+/// Runs an API server until `stop`.
+///
+/// # Errors
+///
+/// When it cannot start, or its disk fails; starting again is the way to recover.
+pub async fn run(stop: CancellationToken, config: Config) -> Result<(), RunError> {
+    ApiServer::open(stop, &config).await?.serve().await
+}

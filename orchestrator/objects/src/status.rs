@@ -41,7 +41,11 @@ pub struct Status {
 
 /// List metadata of a `Status`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StatusMeta {}
+pub struct StatusMeta {
+    /// Where an expired list may go on in the present.
+    #[serde(default, rename = "continue", skip_serializing_if = "String::is_empty")]
+    pub continue_token: String,
+}
 
 /// What a [`Status`] is about.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -34,6 +34,12 @@ impl Item {
         Self { name: name.into(), value, created, modified, head: cell }
     }
 
+    /// An item that lies in no store: for what was never written, and for tests.
+    #[must_use]
+    pub fn detached(name: &str, value: Bytes, revision: u64, head: Option<Head>) -> Self {
+        Self::new(name, value, revision, revision, head)
+    }
+
     /// The name on its shelf.
     #[must_use]
     pub fn name(&self) -> &str {

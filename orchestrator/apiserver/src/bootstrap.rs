@@ -1,0 +1,111 @@
+//! What every cluster has from its first moment: namespaces, and the API as a service.
+
+use objects::{Status, kind};
+use serde_json::{Value, json};
+
+use crate::object;
+use crate::server::Server;
+use crate::write::{create_own, replace_own};
+
+/// The user recorded for what the server makes itself.
+const USER: &str = "muster:apiserver";
+/// The namespaces every cluster has.
+const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
+
+/// Makes what is missing and mends what is outdated.
+///
+/// # Errors
+///
+/// When the store takes no writes.
+pub(crate) async fn run(server: &Server) -> Result<(), Status> {
+    for name in NAMESPACES {
+        if server.item(&kind::NAMESPACE, "", name).is_none() {
+            let object = json!({
+                "apiVersion": "v1", "kind": "Namespace",
+                "metadata": {"name": name, "labels": {"kubernetes.io/metadata.name": name}},
+            });
+            create_own(server, USER, &kind::NAMESPACE.path(None, None), &object).await?;
+        }
+    }
+    for (kind, object) in [
+        (&kind::SERVICE, service(server)),
+        (&kind::ENDPOINTS, endpoints(server)),
+        (&kind::ENDPOINT_SLICE, slice(server)),
+    ] {
+        let Some(item) = server.item(kind, "default", "kubernetes") else {
+            create_own(server, USER, &kind.path(Some("default"), None), &object).await?;
+            continue;
+        };
+        // The address of the API may have changed since the last start.
+        let stored = object::decode(&item, item.modified());
+        let differs = ["subsets", "endpoints", "ports"]
+            .iter()
+            .any(|key| object.get(key).is_some_and(|wanted| !covers(stored.get(key), wanted)));
+        if differs {
+            let path = kind.path(Some("default"), Some("kubernetes"));
+            replace_own(server, USER, &path, &object).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Does what is stored say all that is wanted? Defaults may stand beside it.
+fn covers(stored: Option<&Value>, wanted: &Value) -> bool {
+    match (stored, wanted) {
+        (Some(Value::Object(stored)), Value::Object(wanted)) => {
+            wanted.iter().all(|(key, wanted)| covers(stored.get(key), wanted))
+        }
+        (Some(Value::Array(stored)), Value::Array(wanted)) => {
+            stored.len() == wanted.len()
+                && stored.iter().zip(wanted).all(|(stored, wanted)| covers(Some(stored), wanted))
+        }
+        (stored, wanted) => stored == Some(wanted),
+    }
+}
+
+fn service(server: &Server) -> Value {
+    let address = server.services.first().to_string();
+    json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {
+            "name": "kubernetes", "namespace": "default",
+            "labels": {"component": "apiserver", "provider": "kubernetes"},
+        },
+        "spec": {
+            "type": "ClusterIP", "clusterIP": address, "clusterIPs": [address],
+            "ports": [{
+                "name": "https", "protocol": "TCP", "port": 443, "targetPort": server.port,
+            }],
+        },
+    })
+}
+
+fn endpoints(server: &Server) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Endpoints",
+        "metadata": {
+            "name": "kubernetes", "namespace": "default",
+            "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"},
+        },
+        "subsets": [{
+            "addresses": [{"ip": server.site.address.to_string()}],
+            "ports": [{"name": "https", "port": server.port, "protocol": "TCP"}],
+        }],
+    })
+}
+
+fn slice(server: &Server) -> Value {
+    json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {
+            "name": "kubernetes", "namespace": "default",
+            "labels": {"kubernetes.io/service-name": "kubernetes"},
+        },
+        "addressType": if server.site.address.is_ipv4() { "IPv4" } else { "IPv6" },
+        "endpoints": [{
+            "addresses": [server.site.address.to_string()],
+            "conditions": {"ready": true},
+        }],
+        "ports": [{"name": "https", "port": server.port, "protocol": "TCP"}],
+    })
+}

@@ -1,0 +1,228 @@
+//! From an HTTP request to its answer: who, what, whether, then the one who does it.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use api::request::DocumentPath;
+use api::{Request, Route, User, Verb};
+use bytes::Bytes;
+use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, ETAG, HOST, IF_NONE_MATCH, USER_AGENT};
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use objects::{Status, kind};
+
+use crate::respond::{self, Answer};
+use crate::server::Server;
+use crate::{enroll, log, read, review, watch, write};
+
+/// Upstream's limit for request bodies.
+const BODY_BYTES_MAX: usize = 3 << 20;
+/// How long a client may take to send its body.
+const BODY_LIMIT: Duration = Duration::from_secs(60);
+
+/// Who is at the other end of a connection.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) user: User,
+    pub(crate) address: IpAddr,
+}
+
+/// A request to a resource with all that its handler needs.
+pub(crate) struct Call<'a> {
+    pub(crate) server: &'a Arc<Server>,
+    pub(crate) user: &'a User,
+    pub(crate) headers: &'a HeaderMap,
+    pub(crate) request: Request,
+}
+
+impl Call<'_> {
+    /// A header as text; empty when absent or not text.
+    pub(crate) fn header(&self, name: HeaderName) -> &str {
+        header(self.headers, name)
+    }
+}
+
+fn header(headers: &HeaderMap, name: HeaderName) -> &str {
+    headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or("")
+}
+
+/// Answers one request.
+pub(crate) async fn handle(
+    server: &Arc<Server>,
+    peer: &Peer,
+    request: http::Request<Incoming>,
+) -> Answer {
+    let started = Instant::now();
+    let (parts, body) = request.into_parts();
+    let route = api::parse_request(
+        parts.method.as_str(),
+        parts.uri.path(),
+        parts.uri.query().unwrap_or(""),
+    );
+    let (verb, resource) = match &route {
+        Ok(Route::Resource(request)) => (request.verb.as_str(), request.kind.plural),
+        Ok(_) => ("other", ""),
+        Err(_) => ("unknown", ""),
+    };
+    let answer = match route {
+        Ok(route) => answer(server, peer, &parts, route, body).await,
+        // Strangers learn nothing about which paths exist.
+        Err(_) if is_anonymous(&peer.user) => Err(Status::unauthorized()),
+        Err(status) => Err(status),
+    };
+    let answer = answer.unwrap_or_else(|status| respond::failure(&status));
+    let (code, elapsed) = (answer.status().as_u16(), started.elapsed());
+    server.metrics.observe(verb, resource, code, elapsed);
+    tracing::trace!(
+        method = %parts.method, path = parts.uri.path(), user = peer.user.name, code,
+        elapsed_us = elapsed.as_micros(), "answered"
+    );
+    answer
+}
+
+async fn answer(
+    server: &Arc<Server>,
+    peer: &Peer,
+    parts: &Parts,
+    route: Route,
+    body: Incoming,
+) -> Result<Answer, Status> {
+    let path = parts.uri.path();
+    let may_read = |path: &str| {
+        api::authorize_path(&peer.user, parts.method.as_str(), path).map_err(|status| {
+            if is_anonymous(&peer.user) { Status::unauthorized() } else { status }
+        })
+    };
+    match route {
+        Route::Other(path) if enroll::is_door(&path) => {
+            enroll::answer(server, peer.address, &parts.method, &path, body).await
+        }
+        Route::Health(_) => {
+            may_read(path)?;
+            Ok(respond::text(200, "ok"))
+        }
+        Route::Document(document) => {
+            may_read(path)?;
+            render_document(server, parts, &document)
+        }
+        Route::Other(path) => {
+            may_read(&path)?;
+            other(server, &path)
+        }
+        Route::Review(resource, api_version) => {
+            if is_anonymous(&peer.user) {
+                return Err(Status::unauthorized());
+            }
+            let bytes = read_body(parts, body).await?;
+            let content_type = header(&parts.headers, CONTENT_TYPE);
+            review::answer(server, &peer.user, &resource, &api_version, content_type, &bytes)
+        }
+        Route::Resource(request) => {
+            if is_anonymous(&peer.user) {
+                return Err(Status::unauthorized());
+            }
+            api::authorize(&peer.user, &request, server.as_ref())?;
+            let call =
+                Call { server, user: &peer.user, headers: &parts.headers, request: *request };
+            resource(call, parts, body).await
+        }
+    }
+}
+
+async fn resource(call: Call<'_>, parts: &Parts, body: Incoming) -> Result<Answer, Status> {
+    let subresource = call.request.subresource.as_str();
+    match call.request.verb {
+        Verb::Get if subresource == "log" => log::answer(&call).await,
+        Verb::Get => read::get(&call).await,
+        Verb::List => read::list(&call).await,
+        Verb::Watch => watch::answer(&call),
+        verb => {
+            let bytes = read_body(parts, body).await?;
+            match verb {
+                Verb::Create if subresource == "eviction" => write::evict(&call, &bytes).await,
+                Verb::Create => write::create(&call, &bytes).await,
+                Verb::Update => write::update(&call, &bytes).await,
+                Verb::Patch => write::patch(&call, &bytes).await,
+                Verb::DeleteCollection => write::delete_collection(&call, &bytes).await,
+                _ => write::delete(&call, &bytes).await,
+            }
+        }
+    }
+}
+
+fn render_document(
+    server: &Server,
+    parts: &Parts,
+    document: &DocumentPath,
+) -> Result<Answer, Status> {
+    let accept = header(&parts.headers, ACCEPT);
+    let host = header(&parts.headers, HOST);
+    let address = if host.is_empty() { server.address() } else { host.to_owned() };
+    let query = parts.uri.query().unwrap_or("");
+    let found = api::render_document(document, accept, query, &address)?;
+    let etag = HeaderValue::from_str(&found.etag).ok().filter(|_| !found.etag.is_empty());
+    let known = parts.headers.get(IF_NONE_MATCH);
+    let (code, bytes) = match &etag {
+        Some(etag) if known == Some(etag) => (304, Vec::new()),
+        _ => (200, found.bytes),
+    };
+    let mut answer = respond::whole(code, found.content_type, bytes);
+    if let Some(etag) = etag {
+        answer.headers_mut().insert(ETAG, etag);
+        answer.headers_mut().insert(http::header::VARY, HeaderValue::from_static("Accept"));
+    }
+    Ok(answer)
+}
+
+fn other(server: &Server, path: &str) -> Result<Answer, Status> {
+    match path {
+        "/metrics" => {
+            let objects: Vec<_> = kind::KINDS
+                .iter()
+                .map(|kind| (kind.plural, server.store.count(&server.shelf(kind), "")))
+                .collect();
+            let text = server.metrics.render(server.store.revision(), &objects);
+            Ok(respond::whole(200, "text/plain; version=0.0.4", text))
+        }
+        "/" => {
+            let paths = ["/api", "/apis", "/healthz", "/livez", "/metrics", "/readyz", "/version"];
+            Ok(respond::json(200, &serde_json::json!({ "paths": paths })))
+        }
+        _ => Err(Status::no_such_path()),
+    }
+}
+
+async fn read_body(parts: &Parts, body: Incoming) -> Result<Bytes, Status> {
+    let announced = header(&parts.headers, CONTENT_LENGTH).parse::<usize>().unwrap_or(0);
+    read_limited(body, announced, BODY_BYTES_MAX).await
+}
+
+/// Reads a body of at most `limit` bytes.
+pub(crate) async fn read_limited(
+    body: Incoming,
+    announced: usize,
+    limit: usize,
+) -> Result<Bytes, Status> {
+    let too_large = || Status::too_large(format!("limit is {limit}"));
+    if announced > limit {
+        return Err(too_large());
+    }
+    match tokio::time::timeout(BODY_LIMIT, Limited::new(body, limit).collect()).await {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(err)) if err.is::<LengthLimitError>() => Err(too_large()),
+        Ok(Err(_)) => Err(Status::bad_request("the request's body ended early")),
+        Err(_) => Err(Status::timeout("the request's body did not arrive in time", 1)),
+    }
+}
+
+fn is_anonymous(user: &User) -> bool {
+    user.name == "system:anonymous"
+}
+
+/// The client's name for itself.
+pub(crate) fn user_agent<'a>(call: &'a Call<'_>) -> &'a str {
+    call.header(USER_AGENT)
+}

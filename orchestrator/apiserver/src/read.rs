@@ -1,0 +1,322 @@
+//! GET and LIST: bytes are copied from the store, nothing is parsed unless a table is asked for.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::accept::{Form, MetaVersion};
+use api::list::{self, ListMeta};
+use api::table::render_table;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
+use http::header::ACCEPT;
+use objects::Status;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use store::{Item, Page, Query, RangeError};
+
+use crate::handle::Call;
+use crate::object;
+use crate::respond::{self, Answer};
+use crate::server::{now, prefix};
+
+/// How long a reader waits for a revision that another server has already seen.
+const FRESHNESS_LIMIT: Duration = Duration::from_secs(3);
+/// Items taken from the store at a time while selectors throw some away.
+const CHUNK_ITEMS: usize = 1000;
+/// A list longer than this is sent in pieces of this size, so that its memory is bounded.
+const PIECE_BYTES: usize = 128 << 10;
+
+/// Answers GET of one object or of its status or scale.
+pub(crate) async fn get(call: &Call<'_>) -> Result<Answer, Status> {
+    let request = &call.request;
+    let form = api::negotiate(call.header(ACCEPT))?;
+    wait_until_fresh(call, &request.options.resource_version).await?;
+    let item = call.server.item(request.kind, &request.namespace, &request.name);
+    let item = item.ok_or_else(|| Status::not_found(request.kind, &request.name))?;
+    Ok(object_answer(call, form, 200, &item))
+}
+
+/// Answers with one stored object in the form the client wants.
+pub(crate) fn object_answer(call: &Call<'_>, form: Form, code: u16, item: &Item) -> Answer {
+    let request = &call.request;
+    let as_stored = matches!(request.subresource.as_str(), "" | "status" | "approval" | "finalize");
+    if form == Form::Json && as_stored && !request.is_alias() && !request.options.pretty {
+        return respond::json_bytes(code, object::render(item));
+    }
+    value_answer(call, form, code, &object::decode(item, item.modified()))
+}
+
+/// Answers with an object that is at hand as a value.
+pub(crate) fn value_answer(call: &Call<'_>, form: Form, code: u16, stored: &Value) -> Answer {
+    let request = &call.request;
+    let shown = api::answer(request, stored);
+    let shown = match form {
+        Form::Json => shown,
+        Form::Partial(version) => list::partial_object(&shown, version),
+        Form::Table(_) if !request.is_main() => shown,
+        Form::Table(version) => {
+            let meta = ListMeta { revision: revision_of(stored), ..ListMeta::default() };
+            render_table(request, [&shown], &meta, version, true, now())
+        }
+    };
+    json(call, code, &shown)
+}
+
+fn json(call: &Call<'_>, code: u16, value: &Value) -> Answer {
+    match serde_json::to_vec_pretty(value) {
+        Ok(bytes) if call.request.options.pretty => respond::json_bytes(code, bytes),
+        _ => respond::json(code, value),
+    }
+}
+
+fn revision_of(object: &Value) -> u64 {
+    let version = object.pointer("/metadata/resourceVersion").and_then(Value::as_str);
+    version.and_then(|version| version.parse().ok()).unwrap_or(0)
+}
+
+/// Answers LIST.
+pub(crate) async fn list(call: &Call<'_>) -> Result<Answer, Status> {
+    let form = api::negotiate(call.header(ACCEPT))?;
+    let start = start_of(call).await?;
+    let (items, meta) = select(call, &start)?;
+    let request = &call.request;
+    let slow = request.is_alias() || request.options.pretty;
+    match form {
+        Form::Json if !slow => Ok(bytes_answer(call, items, &meta)),
+        Form::Json => {
+            let objects = decode_all(call, &items);
+            let head = list::list_head(request, &meta) + "]}";
+            let mut whole: Value = serde_json::from_str(&head)
+                .map_err(|_| Status::internal("the head of a list is not JSON"))?;
+            if let Some(members) = whole.as_object_mut() {
+                members.insert("items".to_owned(), Value::Array(objects));
+            }
+            Ok(json(call, 200, &whole))
+        }
+        Form::Partial(version) => {
+            let objects = decode_all(call, &items);
+            Ok(json(call, 200, &list::partial_list(&objects, &meta, version)))
+        }
+        Form::Table(version) => {
+            let objects = decode_all(call, &items);
+            Ok(json(call, 200, &table(call, &objects, &meta, version)))
+        }
+    }
+}
+
+fn table(call: &Call<'_>, objects: &[Value], meta: &ListMeta, version: MetaVersion) -> Value {
+    render_table(&call.request, objects, meta, version, true, now())
+}
+
+fn decode_all(call: &Call<'_>, items: &[Arc<Item>]) -> Vec<Value> {
+    let decode =
+        |item: &Arc<Item>| list::served(&call.request, &object::decode(item, item.modified()));
+    items.iter().map(decode).collect()
+}
+
+/// A list in JSON: head, copies of items, end; long ones in pieces.
+fn bytes_answer(call: &Call<'_>, items: Vec<Arc<Item>>, meta: &ListMeta) -> Answer {
+    let mut out = list::list_head(&call.request, meta).into_bytes();
+    let size: usize = items.iter().map(|item| item.value().len() + 24).sum();
+    if size <= PIECE_BYTES {
+        out.reserve(size + 2);
+        append_items(&mut out, &mut items.into_iter(), true, usize::MAX);
+        out.extend_from_slice(b"]}");
+        return respond::json_bytes(200, out);
+    }
+    let mut rest = items.into_iter();
+    let mut first = true;
+    let mut ended = false;
+    let pieces = std::iter::from_fn(move || {
+        if ended {
+            return None;
+        }
+        let mut piece = std::mem::take(&mut out);
+        append_items(&mut piece, &mut rest, first, PIECE_BYTES);
+        first = false;
+        if rest.len() == 0 {
+            ended = true;
+            piece.extend_from_slice(b"]}");
+        }
+        Some(Bytes::from(piece))
+    });
+    respond::stream("application/json", futures_util::stream::iter(pieces))
+}
+
+fn append_items(
+    out: &mut Vec<u8>,
+    items: &mut std::vec::IntoIter<Arc<Item>>,
+    mut first: bool,
+    enough_bytes: usize,
+) {
+    while out.len() < enough_bytes
+        && let Some(item) = items.next()
+    {
+        if !first {
+            out.push(b',');
+        }
+        first = false;
+        object::append(out, &item, item.modified());
+    }
+}
+
+/// Where a list begins: at which revision, after which name.
+#[derive(Debug, Default)]
+struct Start {
+    at: Option<u64>,
+    after: Option<String>,
+}
+
+/// What a continue token says. A token without a revision goes on with the present.
+#[derive(Serialize, Deserialize)]
+struct Token {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rv: Option<u64>,
+    after: String,
+}
+
+impl Token {
+    fn render(&self) -> String {
+        URL_SAFE_NO_PAD.encode(serde_json::to_vec(self).unwrap_or_default())
+    }
+
+    fn parse(text: &str) -> Result<Self, Status> {
+        let bytes = URL_SAFE_NO_PAD.decode(text.trim_end_matches('='));
+        let token = bytes.ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        token.ok_or_else(|| Status::bad_request("continue key is not valid"))
+    }
+}
+
+async fn start_of(call: &Call<'_>) -> Result<Start, Status> {
+    let options = &call.request.options;
+    let (version, matching) = (&*options.resource_version, &*options.resource_version_match);
+    if !options.continue_token.is_empty() {
+        if !version.is_empty() && version != "0" {
+            return Err(Status::bad_request(
+                "specifying resource version is not allowed when using continue",
+            ));
+        }
+        let token = Token::parse(&options.continue_token)?;
+        return Ok(Start { at: token.rv, after: Some(token.after) });
+    }
+    if !matching.is_empty() && version.is_empty() {
+        return Err(Status::bad_request(
+            "resourceVersionMatch is forbidden unless resourceVersion is provided",
+        ));
+    }
+    match version {
+        "" | "0" if matching == "Exact" => Err(Status::bad_request(
+            "resourceVersionMatch \"Exact\" is forbidden for resourceVersion \"0\"",
+        )),
+        "" | "0" => Ok(Start::default()),
+        version => {
+            let at = parse_version(version)?;
+            wait_until_fresh(call, version).await?;
+            let exact = matching == "Exact" || (matching.is_empty() && options.limit.is_some());
+            Ok(Start { at: exact.then_some(at), after: None })
+        }
+    }
+}
+
+/// Reads a resourceVersion.
+pub(crate) fn parse_version(version: &str) -> Result<u64, Status> {
+    version.parse().map_err(|_| {
+        Status::bad_request(format!("resourceVersion: Invalid value: \"{version}\": invalid"))
+    })
+}
+
+/// Waits until the store has reached the version the client has already seen.
+async fn wait_until_fresh(call: &Call<'_>, version: &str) -> Result<(), Status> {
+    if version.is_empty() {
+        return Ok(());
+    }
+    let wanted = parse_version(version)?;
+    let store = &call.server.store;
+    if wanted <= store.revision() {
+        return Ok(());
+    }
+    tokio::time::timeout(FRESHNESS_LIMIT, store.wait_for(wanted)).await.map_err(|_| {
+        let newest = store.revision();
+        Status::timeout(format!("Too large resource version: {wanted}, current: {newest}"), 1)
+    })
+}
+
+/// The items the request selects, up to its limit.
+fn select(call: &Call<'_>, start: &Start) -> Result<(Vec<Arc<Item>>, ListMeta), Status> {
+    let request = &call.request;
+    let options = &request.options;
+    let shelf = call.server.shelf(request.kind);
+    let prefix = selected_prefix(request);
+    let limit = options.limit.filter(|limit| *limit > 0);
+    let limit = limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
+    let everything = options.label_selector.is_empty() && options.field_selector.is_empty();
+    let chunk = match (limit, everything) {
+        (usize::MAX, _) => usize::MAX,
+        (limit, true) => limit,
+        (limit, false) => limit.max(CHUNK_ITEMS),
+    };
+    let mut found: Vec<Arc<Item>> = Vec::new();
+    let mut at = start.at;
+    let mut after = start.after.clone();
+    loop {
+        let query =
+            Query { shelf: &shelf, prefix: &prefix, after: after.as_deref(), at, limit: chunk };
+        let Page { items, revision, more } =
+            call.server.store.range(&query).map_err(|err| gone(err, start))?;
+        at = Some(revision);
+        let last = items.last().map(|item| item.name().to_owned());
+        let matches = |item: &Arc<Item>| {
+            object::known(request.kind, item)
+                .matches(&options.label_selector, &options.field_selector)
+        };
+        found.extend(items.into_iter().filter(|item| everything || matches(item)));
+        if found.len() > limit || (found.len() == limit && more) || !more {
+            let cut = found.len() > limit || (found.len() == limit && more);
+            found.truncate(limit);
+            let token = found
+                .last()
+                .filter(|_| cut)
+                .map(|item| Token { rv: Some(revision), after: item.name().to_owned() });
+            let remaining = token.as_ref().filter(|_| everything).map(|token| {
+                let rest = Query { after: Some(&token.after), limit: usize::MAX, ..query };
+                let rest = call.server.store.range(&rest).map_or(0, |page| page.items.len());
+                u64::try_from(rest).unwrap_or(u64::MAX)
+            });
+            let continue_token = token.map(|token| token.render()).unwrap_or_default();
+            return Ok((found, ListMeta { revision, continue_token, remaining }));
+        }
+        after = last;
+    }
+}
+
+/// What the names of all selected items begin with; as narrow as the selectors allow.
+pub(crate) fn selected_prefix(request: &api::Request) -> String {
+    let placed = request.kind.namespaced != request.namespace.is_empty();
+    let single = request.options.field_selector.required("metadata.name").filter(|_| placed);
+    prefix(&request.namespace, single.unwrap_or(""))
+}
+
+/// 410 for a list that asks for a past nobody remembers; a continued one may go on in the present.
+fn gone(err: RangeError, start: &Start) -> Status {
+    match err {
+        RangeError::Future { at, newest } => {
+            Status::timeout(format!("Too large resource version: {at}, current: {newest}"), 1)
+        }
+        RangeError::Compacted { at, floor } => match &start.after {
+            None => Status::expired(format!("too old resource version: {at} ({floor})")),
+            Some(after) => {
+                let mut status = Status::expired(
+                    "The provided continue parameter is too old to display a consistent list \
+                     result. You can start a new list without the continue parameter, or use the \
+                     continue token in this response to retrieve the remainder of the results. \
+                     Continuing with the provided token results in an inconsistent list - \
+                     objects that were created, modified, or deleted between the time the first \
+                     chunk was returned and now may show up in the list.",
+                );
+                status.metadata.continue_token = Token { rv: None, after: after.clone() }.render();
+                status
+            }
+        },
+    }
+}

@@ -1,0 +1,226 @@
+//! What every request of the server shares.
+
+use std::future::Future;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use api::service::ServiceRange;
+use api::{Facts, User};
+use jiff::Timestamp;
+use objects::{Kind, field, kind};
+use rand::Rng as _;
+use serde_json::Value;
+use store::{Item, Query, Store};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::enroll::Limiter;
+use crate::metrics::Metrics;
+use crate::object;
+use crate::site::Site;
+
+/// Letters of generated names: no vowels and none that look alike, so that no words come out.
+const NAME_LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+/// Letters of a generated name's end.
+const NAME_SUFFIX_LETTERS: usize = 5;
+
+/// Connections to node agents, which outlive the call that opened them.
+#[derive(Debug, Default)]
+pub(crate) struct Background {
+    tasks: Mutex<JoinSet<()>>,
+}
+
+impl Background {
+    /// Drives a connection until it ends by itself or the server stops.
+    pub(crate) fn spawn<E: std::fmt::Display>(
+        &self,
+        connection: impl Future<Output = Result<(), E>> + Send + 'static,
+    ) {
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(async move {
+            if let Err(err) = connection.await {
+                tracing::debug!(%err, "a connection to an agent ended early");
+            }
+        });
+    }
+
+    /// Ends all of them.
+    pub(crate) async fn end(&self) {
+        let mut tasks =
+            std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        tasks.shutdown().await;
+    }
+}
+
+/// The server's shared state.
+pub(crate) struct Server {
+    pub(crate) store: Store,
+    pub(crate) site: Site,
+    pub(crate) stop: CancellationToken,
+    pub(crate) services: ServiceRange,
+    /// Held while a service is given addresses and ports, until it is written.
+    pub(crate) service_writes: tokio::sync::Mutex<()>,
+    pub(crate) metrics: Metrics,
+    pub(crate) limiter: Limiter,
+    pub(crate) port: u16,
+    pub(crate) background: Background,
+    shelves: Vec<(&'static Kind, Arc<str>)>,
+    seed: AtomicU64,
+}
+
+impl Server {
+    pub(crate) fn new(
+        store: Store,
+        site: Site,
+        stop: CancellationToken,
+        services: ServiceRange,
+        port: u16,
+    ) -> Self {
+        let shelves = kind::KINDS.iter().map(|kind| (*kind, object::shelf(kind))).collect();
+        let seed = AtomicU64::new(rand::rng().random());
+        Self {
+            store,
+            site,
+            stop,
+            services,
+            service_writes: tokio::sync::Mutex::new(()),
+            metrics: Metrics::default(),
+            limiter: Limiter::default(),
+            port,
+            background: Background::default(),
+            shelves,
+            seed,
+        }
+    }
+
+    /// The shelf of a kind; each name exists once.
+    pub(crate) fn shelf(&self, kind: &Kind) -> Arc<str> {
+        let found = self.shelves.iter().find(|(known, _)| *known == kind);
+        found.map_or_else(|| object::shelf(kind), |(_, shelf)| Arc::clone(shelf))
+    }
+
+    /// The stored version of an object.
+    pub(crate) fn item(&self, kind: &Kind, namespace: &str, name: &str) -> Option<Arc<Item>> {
+        self.store.get(&self.shelf(kind), &object::place(namespace, name))
+    }
+
+    /// All objects of a kind in a namespace, or in all when that is empty.
+    pub(crate) fn items(&self, kind: &Kind, namespace: &str) -> Vec<Arc<Item>> {
+        let shelf = self.shelf(kind);
+        let prefix = prefix(namespace, "");
+        let query =
+            Query { shelf: &shelf, prefix: &prefix, after: None, at: None, limit: usize::MAX };
+        // The present can always be read.
+        self.store.range(&query).map(|page| page.items).unwrap_or_default()
+    }
+
+    /// A number for spreading choices; not for secrets.
+    pub(crate) fn seed(&self) -> u64 {
+        self.seed.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed)
+    }
+
+    /// Where this server is reached, as `host:port`.
+    pub(crate) fn address(&self) -> String {
+        std::net::SocketAddr::new(self.site.address, self.port).to_string()
+    }
+}
+
+/// What the names of a namespace's objects begin with.
+pub(crate) fn prefix(namespace: &str, name: &str) -> String {
+    if namespace.is_empty() { name.to_owned() } else { format!("{namespace}/{name}") }
+}
+
+/// The time, as objects carry it.
+pub(crate) fn now() -> Timestamp {
+    Timestamp::try_from(SystemTime::now()).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+/// The end of a generated name.
+pub(crate) fn name_suffix() -> String {
+    let mut random = rand::rng();
+    let letters = (0..NAME_SUFFIX_LETTERS).filter_map(|_| {
+        let at = random.random_range(0..NAME_LETTERS.len());
+        NAME_LETTERS.get(at).map(|&letter| char::from(letter))
+    });
+    letters.collect()
+}
+
+/// A user of the server's own, for what it writes by itself.
+pub(crate) fn own_user(name: &str) -> User {
+    User { name: name.to_owned(), groups: Vec::new() }
+}
+
+/// The internal address of a node.
+pub(crate) fn node_address(node: &Value) -> Option<IpAddr> {
+    let addresses = node.pointer("/status/addresses")?.as_array()?;
+    let internal = addresses
+        .iter()
+        .find(|address| address.get("type").and_then(Value::as_str) == Some("InternalIP"));
+    internal?.get("address")?.as_str()?.parse().ok()
+}
+
+impl Facts for Server {
+    fn pod_node(&self, namespace: &str, pod: &str) -> Option<String> {
+        let item = self.item(&kind::POD, namespace, pod)?;
+        let node = object::known(&kind::POD, &item).field("spec.nodeName")?;
+        (!node.is_empty()).then(|| node.to_owned())
+    }
+
+    fn node_needs(&self, node: &str, plural: &str, namespace: &str, name: &str) -> bool {
+        self.items(&kind::POD, namespace).iter().any(|item| {
+            object::known(&kind::POD, item).field("spec.nodeName") == Some(node)
+                && names(&object::decode(item, 0), plural, name)
+        })
+    }
+}
+
+/// Does a pod name this object of its namespace?
+fn names(pod: &Value, plural: &str, name: &str) -> bool {
+    if plural == "serviceaccounts" {
+        let own = field::str_at(pod, "spec.serviceAccountName").unwrap_or("default");
+        return own == name;
+    }
+    // Every reference to these kinds sits below one of these keys, at any depth of the spec.
+    let keys: &[(&str, &str)] = match plural {
+        "configmaps" => {
+            &[("configMap", "name"), ("configMapKeyRef", "name"), ("configMapRef", "name")]
+        }
+        "secrets" => &[
+            ("secret", "secretName"),
+            ("secret", "name"),
+            ("secretKeyRef", "name"),
+            ("secretRef", "name"),
+            ("imagePullSecrets", "name"),
+        ],
+        "persistentvolumeclaims" => &[("persistentVolumeClaim", "claimName")],
+        _ => return false,
+    };
+    pod.get("spec").is_some_and(|spec| refers(spec, keys, name))
+}
+
+fn refers(value: &Value, keys: &[(&str, &str)], name: &str) -> bool {
+    let hit = |key: &str, below: &Value| {
+        keys.iter().filter(|(above, _)| *above == key).any(|(_, inner)| match below {
+            Value::Array(list) => {
+                list.iter().any(|one| one.get(inner).and_then(Value::as_str) == Some(name))
+            }
+            one => one.get(inner).and_then(Value::as_str) == Some(name),
+        })
+    };
+    match value {
+        Value::Object(members) => {
+            members.iter().any(|(key, below)| hit(key, below) || refers(below, keys, name))
+        }
+        Value::Array(list) => list.iter().any(|below| refers(below, keys, name)),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
+    }
+}
+
+/// The range of services.
+pub(crate) fn service_range(cidr: ipnet::Ipv4Net) -> ServiceRange {
+    let network: Ipv4Addr = cidr.network();
+    ServiceRange::new(network, cidr.prefix_len())
+}

@@ -1,0 +1,383 @@
+//! Writes: read, prepare, compare-and-set, and again when someone was quicker.
+
+use std::sync::Arc;
+
+use api::prepare::Body;
+use api::{Change, Context, Prepared, Request};
+use bytes::Bytes;
+use http::header::{ACCEPT, CONTENT_TYPE};
+use objects::{Status, kind};
+use serde_json::Value;
+use store::{Expect, Item, Write, WriteError, Written};
+
+use crate::handle::{Call, user_agent};
+use crate::object;
+use crate::read::{object_answer, value_answer};
+use crate::respond::{self, Answer};
+use crate::server::{Server, name_suffix, now, own_user};
+
+/// How often a write without a version of its own is tried again; each round someone else won.
+const ROUNDS_MAX: usize = 32;
+/// How often a generated name may be taken already.
+const NAME_ROUNDS_MAX: usize = 8;
+
+/// Answers POST to a collection, and to the binding of a pod.
+pub(crate) async fn create(call: &Call<'_>, bytes: &Bytes) -> Result<Answer, Status> {
+    if call.request.subresource == "binding" {
+        return bind(call, bytes).await;
+    }
+    if !call.request.is_main() {
+        return Err(Status::method_not_allowed(
+            "the server does not allow this method on the requested resource",
+        ));
+    }
+    let form = api::negotiate(call.header(ACCEPT))?;
+    for _ in 0..NAME_ROUNDS_MAX {
+        let prepared = api::prepare_create(&call.request, &body(call, bytes), &context(call))?;
+        let generated = call.request.name.is_empty() && is_generated(&prepared.object);
+        match commit(call, prepared, None).await? {
+            Outcome::Lost(_) if generated => {}
+            Outcome::Lost(object) => {
+                let name = name_of(&object);
+                return Err(Status::already_exists(call.request.kind, name));
+            }
+            Outcome::Done(done) => return Ok(done.answer(call, form, 201)),
+        }
+    }
+    Err(Status::timeout("no free name was found for metadata.generateName", 1))
+}
+
+/// Answers PUT.
+pub(crate) async fn update(call: &Call<'_>, bytes: &Bytes) -> Result<Answer, Status> {
+    let request = &call.request;
+    let creates = request.kind.put_creates && request.is_main();
+    change(call, creates, |old| match old {
+        Some(old) => api::prepare_update(request, &body(call, bytes), old, &context(call)),
+        None => api::prepare_create(request, &body(call, bytes), &context(call)),
+    })
+    .await
+}
+
+/// Answers PATCH of every kind, server-side apply included.
+pub(crate) async fn patch(call: &Call<'_>, bytes: &Bytes) -> Result<Answer, Status> {
+    let request = &call.request;
+    change(call, true, |old| api::prepare_patch(request, &body(call, bytes), old, &context(call)))
+        .await
+}
+
+async fn bind(call: &Call<'_>, bytes: &Bytes) -> Result<Answer, Status> {
+    let request = &call.request;
+    change(call, false, |old| match old {
+        Some(old) => api::prepare_binding(request, &body(call, bytes), old, &context(call)),
+        None => Err(Status::not_found(request.kind, &request.name)),
+    })
+    .await
+}
+
+/// Prepares and commits until it is done, or the client's own version is out of date.
+async fn change(
+    call: &Call<'_>,
+    creates: bool,
+    prepare: impl Fn(Option<&Value>) -> Result<Prepared, Status>,
+) -> Result<Answer, Status> {
+    let request = &call.request;
+    let form = api::negotiate(call.header(ACCEPT))?;
+    for _ in 0..ROUNDS_MAX {
+        let item = call.server.item(request.kind, &request.namespace, &request.name);
+        if item.is_none() && !creates {
+            return Err(Status::not_found(request.kind, &request.name));
+        }
+        let old = item.as_ref().map(|item| object::decode(item, item.modified()));
+        let prepared = prepare(old.as_ref())?;
+        let conditional = prepared.conditional;
+        let created = prepared.change == Change::Create;
+        match commit(call, prepared, item.as_ref()).await? {
+            Outcome::Done(done) => {
+                let code = if created { 201 } else { success_code(request) };
+                return Ok(done.answer(call, form, code));
+            }
+            Outcome::Lost(_) if conditional => {
+                return Err(Status::stale(request.kind, &request.name));
+            }
+            Outcome::Lost(_) => {}
+        }
+    }
+    Err(Status::stale(request.kind, &request.name))
+}
+
+fn success_code(request: &Request) -> u16 {
+    if request.subresource == "binding" { 201 } else { 200 }
+}
+
+/// Answers DELETE.
+pub(crate) async fn delete(call: &Call<'_>, bytes: &Bytes) -> Result<Answer, Status> {
+    let (change, object) = delete_one(call, &call.request, &body(call, bytes)).await?;
+    let code = if matches!(change, Change::Remove) { 200 } else { deferred_code(call) };
+    Ok(respond::json(code, &api::answer_deletion(&call.request, change, &object)))
+}
+
+/// Upstream says 200 even when finalizers or a grace period keep the object for a while.
+fn deferred_code(_call: &Call<'_>) -> u16 {
+    200
+}
+
+async fn delete_one(
+    call: &Call<'_>,
+    request: &Request,
+    body: &Body<'_>,
+) -> Result<(Change, Value), Status> {
+    for _ in 0..ROUNDS_MAX {
+        let item = call.server.item(request.kind, &request.namespace, &request.name);
+        let item = item.ok_or_else(|| Status::not_found(request.kind, &request.name))?;
+        let old = object::decode(&item, item.modified());
+        let prepared = api::prepare_delete(request, body, &old, &context(call))?;
+        let (change, conditional) = (prepared.change, prepared.conditional);
+        match commit_as(call.server, request, prepared, Some(&item)).await? {
+            Outcome::Done(done) => return Ok((change, done.into_value())),
+            Outcome::Lost(_) if conditional => {
+                return Err(Status::stale(request.kind, &request.name));
+            }
+            Outcome::Lost(_) => {}
+        }
+    }
+    Err(Status::stale(request.kind, &request.name))
+}
+
+/// Answers DELETE of a collection: each selected object by itself, as upstream does.
+pub(crate) async fn delete_collection(call: &Call<'_>, bytes: &Bytes) -> Result<Answer, Status> {
+    let options = &call.request.options;
+    let selected = call.server.items(call.request.kind, &call.request.namespace);
+    for item in selected {
+        let known = object::known(call.request.kind, &item);
+        if !known.matches(&options.label_selector, &options.field_selector) {
+            continue;
+        }
+        let mut one = call.request.clone();
+        one.namespace = known.field("metadata.namespace").unwrap_or_default().to_owned();
+        one.name = known.field("metadata.name").unwrap_or_default().to_owned();
+        match delete_one(call, &one, &body(call, bytes)).await {
+            Err(status) if !status.is("NotFound") => return Err(status),
+            _ => {}
+        }
+    }
+    let done = Status { status: "Success".to_owned(), ..Status::failure(200, "", "") };
+    Ok(respond::json(200, &done))
+}
+
+/// Answers POST to the eviction of a pod.
+///
+/// *Limits*: there are no disruption budgets yet, so every eviction is granted.
+pub(crate) async fn evict(call: &Call<'_>, bytes: &Bytes) -> Result<Answer, Status> {
+    let eviction: Value = serde_json::from_slice(bytes)
+        .map_err(|err| Status::bad_request(format!("the eviction cannot be read: {err}")))?;
+    let options = eviction.get("deleteOptions").cloned().unwrap_or_else(|| serde_json::json!({}));
+    let options = serde_json::to_vec(&options).unwrap_or_default();
+    let mut request = call.request.clone();
+    request.subresource.clear();
+    delete_one(call, &request, &Body { bytes: &options, content_type: "application/json" }).await?;
+    let done = Status { status: "Success".to_owned(), ..Status::failure(201, "", "") };
+    Ok(respond::json(201, &done))
+}
+
+/// What became of a prepared write.
+enum Outcome {
+    Done(Done),
+    /// Someone else was quicker; the object that was not written.
+    Lost(Value),
+}
+
+/// A write that happened, or that there was no need for.
+struct Done {
+    /// What the store holds now; `None` after a removal or a dry run.
+    item: Option<Arc<Item>>,
+    /// The object as prepared, with its revision when it was removed.
+    object: Value,
+    warnings: Vec<String>,
+}
+
+impl Done {
+    fn answer(self, call: &Call<'_>, form: api::Form, code: u16) -> Answer {
+        let mut answer = match &self.item {
+            Some(item) => object_answer(call, form, code, item),
+            None => value_answer(call, form, code, &self.object),
+        };
+        respond::warn(&mut answer, &self.warnings);
+        answer
+    }
+
+    fn into_value(self) -> Value {
+        match &self.item {
+            Some(item) => object::decode(item, item.modified()),
+            None => self.object,
+        }
+    }
+}
+
+async fn commit(
+    call: &Call<'_>,
+    prepared: Prepared,
+    old: Option<&Arc<Item>>,
+) -> Result<Outcome, Status> {
+    commit_as(call.server, &call.request, prepared, old).await
+}
+
+/// Stores what was prepared, if nobody was quicker.
+async fn commit_as(
+    server: &Server,
+    request: &Request,
+    mut prepared: Prepared,
+    old: Option<&Arc<Item>>,
+) -> Result<Outcome, Status> {
+    if prepared.change == Change::Create && request.kind.namespaced {
+        let namespace = server.item(&kind::NAMESPACE, "", &request.namespace);
+        let namespace = namespace.map(|item| object::decode(&item, item.modified()));
+        api::check_namespace(request, namespace.as_ref())?;
+    }
+    let stores = matches!(prepared.change, Change::Create | Change::Update);
+    let _guard = if stores && *request.kind == kind::SERVICE && request.is_main() {
+        let guard = server.service_writes.lock().await;
+        assign_service(server, &mut prepared.object)?;
+        Some(guard)
+    } else {
+        None
+    };
+    let Prepared { change, mut object, warnings, .. } = prepared;
+    if change == Change::Nothing || request.options.dry_run {
+        let item = old.filter(|_| change == Change::Nothing).map(Arc::clone);
+        if let (Some(old), None) = (old, &item) {
+            set_revision(&mut object, old.modified());
+        }
+        return Ok(Outcome::Done(Done { item, object, warnings }));
+    }
+    let (value, head) = object::render_stored(request.kind, &object);
+    let removes = change == Change::Remove;
+    let write = Write {
+        shelf: server.shelf(request.kind),
+        name: object::place(&request.namespace, name_of(&object)).into(),
+        expect: old.map_or(Expect::Absent, |item| Expect::Revision(item.modified())),
+        value: (!removes).then_some(value),
+        head: Some(head),
+    };
+    match server.store.write(write).await {
+        Ok(Written { revision, item }) => {
+            set_revision(&mut object, revision);
+            Ok(Outcome::Done(Done { item, object, warnings }))
+        }
+        Err(WriteError::Conflict { .. }) => Ok(Outcome::Lost(object)),
+        Err(err @ (WriteError::Storage { .. } | WriteError::Closed)) => {
+            Err(Status::internal(runtime::report(&err)))
+        }
+    }
+}
+
+/// Gives a service its address and ports; the caller holds the lock until it is written.
+fn assign_service(server: &Server, service: &mut Value) -> Result<(), Status> {
+    let place = |object: &Value| {
+        let text = |key: &str| object.pointer(&format!("/metadata/{key}")).cloned();
+        (text("namespace"), text("name"))
+    };
+    let own = place(service);
+    let others: Vec<Value> = server
+        .items(&kind::SERVICE, "")
+        .iter()
+        .map(|item| object::decode(item, item.modified()))
+        .filter(|other| place(other) != own)
+        .collect();
+    let others: Vec<&Value> = others.iter().collect();
+    api::service::assign(service, &others, &server.services, server.seed())
+}
+
+fn set_revision(object: &mut Value, revision: u64) {
+    if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+        metadata.insert("resourceVersion".to_owned(), Value::from(revision.to_string()));
+    }
+}
+
+fn name_of(object: &Value) -> &str {
+    object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default()
+}
+
+fn is_generated(object: &Value) -> bool {
+    let prefix = object.pointer("/metadata/generateName").and_then(Value::as_str);
+    prefix.is_some_and(|prefix| !prefix.is_empty())
+}
+
+fn body<'a>(call: &'a Call<'_>, bytes: &'a Bytes) -> Body<'a> {
+    Body { bytes, content_type: call.header(CONTENT_TYPE) }
+}
+
+fn context<'a>(call: &'a Call<'_>) -> Context<'a> {
+    Context {
+        now: now(),
+        uid: uuid::Uuid::new_v4().to_string(),
+        name_suffix: name_suffix(),
+        user: call.user,
+        user_agent: user_agent(call),
+    }
+}
+
+/// Creates an object of the server's own, as `user`; whether it was not there before.
+///
+/// # Errors
+///
+/// As for a client's request.
+pub(crate) async fn create_own(
+    server: &Server,
+    user: &str,
+    path: &str,
+    object: &Value,
+) -> Result<bool, Status> {
+    let request = own_request("POST", path)?;
+    let user = own_user(user);
+    let bytes = serde_json::to_vec(object).unwrap_or_default();
+    let prepared = api::prepare_create(&request, &own_body(&bytes), &own_context(&user))?;
+    match commit_as(server, &request, prepared, None).await? {
+        Outcome::Done(_) => Ok(true),
+        Outcome::Lost(_) => Ok(false),
+    }
+}
+
+/// Replaces an object of the server's own, as `user`; whether nobody was quicker.
+///
+/// # Errors
+///
+/// As for a client's request.
+pub(crate) async fn replace_own(
+    server: &Server,
+    user: &str,
+    path: &str,
+    object: &Value,
+) -> Result<bool, Status> {
+    let request = own_request("PUT", path)?;
+    let user = own_user(user);
+    let item = server.item(request.kind, &request.namespace, &request.name);
+    let item = item.ok_or_else(|| Status::not_found(request.kind, &request.name))?;
+    let old = object::decode(&item, item.modified());
+    let bytes = serde_json::to_vec(object).unwrap_or_default();
+    let prepared = api::prepare_update(&request, &own_body(&bytes), &old, &own_context(&user))?;
+    match commit_as(server, &request, prepared, Some(&item)).await? {
+        Outcome::Done(_) => Ok(true),
+        Outcome::Lost(_) => Ok(false),
+    }
+}
+
+fn own_request(method: &str, path: &str) -> Result<Box<Request>, Status> {
+    match api::parse_request(method, path, "")? {
+        api::Route::Resource(request) => Ok(request),
+        _ => Err(Status::internal(format!("{path} is no resource"))),
+    }
+}
+
+fn own_body(bytes: &[u8]) -> Body<'_> {
+    Body { bytes, content_type: "application/json" }
+}
+
+fn own_context(user: &api::User) -> Context<'_> {
+    Context {
+        now: now(),
+        uid: uuid::Uuid::new_v4().to_string(),
+        name_suffix: name_suffix(),
+        user,
+        user_agent: "muster",
+    }
+}
