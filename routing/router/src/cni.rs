@@ -72,7 +72,7 @@ fn answer(request: &Request) -> Result<Option<Value>, Failure> {
     match request {
         Request::Version => Ok(Some(message::render_versions())),
         Request::Status(config) => {
-            load(&config.pod_network).map_err(Failure::as_unavailable)?;
+            load(&config.pod_network).map_err(Failure::into_unavailable)?;
             Ok(None)
         }
         Request::Add(call) if call.config.is_loopback() => {

@@ -79,7 +79,7 @@ impl Failure {
     }
 
     /// The answer to STATUS when no container can be attached.
-    pub(super) fn as_unavailable(self) -> Self {
+    pub(super) fn into_unavailable(self) -> Self {
         Self { code: 50, ..self }
     }
 
