@@ -1,0 +1,227 @@
+//! The table's text.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Backend, Choice, Frontend, LOCAL_SLOTS, Origin, Reach, Services, Site, Target};
+
+/// The table's name; family `ip`. Only the proxy writes it.
+pub const TABLE: &str = "muster-services";
+
+/// Renders the script that puts the whole table in the place of the one before, in one
+/// transaction: no packet sees a half state.
+#[must_use]
+pub fn render_table(site: &Site, services: &Services) -> String {
+    let elements = Elements::of(services);
+    let mut text = format!("add table ip {TABLE}\ndelete table ip {TABLE}\ntable ip {TABLE} {{\n");
+    text +=
+        &map("map services", "ipv4_addr . inet_proto . inet_service : verdict", elements.services);
+    text += &map("map nodeports", "inet_proto . inet_service : verdict", elements.node_ports);
+    text += &map(
+        "map endpoints",
+        "ipv4_addr . inet_proto . inet_service . mark : ipv4_addr . inet_service",
+        elements.endpoints,
+    );
+    text += &map(
+        "map np_endpoints",
+        "inet_proto . inet_service . mark : ipv4_addr . inet_service",
+        elements.node_port_endpoints,
+    );
+    text += &map("set refused", "ipv4_addr . inet_proto . inet_service", elements.refused);
+    let addresses = services.addresses.iter().map(ToString::to_string).collect();
+    text += &map("set addresses", "ipv4_addr", addresses);
+    text += &map("set own_pods", "ipv4_addr . ipv4_addr", elements.hairpins);
+    text += "    chain pick {
+        meta l4proto { tcp, udp, sctp } dnat ip addr . port to ip daddr . meta l4proto . th dport . meta mark map @endpoints
+    }
+    chain np_pick {
+        meta l4proto { tcp, udp, sctp } dnat ip addr . port to meta l4proto . th dport . meta mark map @np_endpoints
+    }
+";
+    text += &format!(
+        "    chain outside {{ ip saddr != {} ct mark set ct mark or 0x4000; }}\n",
+        site.pods
+    );
+    for choice in elements.choices {
+        text += &render_chain(site, choice);
+    }
+    text + &hooks(site)
+}
+
+/// What the maps and sets hold.
+#[derive(Default)]
+struct Elements {
+    services: Vec<String>,
+    node_ports: Vec<String>,
+    endpoints: Vec<String>,
+    node_port_endpoints: Vec<String>,
+    refused: Vec<String>,
+    hairpins: Vec<String>,
+    choices: BTreeSet<Choice>,
+}
+
+impl Elements {
+    fn of(services: &Services) -> Self {
+        let mut elements = Self::default();
+        let mut pods = BTreeSet::new();
+        for (frontend, target) in &services.frontends {
+            elements.add(frontend, target);
+            if let Target::Balanced { backends, .. } = target {
+                pods.extend(backends.iter().map(|backend| backend.address));
+            }
+        }
+        // A pod that reaches itself by its service must see another address than its own.
+        elements.hairpins = pods.iter().map(|pod| format!("{pod} . {pod}")).collect();
+        elements
+    }
+
+    fn add(&mut self, frontend: &Frontend, target: &Target) {
+        let key = match frontend {
+            Frontend::Address(address, transport, port) => {
+                format!("{address} . {transport} . {port}")
+            }
+            Frontend::NodePort(transport, port) => format!("{transport} . {port}"),
+        };
+        let (verdicts, endpoints) = match frontend {
+            Frontend::Address(..) => (&mut self.services, &mut self.endpoints),
+            Frontend::NodePort(..) => (&mut self.node_ports, &mut self.node_port_endpoints),
+        };
+        match target {
+            // A node port without endpoints is a port nobody listens on; the kernel says so.
+            Target::Refused if matches!(frontend, Frontend::NodePort(..)) => (),
+            Target::Refused => self.refused.push(key),
+            Target::Dropped => verdicts.push(format!("{key} : drop")),
+            Target::Balanced { choice, backends, local } => {
+                verdicts.push(format!("{key} : goto {}", chain_name(*choice)));
+                endpoints.extend(slots(&key, 0, backends));
+                endpoints.extend(slots(&key, LOCAL_SLOTS, local));
+                self.choices.insert(*choice);
+            }
+        }
+    }
+}
+
+fn slots<'a>(
+    key: &'a str,
+    first: u32,
+    backends: &'a [Backend],
+) -> impl Iterator<Item = String> + 'a {
+    (first..).zip(backends).map(move |(slot, Backend { address, port })| {
+        format!("{key} . {slot} : {address} . {port}")
+    })
+}
+
+/// Renders a map or set; nft knows no empty list of elements.
+fn map(head: &str, kind: &str, elements: Vec<String>) -> String {
+    let mut text = format!("    {head} {{\n        type {kind}\n");
+    if !elements.is_empty() {
+        text += "        elements = {\n";
+        for element in elements {
+            text += &format!("            {element},\n");
+        }
+        text += "        }\n";
+    }
+    text + "    }\n"
+}
+
+fn chain_name(choice: Choice) -> String {
+    let origin = match choice.origin {
+        Origin::Cluster => "lb",
+        Origin::External => "ext",
+        Origin::NodePort => "np",
+    };
+    let sticky = if choice.affinity { "_sticky" } else { "" };
+    match choice.reach {
+        Reach::All(all) => format!("{origin}{sticky}_{all}"),
+        Reach::Local { local, all } => format!("{origin}{sticky}_{local}of{all}"),
+    }
+}
+
+/// Renders the chain that all frontends with this choice share.
+fn render_chain(site: &Site, choice: Choice) -> String {
+    let mut text = format!("    chain {} {{\n", chain_name(choice));
+    let pick = match choice.origin {
+        Origin::Cluster | Origin::External => "goto pick",
+        Origin::NodePort => "goto np_pick",
+    };
+    let spread = |count: u32| match choice.affinity {
+        true => format!("jhash ip saddr mod {count} seed 0x6d757374"),
+        false => format!("numgen random mod {count}"),
+    };
+    match choice.reach {
+        Reach::All(count) => {
+            text += match choice.origin {
+                Origin::Cluster => "        jump outside\n",
+                Origin::External | Origin::NodePort => "        ct mark set ct mark or 0x4000\n",
+            };
+            text += &format!("        meta mark set {}\n        {pick}\n", spread(count));
+        }
+        Reach::Local { local, all } => {
+            // Outsiders keep their address: the answer leaves by this node anyway. Pods that use
+            // an external address or a node port are not bound to this node.
+            if choice.origin == Origin::Cluster {
+                text += "        jump outside\n";
+            } else {
+                let (pods, spread) = (site.pods, spread(all));
+                text += &format!("        ip saddr {pods} meta mark set {spread}\n");
+                text += &format!("        ip saddr {pods} {pick}\n");
+            }
+            text += &format!(
+                "        meta mark set {} offset {LOCAL_SLOTS}\n        {pick}\n",
+                spread(local)
+            );
+        }
+    }
+    text + "    }\n"
+}
+
+/// The chains that the kernel calls.
+fn hooks(site: &Site) -> String {
+    let services = site.services;
+    format!(
+        "    chain route_services {{
+        ip daddr . meta l4proto . th dport vmap @services
+        ip daddr != 127.0.0.0/8 fib daddr type local meta l4proto . th dport vmap @nodeports
+    }}
+    chain pre {{ type nat hook prerouting priority dstnat; jump route_services; }}
+    chain out {{ type nat hook output priority -100; jump route_services; }}
+    chain post {{
+        type nat hook postrouting priority srcnat;
+        ct status dnat ip saddr . ip daddr @own_pods masquerade
+        ct mark and 0x4000 == 0x4000 masquerade fully-random
+    }}
+    chain unmark {{ type filter hook prerouting priority -99; ct status dnat meta mark set 0; }}
+    chain refuse {{
+        meta l4proto tcp reject with tcp reset
+        reject with icmp port-unreachable
+    }}
+    chain check {{
+        ct state != new return
+        ip daddr . meta l4proto . th dport @refused goto refuse
+        ip daddr @addresses meta l4proto {{ tcp, udp, sctp }} goto refuse
+        ip daddr {services} drop comment \"no such service: would loop to the ToR\"
+    }}
+    chain guard {{ type filter hook forward priority filter; jump check; }}
+    chain guard_local {{ type filter hook output priority filter; jump check; }}
+}}
+"
+    )
+}
+
+/// The number of chains besides the fixed ones, for tests: it must not grow with services.
+#[cfg(test)]
+pub(super) fn chains(services: &Services) -> usize {
+    Elements::of(services).choices.len()
+}
+
+/// Every slot that a choice may yield has an endpoint; for tests.
+#[cfg(test)]
+pub(super) fn slots_of(services: &Services) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    let elements = Elements::of(services);
+    for element in elements.endpoints.iter().chain(&elements.node_port_endpoints) {
+        let key = element.rsplit_once(" : ").map_or("", |(key, _)| key);
+        let frontend = key.rsplit_once(" . ").map_or("", |(frontend, _)| frontend);
+        *counts.entry(frontend.to_owned()).or_default() += 1;
+    }
+    counts
+}

@@ -1,0 +1,251 @@
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
+use expect_test::{Expect, expect, expect_file};
+use serde_json::{Value, json};
+
+use super::*;
+
+fn site() -> Site {
+    Site {
+        node: "here".to_owned(),
+        pods: "172.20.0.0/16".parse().unwrap(),
+        services: "172.21.0.0/24".parse().unwrap(),
+    }
+}
+
+fn service(name: &str, spec: Value) -> Service {
+    let object = json!({"metadata": {"namespace": "default", "name": name}, "spec": spec});
+    serde_json::from_value(object).unwrap()
+}
+
+/// Endpoints are `ADDRESS@NODE`, with `!` in front when not ready, `~` when ending but serving.
+fn slice(service: &str, port: u16, endpoints: &str) -> EndpointSlice {
+    let endpoints: Vec<Value> = endpoints
+        .split_whitespace()
+        .map(|text| {
+            let (ready, ending) = (!text.starts_with(['!', '~']), text.starts_with('~'));
+            let (address, node) = text.trim_start_matches(['!', '~']).split_once('@').unwrap();
+            let conditions =
+                json!({"ready": ready, "serving": ready || ending, "terminating": ending});
+            json!({"addresses": [address], "nodeName": node, "conditions": conditions})
+        })
+        .collect();
+    let object = json!({
+        "metadata": {"namespace": "default", "name": format!("{service}-x"),
+                     "labels": {"kubernetes.io/service-name": service}},
+        "addressType": "IPv4",
+        "endpoints": endpoints,
+        "ports": [{"name": "", "protocol": "TCP", "port": port}]});
+    serde_json::from_value(object).unwrap()
+}
+
+/// Prints frontend → target, one a line.
+#[track_caller]
+fn check(services: &[Service], slices: &[EndpointSlice], expected: Expect) {
+    let planned = plan_services(&site(), services, slices);
+    let mut lines: Vec<String> = planned
+        .frontends
+        .iter()
+        .map(|(frontend, target)| {
+            let front = match frontend {
+                Frontend::Address(address, transport, port) => {
+                    format!("{address} {transport} {port}")
+                }
+                Frontend::NodePort(transport, port) => format!("node {transport} {port}"),
+            };
+            let list = |backends: &[Backend]| {
+                let all = backends.iter().map(|one| format!("{}:{}", one.address, one.port));
+                all.collect::<Vec<_>>().join(" ")
+            };
+            let target = match target {
+                Target::Refused => "refused".to_owned(),
+                Target::Dropped => "dropped".to_owned(),
+                Target::Balanced { backends, local, .. } if local.is_empty() => list(backends),
+                Target::Balanced { backends, local, .. } => {
+                    format!("{} local {}", list(backends), list(local))
+                }
+            };
+            format!("{front} -> {target}")
+        })
+        .collect();
+    lines.extend(planned.skipped.iter().map(|one| format!("{}: {}", one.service, one.reason)));
+    expected.assert_eq(&lines.join("\n"));
+    accepted_by_nft(&render_table(&site(), &planned));
+}
+
+/// Lets nft judge a script inside a fresh user and network namespace, where the host allows one.
+#[track_caller]
+fn accepted_by_nft(script: &str) {
+    let child = Command::new("unshare")
+        .args([
+            "--map-root-user",
+            "--net",
+            "sh",
+            "-c",
+            "command -v nft >/dev/null || exit 77; nft -f -",
+        ])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let Ok(mut child) = child else {
+        eprintln!("no unshare here: the table was compared, not loaded");
+        return;
+    };
+    let written = child.stdin.take().unwrap().write_all(script.as_bytes());
+    let output = child.wait_with_output().unwrap();
+    let words = String::from_utf8_lossy(&output.stderr);
+    if output.status.code() == Some(77) || words.starts_with("unshare:") {
+        eprintln!("no nft or no namespaces here: the table was compared, not loaded");
+        return;
+    }
+    written.unwrap();
+    assert!(output.status.success(), "nft: {words}\n{script}");
+}
+
+#[test]
+fn a_cluster_address_has_all_ready_endpoints() {
+    let web = || service("web", json!({"clusterIP": "172.21.0.10", "ports": [{"port": 80}]}));
+    check(
+        &[web()],
+        &[slice("web", 8080, "172.20.2.2@there 172.20.1.2@here !172.20.3.2@there")],
+        expect!["172.21.0.10 tcp 80 -> 172.20.1.2:8080 172.20.2.2:8080"],
+    );
+    check(&[web()], &[], expect!["172.21.0.10 tcp 80 -> refused"]);
+    check(
+        &[web()],
+        &[slice("web", 8080, "~172.20.2.2@there !172.20.3.2@there")],
+        expect!["172.21.0.10 tcp 80 -> 172.20.2.2:8080"],
+    );
+}
+
+#[test]
+fn headless_and_external_name_services_need_no_rules() {
+    check(
+        &[
+            service("headless", json!({"clusterIP": "None", "ports": [{"port": 80}]})),
+            service("alias", json!({"type": "ExternalName", "externalName": "example.org"})),
+        ],
+        &[],
+        expect![""],
+    );
+}
+
+#[test]
+fn the_local_policy_keeps_outsiders_on_this_node() {
+    let spec = json!({"type": "NodePort", "clusterIP": "172.21.0.11", "externalTrafficPolicy": "Local",
+        "externalIPs": ["10.99.0.5"], "ports": [{"port": 80, "nodePort": 30080}]});
+    check(
+        &[service("local", spec.clone())],
+        &[slice("local", 80, "172.20.1.2@here 172.20.2.2@there")],
+        expect![[r#"
+            10.99.0.5 tcp 80 -> 172.20.1.2:80 172.20.2.2:80 local 172.20.1.2:80
+            172.21.0.11 tcp 80 -> 172.20.1.2:80 172.20.2.2:80
+            node tcp 30080 -> 172.20.1.2:80 172.20.2.2:80 local 172.20.1.2:80"#]],
+    );
+    check(
+        &[service("local", spec)],
+        &[slice("local", 80, "172.20.2.2@there")],
+        expect![[r#"
+            10.99.0.5 tcp 80 -> dropped
+            172.21.0.11 tcp 80 -> 172.20.2.2:80
+            node tcp 30080 -> dropped"#]],
+    );
+}
+
+#[test]
+fn what_makes_no_sense_is_named_and_harms_nobody_else() {
+    check(
+        &[
+            service(
+                "b",
+                json!({"clusterIP": "172.21.0.2", "externalIPs": ["10.99.0.5"], "ports": [{"port": 80}]}),
+            ),
+            service(
+                "a",
+                json!({"clusterIP": "172.21.0.1", "externalIPs": ["10.99.0.5"], "ports": [{"port": 80}]}),
+            ),
+            service("c", json!({"clusterIP": "fd00::1", "ports": [{"port": 80}]})),
+            service(
+                "d",
+                json!({"clusterIP": "172.21.0.4", "ports": [{"port": 99999}, {"port": 53, "protocol": "UDP"}]}),
+            ),
+        ],
+        &[],
+        expect![[r#"
+            10.99.0.5 tcp 80 -> refused
+            172.21.0.1 tcp 80 -> refused
+            172.21.0.2 tcp 80 -> refused
+            172.21.0.4 udp 53 -> refused
+            default/b: Address(10.99.0.5, Tcp, 80) belongs to another service
+            default/c: clusterIP fd00::1 is no IPv4 address
+            default/d: port  99999 is unknown"#]],
+    );
+}
+
+#[test]
+fn ports_are_joined_by_name() {
+    let two = service(
+        "two",
+        json!({"clusterIP": "172.21.0.3", "ports": [{"name": "http", "port": 80}, {"name": "dns", "port": 53, "protocol": "UDP"}]}),
+    );
+    let mut slice = slice("two", 0, "172.20.1.2@here");
+    slice.ports = serde_json::from_value(json!([
+        {"name": "dns", "protocol": "UDP", "port": 5353}, {"name": "http", "port": 8080}]))
+    .unwrap();
+    check(
+        &[two],
+        &[slice],
+        expect![[r#"
+            172.21.0.3 tcp 80 -> 172.20.1.2:8080
+            172.21.0.3 udp 53 -> 172.20.1.2:5353"#]],
+    );
+}
+
+#[test]
+fn the_table_holds_every_kind_of_frontend() {
+    let services = [
+        service("web", json!({"clusterIP": "172.21.0.10", "ports": [{"port": 80}]})),
+        service(
+            "sticky",
+            json!({"clusterIP": "172.21.0.11", "sessionAffinity": "ClientIP", "ports": [{"port": 80}]}),
+        ),
+        service(
+            "inside",
+            json!({"clusterIP": "172.21.0.12", "internalTrafficPolicy": "Local", "ports": [{"port": 80}]}),
+        ),
+        service(
+            "open",
+            json!({"type": "NodePort", "clusterIP": "172.21.0.13", "externalIPs": ["10.99.0.6"],
+            "ports": [{"port": 80, "nodePort": 30080}]}),
+        ),
+        service(
+            "near",
+            json!({"type": "NodePort", "clusterIP": "172.21.0.14", "externalTrafficPolicy": "Local",
+            "externalIPs": ["10.99.0.5"], "ports": [{"port": 80, "nodePort": 30081}]}),
+        ),
+        service("gone", json!({"clusterIP": "172.21.0.99", "ports": [{"port": 80}]})),
+    ];
+    let slices = ["web", "sticky", "inside", "open", "near"]
+        .map(|name| slice(name, 8080, "172.20.1.2@here 172.20.2.2@there"));
+    let planned = plan_services(&site(), &services, &slices);
+    let text = render_table(&site(), &planned);
+    expect_file!["../../testdata/services.nft"].assert_eq(&text);
+    accepted_by_nft(&text);
+}
+
+#[test]
+fn rules_do_not_grow_with_services() {
+    let (mut services, mut slices) = (Vec::new(), Vec::new());
+    for number in 0..1000_u32 {
+        let name = format!("s{number}");
+        let address = Ipv4Addr::from(0xac15_0000 + number);
+        services.push(service(&name, json!({"clusterIP": address, "ports": [{"port": 80}]})));
+        slices.push(slice(&name, 8080, "172.20.1.2@here 172.20.2.2@there 172.20.3.2@there"));
+    }
+    let planned = plan_services(&site(), &services, &slices);
+    assert_eq!(table::chains(&planned), 1);
+    let slots = table::slots_of(&planned);
+    assert_eq!(slots.len(), 1000);
+    assert!(slots.values().all(|count| *count == 3));
+}
