@@ -1,18 +1,111 @@
-//! Bodies to values.
+//! Bodies to values: JSON or YAML, then held against the schema.
+//!
+//! Reading remembers fields that stand twice; the walk drops what the schema does not know, writes
+//! quantities and times in their one form, and turns down values of the wrong type as upstream
+//! does: with 400, for such a body never was an object of the kind.
 
-use objects::Status;
-use serde_json::Value;
+mod tree;
+mod walk;
 
-use crate::{prepare::Body, request::Request};
+use objects::{Status, field::str_at, kind};
+use serde_json::{Value, json};
 
 pub(crate) use crate::prepare::Decoded;
+use crate::{
+    prepare::Body,
+    request::{FieldValidation, Request},
+    schema,
+};
 
 /// Decodes an object of the request's kind, and holds it against the schema.
-pub(crate) fn decode_object(_request: &Request, body: &Body<'_>) -> Result<Decoded, Status> {
-    Ok(Decoded { value: decode_any(body)?, warnings: Vec::new() })
+pub(crate) fn decode_object(request: &Request, body: &Body<'_>) -> Result<Decoded, Status> {
+    let (value, doubled) = read(body)?;
+    conform(request, value, &doubled)
 }
 
 /// Decodes JSON or YAML as it is.
 pub(crate) fn decode_any(body: &Body<'_>) -> Result<Value, Status> {
-    serde_json::from_slice(body.bytes).map_err(|err| Status::bad_request(err.to_string()))
+    read(body).map(|(value, _)| value)
 }
+
+/// Reads a body; also the paths of fields that stand twice.
+fn read(body: &Body<'_>) -> Result<(Value, Vec<String>), Status> {
+    match body.media_type() {
+        "application/json"
+        | "application/merge-patch+json"
+        | "application/json-patch+json"
+        | "application/strategic-merge-patch+json" => tree::parse_json(body.bytes)
+            .map_err(|err| Status::bad_request(format!("the body is not JSON: {err}"))),
+        "application/yaml" | "application/apply-patch+yaml" => tree::parse_yaml(body.bytes)
+            .map_err(|err| Status::bad_request(format!("error decoding YAML: {err}"))),
+        other => Err(Status::unsupported_media_type(format!(
+            "the body of the request was in an unknown format - accepted media types include: \
+             application/json, application/yaml; found {other:?}"
+        ))),
+    }
+}
+
+/// Checks a value's kind and holds it against the schema.
+pub(crate) fn conform(
+    request: &Request,
+    mut value: Value,
+    doubled: &[String],
+) -> Result<Decoded, Status> {
+    check_type(request, &mut value)?;
+    let kind = request.kind.kind;
+    let mut strict: Vec<String> =
+        doubled.iter().map(|path| format!("duplicate field \"{path}\"")).collect();
+    let root = schema::builtin().root(request.served.group, request.served.version, kind);
+    if let Some(root) = root {
+        let found = walk::walk(schema::builtin(), root, &mut value)
+            .map_err(|wrong| unreadable(request, &wrong.to_string()))?;
+        strict.extend(found.iter().map(|path| format!("unknown field \"{path}\"")));
+    }
+    let warnings = match request.options.field_validation {
+        FieldValidation::Ignore => Vec::new(),
+        FieldValidation::Warn => strict,
+        FieldValidation::Strict if strict.is_empty() => strict,
+        FieldValidation::Strict => {
+            let all = format!("strict decoding error: {}", strict.join(", "));
+            return Err(unreadable(request, &all));
+        }
+    };
+    Ok(Decoded { value, warnings })
+}
+
+fn unreadable(request: &Request, why: &str) -> Status {
+    let (kind, version) = (request.kind.kind, request.served.version);
+    Status::bad_request(format!(
+        "{kind} in version \"{version}\" cannot be handled as a {kind}: {why}"
+    ))
+}
+
+/// The body must be of the kind that its path says; a body that does not say is.
+fn check_type(request: &Request, value: &mut Value) -> Result<(), Status> {
+    let expected = request.api_version();
+    let api_version = str_at(value, "apiVersion").unwrap_or("").to_owned();
+    let found = str_at(value, "kind").unwrap_or("").to_owned();
+    let Some(fields) = value.as_object_mut() else {
+        return Err(unreadable(request, "the body is not an object"));
+    };
+    let other_version = !api_version.is_empty() && api_version != expected;
+    let other_kind = !found.is_empty() && found != request.kind.kind;
+    if other_version && kind::by_gvk(&api_version, &found) == Some(request.kind) {
+        return Err(Status::bad_request(format!(
+            "the API version in the data ({api_version}) does not match the expected API version \
+             ({expected})"
+        )));
+    }
+    if other_version || other_kind {
+        return Err(Status::bad_request(format!(
+            "the object provided is {api_version}, Kind={found}, but {expected}, Kind={} is expected",
+            request.kind.kind
+        )));
+    }
+    fields.insert("apiVersion".to_owned(), json!(expected));
+    fields.insert("kind".to_owned(), json!(request.kind.kind));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -18,6 +18,7 @@ pub mod document;
 pub mod list;
 pub mod prepare;
 pub mod request;
+pub mod schema;
 pub mod service;
 pub mod table;
 
