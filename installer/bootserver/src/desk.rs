@@ -218,7 +218,7 @@ impl Desk {
         let snapshot = self.journal.as_ref().is_some_and(FileJournal::is_long);
         if !is_promise && !snapshot {
             // Nothing is synced, so nothing blocks: one write to the page cache.
-            let journal = self.journal.as_mut().ok_or(RunError::Task { task: "journal" })?;
+            let journal = self.journal.as_mut().ok_or(RunError::NoJournal)?;
             return Ok(commit(journal, outcomes)?);
         }
         let snapshot = snapshot.then(|| self.site.snapshot(now()));
@@ -236,12 +236,14 @@ impl Desk {
         &mut self,
         work: impl FnOnce(&mut FileJournal) -> Result<T, JournalError> + Send + 'static,
     ) -> Result<T, RunError> {
-        let mut journal = self.journal.take().ok_or(RunError::Task { task: "journal" })?;
+        let mut journal = self.journal.take().ok_or(RunError::NoJournal)?;
         let done = tokio::task::spawn_blocking(move || {
             let result = work(&mut journal);
             (journal, result)
         });
-        let (journal, result) = done.await.map_err(|_| RunError::Task { task: "journal" })?;
+        let (journal, result) = done
+            .await
+            .map_err(|source| RunError::Panicked { name: "journal".to_owned(), source })?;
         self.journal = Some(journal);
         Ok(result?)
     }
@@ -270,23 +272,19 @@ impl Answer {
 }
 
 /// Hears one DHCP socket until `stop`.
-pub(crate) async fn listen(
-    stop: CancellationToken,
-    listener: Listener,
-    desk: DeskHandle,
-) -> Result<(), RunError> {
+pub(crate) async fn listen(stop: CancellationToken, listener: Listener, desk: DeskHandle) {
     let mut buffer = vec![0; PACKET_LEN];
     loop {
         let received = tokio::select! {
             biased;
-            () = stop.cancelled() => return Ok(()),
+            () = stop.cancelled() => return,
             received = listener.socket.recv_from(&mut buffer) => received,
         };
         match received {
             Ok((len, _)) => {
                 let bytes = buffer.get(..len).unwrap_or_default().to_vec();
                 if desk.tell(Input::Packet(bytes, listener.arrival)).await.is_err() {
-                    return Ok(());
+                    return;
                 }
             }
             // A relay that went away is told by ICMP; the socket is as good as before.

@@ -27,7 +27,7 @@ use tower_http::services::ServeFile;
 
 use crate::desk::{DeskHandle, Stopping};
 use crate::tftp::LOADERS;
-use crate::{Config, RunError, peer_v4};
+use crate::{Config, peer_v4};
 
 /// Downloads at a time; more wait in the backlog. Each costs a buffer of 64 KB.
 const CONNECTIONS_MAX: usize = 512;
@@ -59,7 +59,7 @@ pub(crate) async fn run(
     listener: TcpListener,
     config: Config,
     desk: DeskHandle,
-) -> Result<(), RunError> {
+) {
     let app = router(Counter {
         desk,
         image_dir: Arc::new(config.image_dir),
@@ -97,7 +97,6 @@ pub(crate) async fn run(
     drop(listener);
     let _late = tokio::time::timeout(STOP_LIMIT, graceful.shutdown()).await.is_err();
     connections.shutdown().await;
-    Ok(())
 }
 
 type Accepted = (TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit);

@@ -13,6 +13,8 @@
 mod desk;
 mod http;
 mod journal;
+mod probe;
+mod reporter;
 mod segment;
 mod tftp;
 
@@ -23,8 +25,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use boot::{Moment, Settings, Site, SiteError};
 use cluster::plan::Plan;
+use runtime::Supervisor;
+use runtime::supervise::TaskFailed;
 use tokio::net::{TcpListener, UdpSocket};
-use tokio::task::JoinSet;
+use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 
 use crate::desk::{Desk, DeskHandle};
@@ -119,12 +123,18 @@ pub enum RunError {
     /// The journal failed: memory would be ahead of the disk.
     #[error("journal failed")]
     Journal(#[from] JournalError),
-    /// A bug: a task panicked or ended by itself.
-    #[error("the {task} task ended")]
-    Task {
+    /// A bug: a task panicked.
+    #[error("the {name} task panicked")]
+    Panicked {
         /// Which task.
-        task: &'static str,
+        name: String,
+        /// What tokio knows of it.
+        #[source]
+        source: JoinError,
     },
+    /// The journal was lost by a round that did not end: a bug.
+    #[error("the journal is gone")]
+    NoJournal,
 }
 
 /// The addresses that were taken.
@@ -211,24 +221,26 @@ impl Server {
     pub async fn run(self, stop: CancellationToken) -> Result<(), RunError> {
         let Self { addresses, desk, handle, dhcp, tftp, http, config } = self;
         tracing::info!(dhcp = %addresses.dhcp, tftp = %addresses.tftp, http = %addresses.http, "boot server listens");
-        let inner = stop.child_token();
-        let mut tasks: JoinSet<Result<(), RunError>> = JoinSet::new();
-        tasks.spawn(desk.run(inner.clone()));
+        // A failed task takes the service with it, not the whole process.
+        let mut tasks = Supervisor::new(stop.child_token());
+        let stop = tasks.stop();
+        tasks.spawn_fallible("desk", desk.run(stop.clone()));
         for listener in dhcp {
-            tasks.spawn(desk::listen(inner.clone(), listener, handle.clone()));
+            tasks.spawn("dhcp", desk::listen(stop.clone(), listener, handle.clone()));
         }
-        tasks.spawn(tftp::run(inner.clone(), tftp, config.image_dir.clone(), handle.clone()));
-        tasks.spawn(http::run(inner.clone(), http, config, handle));
-        let mut outcome = Ok(());
-        while let Some(ended) = tasks.join_next().await {
-            let ended = ended.unwrap_or(Err(RunError::Task { task: "panicked" }));
-            if outcome.is_ok() {
-                outcome = ended;
-            }
-            // The first to end takes all others with it; `stop` has ended them already if it did.
-            inner.cancel();
+        let image_dir = config.image_dir.clone();
+        tasks.spawn("tftp", tftp::run(stop.clone(), tftp, image_dir, handle.clone()));
+        if config.listen.segments == Segments::Detect {
+            tasks.spawn("probe", probe::run(stop.clone(), config.clone(), handle.clone()));
         }
-        outcome
+        if let Some(kubeconfig) = config.kubeconfig.clone() {
+            tasks.spawn("reporter", reporter::run(stop.clone(), kubeconfig, handle.clone()));
+        }
+        tasks.spawn("http", http::run(stop.clone(), http, config, handle));
+        tasks.join().await.map_err(|failed| match failed {
+            TaskFailed::Failed { source, .. } => source,
+            TaskFailed::Panicked { name, source } => RunError::Panicked { name, source },
+        })
     }
 }
 

@@ -18,7 +18,7 @@ use tokio::net::UdpSocket;
 use tokio_util::sync::CancellationToken;
 
 use crate::desk::DeskHandle;
-use crate::{RunError, now, peer_v4, segment};
+use crate::{now, peer_v4, segment};
 
 /// The only names there are.
 pub(crate) const LOADERS: [&str; 2] = ["undionly.kpxe", "snponly.efi"];
@@ -34,7 +34,7 @@ pub(crate) async fn run(
     socket: Arc<UdpSocket>,
     dir: PathBuf,
     desk: DeskHandle,
-) -> Result<(), RunError> {
+) {
     let mut shelf = Shelf { dir, loaders: Vec::new() };
     let mut transfers = FuturesUnordered::new();
     let mut active = BTreeSet::new();
@@ -42,7 +42,7 @@ pub(crate) async fn run(
     loop {
         let received = tokio::select! {
             biased;
-            () = stop.cancelled() => return Ok(()),
+            () = stop.cancelled() => return,
             Some(peer) = transfers.next(), if !transfers.is_empty() => {
                 active.remove(&peer);
                 continue;

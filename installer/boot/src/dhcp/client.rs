@@ -9,6 +9,8 @@ use crate::{Firmware, SmbiosUuid};
 
 /// The vendor class of our own first program in the node image.
 pub const INIT_CLASS: &[u8] = b"muster-init";
+/// The vendor class of a boot server that looks for others; it is not answered.
+pub const PROBE_CLASS: &[u8] = b"muster-probe";
 const HTTP_CLASS: &[u8] = b"HTTPClient";
 const PXE_CLASS: &[u8] = b"PXEClient";
 const IPXE_CLASS: &[u8] = b"iPXE";

@@ -77,6 +77,9 @@ impl Site {
             self.counters.outside += 1;
             return outcome;
         };
+        if message.options.get(option::VENDOR_CLASS) == Some(client::PROBE_CLASS) {
+            return outcome;
+        }
         let relayed_as = client::relay_address(&message, option::relay::SERVER_OVERRIDE);
         let call = Call {
             now,
