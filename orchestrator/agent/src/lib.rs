@@ -1,1 +1,3 @@
 //! The node agent: joins, runs pods, serves logs, programs services.
+
+pub mod proxy;

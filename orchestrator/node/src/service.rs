@@ -16,6 +16,7 @@
 
 mod table;
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -152,8 +153,9 @@ pub enum Target {
 pub struct Services {
     /// What becomes of each frontend.
     pub frontends: BTreeMap<Frontend, Target>,
-    /// Addresses of services: other ports of theirs are refused.
-    pub addresses: BTreeSet<Ipv4Addr>,
+    /// Cluster addresses of services: other ports of theirs are refused. External addresses are
+    /// not among them, for they may belong to a node.
+    pub cluster_addresses: BTreeSet<Ipv4Addr>,
     /// What could not be served, and why.
     pub skipped: Vec<Skipped>,
 }
@@ -207,7 +209,7 @@ fn plan_service(site: &Site, service: &Service, slices: &[&EndpointSlice], plann
         planned.skipped.push(skip(format!("clusterIP {} is no IPv4 address", spec.cluster_ip)));
         return;
     };
-    planned.addresses.insert(cluster_ip);
+    planned.cluster_addresses.insert(cluster_ip);
     for port in &spec.ports {
         let (Some(transport), Ok(number)) =
             (Transport::parse(&port.protocol), u16::try_from(port.port))
@@ -225,7 +227,6 @@ fn plan_service(site: &Site, service: &Service, slices: &[&EndpointSlice], plann
             backends.target(Origin::Cluster, affinity, local_inside),
         )];
         for address in external_addresses(service) {
-            planned.addresses.insert(address);
             let target = backends.target(Origin::External, affinity, local_outside);
             claims.push((Frontend::Address(address, transport, number), target));
         }
@@ -234,11 +235,12 @@ fn plan_service(site: &Site, service: &Service, slices: &[&EndpointSlice], plann
             claims.push((Frontend::NodePort(transport, node_port), target));
         }
         for (frontend, target) in claims {
-            if planned.frontends.contains_key(&frontend) {
-                let reason = format!("{frontend:?} belongs to another service");
-                planned.skipped.push(skip(reason));
-            } else {
-                planned.frontends.insert(frontend, target);
+            match planned.frontends.entry(frontend) {
+                Entry::Vacant(free) => drop(free.insert(target)),
+                Entry::Occupied(_) => {
+                    let reason = format!("{frontend:?} belongs to another service");
+                    planned.skipped.push(skip(reason));
+                }
             }
         }
     }

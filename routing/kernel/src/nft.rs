@@ -56,6 +56,16 @@ pub async fn list_table(family: &str, table: &str) -> Result<Option<String>, Nft
     }
 }
 
+/// Whether there is a table, without reading what it holds.
+///
+/// # Errors
+///
+/// As [`apply`].
+pub async fn has_table(family: &str, table: &str) -> Result<bool, NftError> {
+    let wanted = format!("table {family} {table}");
+    Ok(run(&["list", "tables"], "").await?.lines().any(|line| line.trim() == wanted))
+}
+
 async fn run(arguments: &[&str], input: &str) -> Result<String, NftError> {
     let work = async {
         let mut child = Command::new("nft")

@@ -1,6 +1,6 @@
 //! The table's text.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::{Backend, Choice, Frontend, LOCAL_SLOTS, Origin, Reach, Services, Site, Target};
 
@@ -27,7 +27,7 @@ pub fn render_table(site: &Site, services: &Services) -> String {
         elements.node_port_endpoints,
     );
     text += &map("set refused", "ipv4_addr . inet_proto . inet_service", elements.refused);
-    let addresses = services.addresses.iter().map(ToString::to_string).collect();
+    let addresses = services.cluster_addresses.iter().map(ToString::to_string).collect();
     text += &map("set addresses", "ipv4_addr", addresses);
     text += &map("set own_pods", "ipv4_addr . ipv4_addr", elements.hairpins);
     text += "    chain pick {
@@ -215,8 +215,8 @@ pub(super) fn chains(services: &Services) -> usize {
 
 /// Every slot that a choice may yield has an endpoint; for tests.
 #[cfg(test)]
-pub(super) fn slots_of(services: &Services) -> BTreeMap<String, usize> {
-    let mut counts = BTreeMap::new();
+pub(super) fn slots_of(services: &Services) -> std::collections::BTreeMap<String, usize> {
+    let mut counts = std::collections::BTreeMap::new();
     let elements = Elements::of(services);
     for element in elements.endpoints.iter().chain(&elements.node_port_endpoints) {
         let key = element.rsplit_once(" : ").map_or("", |(key, _)| key);

@@ -1,0 +1,202 @@
+//! Services on this node: Services and EndpointSlices in, one nftables table out.
+//!
+//! What the table says is decided in `node::service`; here it is applied, whole and in one
+//! transaction, whenever it would be another one. Caches: three, one task each, and one loop.
+//! The table stays when the proxy ends: services work on while the agent is down.
+//!
+//! *Limits*: connections of UDP clients to an endpoint that is gone last until their conntrack
+//! entries expire.
+
+use std::time::Duration;
+
+use cluster::plan::Networks;
+use kernel::nft::{self, NftError};
+use node::service::{Site, Skipped, TABLE, plan_services, render_table};
+use objects::config::ConfigMap;
+use objects::network::{EndpointSlice, Service};
+use runtime::backoff::Backoff;
+use runtime::cache::CacheParams;
+use runtime::driver::{Pace, Plan, World};
+use runtime::resource::{CONFIG_MAPS, ENDPOINT_SLICES, Resource, SERVICES};
+use runtime::{Cache, Client, ClientConfig, ClientError, Supervisor};
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+/// A burst of endpoint changes, such as a rollout's, becomes one transaction.
+const SETTLE: Duration = Duration::from_millis(20);
+/// How often the table is looked for in the kernel when nothing changes.
+const BEAT: Duration = Duration::from_secs(60);
+/// Waits after a refused transaction.
+const BACKOFF_MIN: Duration = Duration::from_millis(200);
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
+
+/// What the proxy needs to know.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The API server and the node's identity.
+    pub client: ClientConfig,
+    /// This node's name: endpoints that bear it are local.
+    pub node: String,
+}
+
+/// Where the site's ranges stand: a config map with the plan's `networks` as JSON.
+const NETWORKS: (&str, &str) = ("kube-system", "muster-site");
+
+/// Why the proxy ended.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// No client can be made of the configuration.
+    #[error("cannot make an API client")]
+    Client(#[source] ClientError),
+    /// A task ended unexpectedly.
+    #[error("the proxy's tasks failed")]
+    Task(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// Why a round failed.
+#[derive(Debug, Error)]
+enum ProxyError {
+    #[error("the table of services cannot be read")]
+    Read(#[source] NftError),
+    #[error("the table of services cannot be replaced")]
+    Replace(#[source] NftError),
+}
+
+/// Runs the proxy until `stop`.
+///
+/// # Errors
+///
+/// When no client can be made or a task panics; everything else is retried.
+pub async fn run(stop: CancellationToken, config: Config) -> Result<(), RunError> {
+    let client = Client::new(config.client).map_err(RunError::Client)?;
+    let mut tasks: Supervisor = Supervisor::new(stop.clone());
+    let services = cache(&client, SERVICES, &mut tasks);
+    let slices = cache(&client, ENDPOINT_SLICES, &mut tasks);
+    let wakes = vec![services.changes(), slices.changes()];
+    let site = Site { node: config.node, pods: config.pod_range, services: config.service_range };
+    let proxy = Proxy { site, services, slices, loaded: None, skipped: Vec::new(), looked: None };
+    let pace =
+        Pace { resync: BEAT, settle: SETTLE, backoff: Backoff::new(BACKOFF_MIN, BACKOFF_MAX) };
+    tasks.spawn("proxy", runtime::drive(stop, wakes, proxy, pace));
+    tasks.join().await.map_err(|err| RunError::Task(Box::new(err)))
+}
+
+fn cache<T: DeserializeOwned + Send + Sync + 'static>(
+    client: &Client,
+    resource: Resource,
+    params: CacheParams,
+    tasks: &mut Supervisor,
+) -> Cache<T> {
+    let name = format!("cache of {resource}");
+    let (cache, reflector) = Cache::new(client.clone(), resource, params);
+    tasks.spawn(name, reflector.run(tasks.stop()));
+    cache
+}
+
+/// The node's services as a world.
+struct Proxy {
+    node: String,
+    networks: Cache<ConfigMap>,
+    services: Cache<Service>,
+    slices: Cache<EndpointSlice>,
+    /// The script applied last; `None` before the first.
+    loaded: Option<String>,
+    /// What was said last about parts that are not served.
+    skipped: Vec<Skipped>,
+    /// When the kernel was last asked for the table.
+    looked: Option<tokio::time::Instant>,
+}
+
+/// What the loop sees: the wanted table, unless the API has not said everything yet.
+struct Wanted {
+    script: Option<String>,
+}
+
+/// Replace the table.
+struct Replace {
+    script: String,
+}
+
+impl std::fmt::Debug for Replace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The script may be megabytes.
+        write!(f, "Replace({} bytes)", self.script.len())
+    }
+}
+
+impl Proxy {
+    /// The site's ranges; `None` until the API has told them.
+    fn site(&self) -> Option<Site> {
+        let (namespace, name) = NETWORKS;
+        let map = self.networks.get(namespace, name)?;
+        let Networks { pods, services, .. } =
+            serde_json::from_str(map.data.get("networks")?.as_str()).ok()?;
+        Some(Site { node: self.node.clone(), pods, services })
+    }
+
+    /// Forgets the loaded table when somebody has removed it: `nft flush ruleset` by hand.
+    async fn look(&mut self) -> Result<(), ProxyError> {
+        let recent = self.looked.is_some_and(|at| at.elapsed() < BEAT);
+        if self.loaded.is_none() || recent {
+            return Ok(());
+        }
+        self.looked = Some(tokio::time::Instant::now());
+        if !nft::has_table("ip", TABLE).await.map_err(ProxyError::Read)? {
+            warn!(table = TABLE, "the table of services is gone; loading it again");
+            self.loaded = None;
+        }
+        Ok(())
+    }
+}
+
+impl World for Proxy {
+    type Seen = Wanted;
+    type Action = Replace;
+    type Error = ProxyError;
+
+    fn name(&self) -> &str {
+        "proxy"
+    }
+
+    async fn observe(&mut self) -> Result<Wanted, ProxyError> {
+        // A table of half the services would refuse the other half.
+        let synced = self.services.synced() && self.slices.synced();
+        let Some(site) = self.site().filter(|_| synced) else {
+            return Ok(Wanted { script: None });
+        };
+        self.look().await?;
+        let services = self.services.snapshot();
+        let slices = self.slices.snapshot();
+        let planned = plan_services(
+            &site,
+            services.values().map(AsRef::as_ref),
+            slices.values().map(AsRef::as_ref),
+        );
+        if planned.skipped != self.skipped {
+            for Skipped { service, reason } in &planned.skipped {
+                warn!(service, reason, "part of a service is not served");
+            }
+            self.skipped.clone_from(&planned.skipped);
+        }
+        Ok(Wanted { script: Some(render_table(&site, &planned)) })
+    }
+
+    fn plan(&mut self, wanted: &Wanted) -> Plan<Replace> {
+        match &wanted.script {
+            Some(script) if self.loaded.as_ref() != Some(script) => {
+                Plan::of(vec![Replace { script: script.clone() }])
+            }
+            _ => Plan::of(Vec::new()),
+        }
+    }
+
+    async fn apply(&mut self, action: &Replace) -> Result<(), ProxyError> {
+        nft::apply(&action.script).await.map_err(ProxyError::Replace)?;
+        debug!(bytes = action.script.len(), "services are in force");
+        self.loaded = Some(action.script.clone());
+        self.looked = Some(tokio::time::Instant::now());
+        Ok(())
+    }
+}
