@@ -1,1 +1,31 @@
 //! Cluster-wide decisions: the scheduler and every controller as a pure `reconcile`.
+//!
+//! A controller is a row of [`controller::CONTROLLERS`]: which kinds it looks at, which keys
+//! there are, and what to do about one key. It gets a [`view::View`] and the time and returns
+//! [`action::Steps`]; `manager` fetches the one and carries out the other. Nothing here knows
+//! a clock, a socket or a lock.
+//!
+//! Start reading at [`controller`], then `replica_set`, the simplest of them.
+
+#![forbid(unsafe_code)]
+
+pub mod action;
+pub mod controller;
+pub mod view;
+
+pub mod approval;
+pub mod deployment;
+pub mod endpoints;
+pub mod garbage;
+pub mod lifecycle;
+pub mod membership;
+pub mod namespace;
+pub mod pod_gc;
+pub mod replica_set;
+pub mod scheduler;
+
+mod hash;
+mod rollout;
+
+#[cfg(test)]
+mod world;

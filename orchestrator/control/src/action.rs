@@ -1,0 +1,264 @@
+//! What controllers ask for.
+//!
+//! Every action is safe to carry out twice: writes name the version they were decided on,
+//! deletes name the uid.
+
+use jiff::Timestamp;
+use objects::kind::{self, Kind};
+use objects::meta::{Object, ObjectReference, OwnerReference};
+use objects::pod::Pod;
+use serde_json::{Value, json};
+
+/// One object, as it was when the decision was made.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Target {
+    /// Its kind.
+    pub kind: &'static Kind,
+    /// Its namespace; empty for cluster-wide objects.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its uid: not another object of the same name.
+    pub uid: String,
+    /// Its version, for compare-and-set.
+    pub resource_version: String,
+}
+
+impl Target {
+    /// The object as we see it now.
+    #[must_use]
+    pub fn of<T: Object>(object: &T) -> Self {
+        Self::of_kind(T::KIND, object.meta())
+    }
+
+    /// An object of a kind that is not told by its view.
+    #[must_use]
+    pub fn of_kind(kind: &'static Kind, meta: &objects::ObjectMeta) -> Self {
+        Self {
+            kind,
+            namespace: meta.namespace.clone(),
+            name: meta.name.clone(),
+            uid: meta.uid.clone(),
+            resource_version: meta.resource_version.clone(),
+        }
+    }
+
+    /// The reference by which events name the object.
+    #[must_use]
+    pub fn reference(&self) -> ObjectReference {
+        ObjectReference {
+            api_version: self.kind.api_version(),
+            kind: self.kind.kind.to_owned(),
+            namespace: self.namespace.clone(),
+            name: self.name.clone(),
+            uid: self.uid.clone(),
+            resource_version: self.resource_version.clone(),
+            ..ObjectReference::default()
+        }
+    }
+}
+
+/// Whether an event is good news.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Severity {
+    /// As it should be.
+    Normal,
+    /// Someone may want to look.
+    Warning,
+}
+
+/// Something to tell people about an object: becomes an Event.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Note {
+    /// Whom it is about.
+    pub about: ObjectReference,
+    /// Good or bad.
+    pub severity: Severity,
+    /// One word, `SuccessfulCreate`.
+    pub reason: &'static str,
+    /// One sentence.
+    pub message: String,
+}
+
+impl Note {
+    /// Good news.
+    pub fn normal(about: &Target, reason: &'static str, message: impl Into<String>) -> Self {
+        let about = about.reference();
+        Self { about, severity: Severity::Normal, reason, message: message.into() }
+    }
+
+    /// Bad news.
+    pub fn warning(about: &Target, reason: &'static str, message: impl Into<String>) -> Self {
+        Self { severity: Severity::Warning, ..Self::normal(about, reason, message) }
+    }
+}
+
+/// One step towards what is wanted.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Make an object; that it exists already is no failure.
+    Create {
+        /// Its kind.
+        kind: &'static Kind,
+        /// Its namespace.
+        namespace: String,
+        /// The whole object.
+        object: Box<Value>,
+        /// What to tell once it is made; its name is appended to the message.
+        note: Option<Box<Note>>,
+    },
+    /// Merge fields into an object of exactly this version.
+    Patch {
+        /// The object.
+        target: Target,
+        /// `status`, or the object itself.
+        subresource: Option<&'static str>,
+        /// An RFC 7396 patch without the version.
+        body: Box<Value>,
+    },
+    /// Put an object, of exactly this version, back changed.
+    Replace {
+        /// The object.
+        target: Target,
+        /// `approval`, `finalize`, or the object itself.
+        subresource: Option<&'static str>,
+        /// The whole object.
+        object: Box<Value>,
+    },
+    /// Delete exactly this object.
+    Delete {
+        /// The object.
+        target: Target,
+        /// Grace; `None` leaves it to the object, 0 does not wait for the node.
+        grace_seconds: Option<u32>,
+        /// What to tell once it is deleted.
+        note: Option<Box<Note>>,
+    },
+    /// Delete exactly this object if all of `absent` are really gone, asked of the server
+    /// itself: our view may lag behind.
+    DeleteIfGone {
+        /// The object.
+        target: Target,
+        /// Whose absence is the reason; an empty uid means any object of that name.
+        absent: Vec<OwnerReference>,
+        /// Grace, as above.
+        grace_seconds: Option<u32>,
+    },
+    /// Give a pod its node.
+    Bind {
+        /// The pod.
+        target: Target,
+        /// The node.
+        node: String,
+    },
+    /// Delete everything in a namespace that is going away, then let it go.
+    Empty {
+        /// The namespace.
+        target: Target,
+    },
+    /// Sign an approved request and write the certificate to its status.
+    Sign {
+        /// The request.
+        target: Target,
+    },
+    /// Only tell.
+    Tell(Box<Note>),
+}
+
+impl Action {
+    /// The object this step writes to; `None` for what is new or only told.
+    #[must_use]
+    pub const fn target(&self) -> Option<&Target> {
+        match self {
+            Self::Patch { target, .. }
+            | Self::Replace { target, .. }
+            | Self::Delete { target, .. }
+            | Self::DeleteIfGone { target, .. }
+            | Self::Bind { target, .. }
+            | Self::Empty { target }
+            | Self::Sign { target } => Some(target),
+            Self::Create { .. } | Self::Tell(_) => None,
+        }
+    }
+
+    /// A change of an object itself.
+    #[must_use]
+    pub fn patch(target: Target, body: Value) -> Self {
+        Self::Patch { target, subresource: None, body: Box::new(body) }
+    }
+
+    /// A change of an object's status.
+    #[must_use]
+    pub fn patch_status(target: Target, status: Value) -> Self {
+        let body = Box::new(json!({ "status": status }));
+        Self::Patch { target, subresource: Some("status"), body }
+    }
+
+    /// A plain delete.
+    #[must_use]
+    pub const fn delete(target: Target) -> Self {
+        Self::Delete { target, grace_seconds: None, note: None }
+    }
+
+    /// A delete that does not wait for the node.
+    #[must_use]
+    pub fn remove_pod(pod: &Pod) -> Self {
+        Self::Delete { target: Target::of(pod), grace_seconds: Some(0), note: None }
+    }
+}
+
+/// What to do about a key, and when to look again.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Steps {
+    /// The steps, each on its own object.
+    pub actions: Vec<Action>,
+    /// When time alone may change the answer.
+    pub again_at: Option<Timestamp>,
+}
+
+impl Steps {
+    /// Nothing to do.
+    #[must_use]
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// Adds a step.
+    pub fn push(&mut self, action: Action) {
+        self.actions.push(action);
+    }
+
+    /// Asks to be called again at `at` or earlier.
+    pub fn look_again(&mut self, at: Timestamp) {
+        self.again_at = Some(self.again_at.map_or(at, |earlier| earlier.min(at)));
+    }
+
+    /// Adds the steps of another key.
+    pub fn extend(&mut self, other: Self) {
+        self.actions.extend(other.actions);
+        if let Some(at) = other.again_at {
+            self.look_again(at);
+        }
+    }
+}
+
+impl From<Vec<Action>> for Steps {
+    fn from(actions: Vec<Action>) -> Self {
+        Self { actions, again_at: None }
+    }
+}
+
+/// The JSON of a view; views always encode, so the empty object never stands in for one.
+pub(crate) fn encode<T: serde::Serialize>(value: &T) -> Value {
+    serde_json::to_value(value).unwrap_or_else(|_| json!({}))
+}
+
+/// The reference to a node by name alone.
+pub(crate) fn node_reference(name: &str) -> OwnerReference {
+    OwnerReference {
+        api_version: "v1".to_owned(),
+        kind: kind::NODE.kind.to_owned(),
+        name: name.to_owned(),
+        ..OwnerReference::default()
+    }
+}

@@ -1,0 +1,139 @@
+//! Which certificate requests of nodes are approved without a person, and when to sign.
+//!
+//! Only requests that came through the enrolment door count: there the server, not the
+//! client, wrote who asks. Everything that does not fit the plan waits for
+//! `muster approve`; a quarantined machine waits too.
+
+use jiff::Timestamp;
+use objects::certificate::CertificateSigningRequest;
+use objects::condition::{Condition, set_condition};
+use objects::machine::Machine;
+use objects::time::Time;
+use serde_json::json;
+
+use crate::action::{Action, Steps, Target, encode};
+use crate::view::{Key, RequestFacts, View};
+
+/// The signer of node certificates.
+pub const SIGNER: &str = "muster.dev/node";
+/// The user name the enrolment door writes into requests.
+pub const ENROLLING: &str = "muster:enrolling";
+/// Prefix of annotations with the hardware's evidence.
+const EVIDENCE: &str = "muster.dev/evidence-";
+/// Annotation that says why a request waits.
+pub const WAITS_FOR: &str = "muster.dev/waits-for";
+/// How long a request without a decision is kept.
+const KEEP: i64 = 24 * 3600;
+
+/// Plans the step for one request.
+#[must_use]
+pub fn reconcile(view: &View, key: &Key, now: Timestamp) -> Steps {
+    let mut steps = Steps::none();
+    let Some(request) = view.requests.get("", &key.name) else { return steps };
+    if request.metadata.is_deleting() || clean(request, now, &mut steps) {
+        return steps;
+    }
+    if request.spec.signer_name != SIGNER || request.is_issued() || request.is_denied() {
+        return steps;
+    }
+    if request.is_approved() {
+        if !request.status.conditions.iter().any(|one| one.kind == "Failed") {
+            steps.push(Action::Sign { target: Target::of(&**request) });
+        }
+        return steps;
+    }
+    match judge(view, request) {
+        Ok(()) => steps.push(approve(request, now)),
+        Err(why) => {
+            if request.metadata.annotation(WAITS_FOR) != Some(why) {
+                let body = json!({"metadata": {"annotations": {WAITS_FOR: why}}});
+                steps.push(Action::patch(Target::of(&**request), body));
+            }
+        }
+    }
+    steps
+}
+
+/// Forgets old requests: those decided an hour ago and those nobody decided for a day.
+fn clean(request: &CertificateSigningRequest, now: Timestamp, steps: &mut Steps) -> bool {
+    let Some(created) = request.metadata.creation_timestamp else { return false };
+    let decided = request.is_issued() || request.is_denied();
+    let keep = if decided { 3600 } else { KEEP };
+    let due = created.0.saturating_add(jiff::SignedDuration::from_secs(keep));
+    let due = due.unwrap_or(Timestamp::MAX);
+    if now >= due {
+        steps.push(Action::delete(Target::of(request)));
+        return true;
+    }
+    steps.look_again(due);
+    false
+}
+
+fn approve(request: &CertificateSigningRequest, now: Timestamp) -> Action {
+    let mut object = request.clone();
+    let message = "The machine is in the plan and its evidence matches.";
+    let mut condition = Condition::new("Approved", true, "PlannedMachine", message);
+    condition.last_update_time = Some(Time::from(now));
+    set_condition(&mut object.status.conditions, condition, now);
+    Action::Replace {
+        target: Target::of(request),
+        subresource: Some("approval"),
+        object: Box::new(encode(&object)),
+    }
+}
+
+/// Says what keeps a request from being approved without a person.
+fn judge(view: &View, request: &CertificateSigningRequest) -> Result<(), &'static str> {
+    if request.spec.username != ENROLLING {
+        return Err("a person: it did not come through the enrolment door");
+    }
+    let Some(facts) = view.facts.get(&request.metadata.name) else {
+        return Err("a person: its body is not a certificate request");
+    };
+    let name = node_name(facts).ok_or("a person: its subject is not that of a node")?;
+    if !facts.names.iter().all(|one| one == name) {
+        return Err("a person: it asks for names that are not the machine's");
+    }
+    let machine = view.machines.get("", name).ok_or("a person: no such machine in the plan")?;
+    fits(request, facts, machine)
+}
+
+/// The node a request is for; `None` when the subject claims anything else.
+fn node_name(facts: &RequestFacts) -> Option<&str> {
+    let nodes = facts.organizations.as_slice() == ["system:nodes"];
+    facts.common_name.strip_prefix("system:node:").filter(|name| nodes && !name.is_empty())
+}
+
+fn fits(
+    request: &CertificateSigningRequest,
+    facts: &RequestFacts,
+    machine: &Machine,
+) -> Result<(), &'static str> {
+    if machine.status.quarantined {
+        return Err("a person: the machine is quarantined");
+    }
+    let Ok(plan) = serde_json::from_value::<cluster::plan::Machine>(machine.spec.clone()) else {
+        return Err("a person: the machine's plan does not read");
+    };
+    let evidence =
+        |name: &str| request.metadata.annotation(&format!("{EVIDENCE}{name}")).unwrap_or_default();
+    if !evidence("mac").eq_ignore_ascii_case(&plan.mac) {
+        return Err("a person: the hardware address is not the planned one");
+    }
+    let differs = |planned: &Option<String>, name: &str| {
+        planned.as_ref().is_some_and(|planned| !evidence(name).eq_ignore_ascii_case(planned))
+    };
+    if differs(&plan.uuid, "uuid") {
+        return Err("a person: the system UUID is not the planned one");
+    }
+    if differs(&plan.serial, "serial") {
+        return Err("a person: the serial number is not the planned one");
+    }
+    if facts.addresses != [plan.address.to_string()] {
+        return Err("a person: the address is not the planned one");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,65 @@
+use objects::kind;
+use serde_json::{Value, json};
+
+use crate::world::World;
+
+fn map(name: &str, owners: &[&str], patch: Value) -> Value {
+    let owners: Vec<Value> = owners
+        .iter()
+        .map(|uid| json!({"uid": uid, "name": uid, "kind": "ConfigMap", "apiVersion": "v1", "blockOwnerDeletion": true}))
+        .collect();
+    let mut object =
+        json!({"metadata": {"name": name, "namespace": "n", "ownerReferences": owners}});
+    crate::world::merge(&mut object, &json!({ "metadata": patch }));
+    object
+}
+
+/// Objects get uids `uid-1`, `uid-2`, … in this order; returns the names left in the end.
+#[track_caller]
+fn check(objects: Vec<Value>, expected: &[&str]) {
+    let mut world = World::default();
+    for object in objects {
+        world.add(&kind::CONFIG_MAP, object);
+    }
+    world.settle(&[]);
+    let left: Vec<String> = world
+        .all::<objects::config::ConfigMap>()
+        .into_iter()
+        .map(|one| one.metadata.name)
+        .collect();
+    assert_eq!(left, expected);
+}
+
+#[test]
+fn whole_families_go_when_the_first_is_gone() {
+    let none = || json!({});
+    check(vec![map("a", &[], none()), map("b", &["uid-1"], none())], &["a", "b"]);
+    check(vec![map("a", &["gone"], none()), map("b", &["uid-1"], none())], &[]);
+    check(vec![map("a", &[], none()), map("b", &["gone", "uid-1"], none())], &["a", "b"]);
+}
+
+#[test]
+fn foreground_goes_from_the_leaves_up() {
+    let going = json!({
+        "deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["foregroundDeletion"],
+    });
+    check(
+        vec![
+            map("a", &[], going),
+            map("b", &["uid-1"], json!({})),
+            map("c", &["uid-2"], json!({})),
+        ],
+        &[],
+    );
+}
+
+#[test]
+fn orphans_stay() {
+    let going = json!({"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["orphan"]});
+    check(vec![map("a", &[], going), map("b", &["uid-1"], json!({}))], &["b"]);
+}
+
+#[test]
+fn an_owner_in_another_namespace_is_no_owner() {
+    check(vec![map("a", &[], json!({})), map("b", &["uid-1"], json!({"namespace": "m"}))], &["a"]);
+}

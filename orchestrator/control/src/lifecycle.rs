@@ -1,0 +1,314 @@
+//! Life and death of nodes: who is silent, what that means for pods.
+//!
+//! A node is alive as long as its lease or status moves, by *our* clock: clocks of machines
+//! that just booted may be wrong. Silence makes `Ready` Unknown, taints the node, and after
+//! each pod's own patience deletes its pods, so that others take their place. When no node at
+//! all is ready, nothing is evicted: then it is us, or the network, that is broken.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use jiff::{SignedDuration, Timestamp};
+use objects::condition::{Condition, find_condition};
+use objects::node::{Node, Taint};
+use objects::pod::Pod;
+use objects::time::Time;
+use serde_json::json;
+
+use crate::action::{Action, Note, Steps, Target};
+use crate::view::{Key, View};
+
+/// Taint of nodes that say they are not ready.
+pub const NOT_READY: &str = "node.kubernetes.io/not-ready";
+/// Taint of nodes that say nothing.
+pub const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
+/// Taint of nodes that take no new pods.
+pub const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
+/// Taint an operator sets when a node is surely off.
+pub const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
+/// The namespace of node heartbeats.
+const LEASES: &str = "kube-node-lease";
+/// How much longer than its grace a pod may take to vanish from a silent node.
+const SLACK: SignedDuration = SignedDuration::from_secs(5);
+/// The conditions that are unknown when the node is silent.
+const CONDITIONS: [&str; 4] = ["Ready", "MemoryPressure", "DiskPressure", "PIDPressure"];
+
+/// Remembers when each node last gave a sign of life, by our own clock.
+#[derive(Debug, Default)]
+pub struct Heartbeats {
+    seen: BTreeMap<String, (Sign, Timestamp)>,
+}
+
+/// What changes when a node is alive.
+type Sign = (Option<Timestamp>, Option<Timestamp>);
+
+impl Heartbeats {
+    /// Takes note of what moved since the last look and returns the times.
+    ///
+    /// A node seen for the first time counts as alive now: after a restart of ours every node
+    /// gets its full grace.
+    pub fn observe(&mut self, view: &View, now: Timestamp) -> BTreeMap<String, Timestamp> {
+        self.seen.retain(|name, _| view.nodes.get("", name).is_some());
+        for node in view.nodes.iter() {
+            let name = &node.metadata.name;
+            let sign = sign(view, node);
+            match self.seen.get_mut(name) {
+                Some((had, at)) if *had != sign => (*had, *at) = (sign, now),
+                Some(_) => (),
+                None => {
+                    self.seen.insert(name.clone(), (sign, now));
+                }
+            }
+        }
+        self.seen.iter().map(|(name, (_, at))| (name.clone(), *at)).collect()
+    }
+}
+
+fn sign(view: &View, node: &Node) -> Sign {
+    let lease = view.leases.get(LEASES, &node.metadata.name);
+    let renewed = lease.and_then(|lease| lease.spec.renew_time).map(|at| at.0);
+    let ready = find_condition(&node.status.conditions, "Ready");
+    (renewed, ready.and_then(|one| one.last_heartbeat_time).map(|at| at.0))
+}
+
+/// Plans the steps for one node and its pods.
+#[must_use]
+pub fn reconcile(view: &View, key: &Key, now: Timestamp) -> Steps {
+    let mut steps = Steps::none();
+    let Some(node) = view.nodes.get("", &key.name) else { return steps };
+    if node.metadata.is_deleting() {
+        return steps;
+    }
+    let silent = silence(view, node, now, &mut steps);
+    // A silent node's status is ours to write; taints follow in the round that sees it.
+    if silent && tell_silence(node, now, &mut steps) {
+        return steps;
+    }
+    taint(node, now, &mut steps);
+    let health = Health::of(node);
+    if health == Health::Unknown {
+        tell_pods(view, node, now, &mut steps);
+    }
+    evict(view, node, health, now, &mut steps);
+    steps
+}
+
+/// What a node's condition `Ready` says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Health {
+    Ready,
+    NotReady,
+    Unknown,
+}
+
+impl Health {
+    fn of(node: &Node) -> Self {
+        match find_condition(&node.status.conditions, "Ready").map(|one| one.status.as_str()) {
+            Some("True") => Self::Ready,
+            Some("Unknown") => Self::Unknown,
+            _ => Self::NotReady,
+        }
+    }
+}
+
+fn seconds(duration: std::time::Duration) -> SignedDuration {
+    SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX)
+}
+
+/// Has the node been silent for too long? If not yet, asks to look again when it would be.
+fn silence(view: &View, node: &Node, now: Timestamp, steps: &mut Steps) -> bool {
+    let Some(last) = view.heartbeats.get(&node.metadata.name) else { return false };
+    let due = last.checked_add(seconds(view.settings.node_monitor_grace_period));
+    match due {
+        Ok(due) if now >= due => true,
+        Ok(due) => {
+            steps.look_again(due);
+            false
+        }
+        Err(_) => false,
+    }
+}
+
+/// Writes `Unknown` into the conditions of a silent node; `false` when it stands there already.
+fn tell_silence(node: &Node, now: Timestamp, steps: &mut Steps) -> bool {
+    let mut conditions = node.status.conditions.clone();
+    let mut changed = false;
+    for kind in CONDITIONS {
+        let had = conditions.iter_mut().find(|one| one.kind == kind);
+        if had.as_ref().is_some_and(|one| one.status == "Unknown") {
+            continue;
+        }
+        let unknown = |before: Option<&Condition>| Condition {
+            kind: kind.to_owned(),
+            status: "Unknown".to_owned(),
+            reason: if before.is_some() { "NodeStatusUnknown" } else { "NodeStatusNeverUpdated" }
+                .to_owned(),
+            message: "The node has stopped posting its status.".to_owned(),
+            last_heartbeat_time: before.and_then(|one| one.last_heartbeat_time),
+            last_transition_time: Some(Time::from(now)),
+            ..Condition::default()
+        };
+        changed = true;
+        match had {
+            Some(had) => *had = unknown(Some(had)),
+            None => conditions.push(unknown(None)),
+        }
+    }
+    if changed {
+        let target = Target::of(node);
+        let message = format!("Node {} status is now: NodeNotReady", node.metadata.name);
+        steps.push(Action::Tell(Box::new(Note::normal(&target, "NodeNotReady", message))));
+        steps.push(Action::patch_status(target, json!({ "conditions": conditions })));
+    }
+    changed
+}
+
+/// Keeps the taints that follow from conditions; others are the operator's.
+fn taint(node: &Node, now: Timestamp, steps: &mut Steps) {
+    let health = Health::of(node);
+    let mut wanted: Vec<(&str, &str)> = match health {
+        Health::Ready => vec![],
+        Health::NotReady => vec![(NOT_READY, "NoSchedule"), (NOT_READY, "NoExecute")],
+        Health::Unknown => vec![(UNREACHABLE, "NoSchedule"), (UNREACHABLE, "NoExecute")],
+    };
+    if node.spec.unschedulable {
+        wanted.push((UNSCHEDULABLE, "NoSchedule"));
+    }
+    let ours = [NOT_READY, UNREACHABLE, UNSCHEDULABLE];
+    let is =
+        |taint: &Taint, (key, effect): (&str, &str)| taint.key == key && taint.effect == effect;
+    let mut taints: Vec<Taint> = node.spec.taints.clone();
+    taints.retain(|taint| {
+        !ours.contains(&taint.key.as_str()) || wanted.iter().any(|one| is(taint, *one))
+    });
+    for one in wanted {
+        if !taints.iter().any(|taint| is(taint, one)) {
+            taints.push(Taint {
+                key: one.0.to_owned(),
+                effect: one.1.to_owned(),
+                time_added: Some(Time::from(now)),
+                ..Taint::default()
+            });
+        }
+    }
+    if taints != node.spec.taints {
+        let body = json!({"spec": {"taints": taints}});
+        steps.push(Action::patch(Target::of(node), body));
+    }
+}
+
+/// Pods of a silent node are not ready: nobody should be sent to them.
+fn tell_pods(view: &View, node: &Node, now: Timestamp, steps: &mut Steps) {
+    for pod in view.pods_on(&node.metadata.name) {
+        if !pod.is_ready() || pod.is_finished() {
+            continue;
+        }
+        let mut conditions = pod.status.conditions.clone();
+        for condition in conditions.iter_mut().filter(|one| one.kind == "Ready") {
+            condition.status = "False".to_owned();
+            condition.reason = "NodeNotReady".to_owned();
+            condition.last_transition_time = Some(Time::from(now));
+        }
+        let target = Target::of(&**pod);
+        steps.push(Action::patch_status(target, json!({ "conditions": conditions })));
+    }
+}
+
+/// Deletes pods that do not bear the node's state any longer.
+fn evict(view: &View, node: &Node, health: Health, now: Timestamp, steps: &mut Steps) {
+    let taints: Vec<&Taint> =
+        node.spec.taints.iter().filter(|taint| taint.effect == "NoExecute").collect();
+    if taints.is_empty() && health != Health::Unknown {
+        return;
+    }
+    let any_ready = view.nodes.iter().any(|one| one.is_ready());
+    for pod in view.pods_on(&node.metadata.name) {
+        if pod.metadata.is_deleting() {
+            remove_dead(pod, node, health, now, steps);
+            continue;
+        }
+        if pod.is_finished() {
+            continue;
+        }
+        match patience(view, pod, &taints) {
+            Patience::For(since, limit) if any_ready => {
+                let due = since.checked_add(limit).unwrap_or(Timestamp::MAX);
+                if now >= due {
+                    steps.push(eviction(pod, node));
+                } else {
+                    steps.look_again(due);
+                }
+            }
+            Patience::For(..) | Patience::Forever => (),
+        }
+    }
+}
+
+fn eviction(pod: &Arc<Pod>, node: &Node) -> Action {
+    let target = Target::of(&**pod);
+    let name = &node.metadata.name;
+    let message = format!("Taint manager: deleting pod, node {name} is not fit for it");
+    let note = Some(Box::new(Note::normal(&target, "TaintManagerEviction", message)));
+    Action::Delete { target, grace_seconds: None, note }
+}
+
+/// How long a pod stays on a tainted node.
+#[derive(Debug, PartialEq)]
+enum Patience {
+    Forever,
+    For(Timestamp, SignedDuration),
+}
+
+/// The shortest patience over all taints.
+///
+/// Spec: upstream's taint eviction; a pod that says nothing about silence or unreadiness
+/// stays for `pod_eviction_timeout`.
+fn patience(view: &View, pod: &Pod, taints: &[&Taint]) -> Patience {
+    let mut shortest: Option<(Timestamp, SignedDuration)> = None;
+    for taint in taints {
+        let since = taint.time_added.map_or(Timestamp::UNIX_EPOCH, |at| at.0);
+        let bearing: Vec<_> =
+            pod.spec.tolerations.iter().filter(|one| one.tolerates(taint)).collect();
+        let limit = if bearing.is_empty() {
+            if [NOT_READY, UNREACHABLE].contains(&taint.key.as_str()) {
+                seconds(view.settings.pod_eviction_timeout)
+            } else {
+                SignedDuration::ZERO
+            }
+        } else {
+            // Several tolerations of one taint: the least patient counts.
+            let limits = bearing.iter().filter_map(|one| one.toleration_seconds);
+            match limits.min() {
+                Some(limit) => SignedDuration::from_secs(limit.max(0)),
+                None => continue,
+            }
+        };
+        let due = |(since, limit): (Timestamp, SignedDuration)| since.saturating_add(limit).ok();
+        if shortest.is_none_or(|had| due((since, limit)) < due(had)) {
+            shortest = Some((since, limit));
+        }
+    }
+    shortest.map_or(Patience::Forever, |(since, limit)| Patience::For(since, limit))
+}
+
+/// Removes a deleted pod whose node will not confirm that it stopped.
+///
+/// Not pods with claims: two writers on one volume would tear it, so those wait until the
+/// node comes back, is deleted, or an operator declares it out of service.
+fn remove_dead(pod: &Arc<Pod>, node: &Node, health: Health, now: Timestamp, steps: &mut Steps) {
+    let declared = node.spec.taints.iter().any(|taint| taint.key == OUT_OF_SERVICE);
+    let claims = pod.spec.volumes.iter().any(|one| one.persistent_volume_claim.is_some());
+    if health != Health::Unknown || (claims && !declared) {
+        return;
+    }
+    let ends = pod.metadata.deletion_timestamp.map_or(now, |at| at.0);
+    let due = ends.saturating_add(SLACK).unwrap_or(Timestamp::MAX);
+    if now >= due {
+        steps.push(Action::remove_pod(pod));
+    } else {
+        steps.look_again(due);
+    }
+}
+
+#[cfg(test)]
+mod tests;

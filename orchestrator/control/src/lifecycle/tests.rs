@@ -1,0 +1,117 @@
+use std::time::Duration;
+
+use objects::kind;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::world::World;
+
+fn world() -> World {
+    let mut world = World::default();
+    world.settings.node_monitor_grace_period = Duration::from_secs(20);
+    world.settings.pod_eviction_timeout = Duration::from_secs(30);
+    world.add_node("a", "r1");
+    world.add_node("b", "r2");
+    world.settle(&[]);
+    world
+}
+
+fn add_pod(world: &mut World, name: &str, node: &str, spec: &Value) {
+    let mut object = json!({
+        "metadata": {"name": name, "namespace": "n"}, "spec": {"nodeName": node},
+    });
+    crate::world::merge(&mut object["spec"], spec);
+    world.add(&kind::POD, object);
+    world.settle(&[]);
+}
+
+fn state(world: &World, name: &str) -> Option<(bool, bool)> {
+    let pods = world.all::<Pod>();
+    let pod = pods.iter().find(|pod| pod.metadata.name == name)?;
+    Some((pod.is_ready(), pod.metadata.is_deleting()))
+}
+
+fn node(world: &World, name: &str) -> Node {
+    world.all::<Node>().into_iter().find(|node| node.metadata.name == name).unwrap()
+}
+
+#[test]
+fn silence_is_noticed_after_the_grace_and_forgiven_on_return() {
+    let mut world = world();
+    add_pod(&mut world, "p", "a", &json!({}));
+    world.pass(15, &["a"]);
+    assert!(node(&world, "a").is_ready());
+    world.pass(10, &["a"]);
+    let silent = node(&world, "a");
+    let ready = find_condition(&silent.status.conditions, "Ready").unwrap();
+    assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("Unknown", "NodeStatusUnknown"));
+    let taints: Vec<_> = silent.spec.taints.iter().map(|one| one.effect.as_str()).collect();
+    assert_eq!(taints, ["NoSchedule", "NoExecute"]);
+    assert_eq!(state(&world, "p"), Some((false, false)));
+    assert!(node(&world, "b").spec.taints.is_empty());
+    world.pass(10, &[]);
+    assert!(node(&world, "a").spec.taints.is_empty());
+    assert_eq!(state(&world, "p"), Some((true, false)));
+}
+
+#[test]
+fn each_pod_has_its_own_patience() {
+    let mut world = world();
+    let bears = |seconds: Value| {
+        json!({"tolerations": [{
+            "key": UNREACHABLE, "operator": "Exists", "effect": "NoExecute",
+            "tolerationSeconds": seconds,
+        }]})
+    };
+    add_pod(&mut world, "plain", "a", &json!({}));
+    add_pod(&mut world, "hasty", "a", &bears(json!(5)));
+    add_pod(&mut world, "patient", "a", &bears(Value::Null));
+    add_pod(&mut world, "other", "b", &json!({}));
+    world.pass(35, &["a"]);
+    let deleting = |world: &World, name| state(world, name).map(|(_, deleting)| deleting);
+    assert_eq!(deleting(&world, "hasty"), Some(true));
+    assert_eq!(deleting(&world, "plain"), Some(false));
+    world.pass(25, &["a"]);
+    assert_eq!(deleting(&world, "plain"), Some(true));
+    world.pass(60, &["a"]);
+    assert_eq!(state(&world, "plain"), None, "removed without its node");
+    assert_eq!(deleting(&world, "patient"), Some(false));
+    assert_eq!(deleting(&world, "other"), Some(false));
+}
+
+#[test]
+fn a_pod_with_a_volume_is_not_torn_from_a_node_that_may_still_write() {
+    let mut world = world();
+    let claim = json!({"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]});
+    add_pod(&mut world, "p", "a", &claim);
+    world.pass(200, &["a"]);
+    assert_eq!(state(&world, "p"), Some((false, true)));
+    let mut taints = serde_json::to_value(node(&world, "a").spec.taints).unwrap();
+    taints.as_array_mut().unwrap().push(json!({"key": OUT_OF_SERVICE, "effect": "NoExecute"}));
+    world.change(&kind::NODE, "", "a", &json!({"spec": {"taints": taints}}));
+    world.pass(5, &["a"]);
+    assert_eq!(state(&world, "p"), None);
+}
+
+#[test]
+fn when_nobody_answers_nobody_is_evicted() {
+    let mut world = world();
+    add_pod(&mut world, "p", "a", &json!({}));
+    world.pass(300, &["a", "b"]);
+    assert_eq!(state(&world, "p"), Some((false, false)));
+}
+
+#[test]
+fn a_cordon_is_a_taint_and_an_operators_taint_stays() {
+    let mut world = world();
+    let taints = json!([{"key": "mine", "effect": "NoSchedule"}]);
+    world.change(&kind::NODE, "", "a", &json!({"spec": {"unschedulable": true, "taints": taints}}));
+    world.settle(&[]);
+    let keys = |world: &World| -> Vec<String> {
+        node(world, "a").spec.taints.into_iter().map(|one| one.key).collect()
+    };
+    assert_eq!(keys(&world), ["mine", UNSCHEDULABLE]);
+    world.change(&kind::NODE, "", "a", &json!({"spec": {"unschedulable": false}}));
+    world.settle(&[]);
+    assert_eq!(keys(&world), ["mine"]);
+}

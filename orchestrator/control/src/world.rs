@@ -1,0 +1,289 @@
+//! A cluster in memory for tests: applies what controllers plan, and nothing else.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use jiff::{SignedDuration, Timestamp};
+use objects::kind::{self, Kind};
+use objects::meta::Object;
+use serde_json::{Value, json};
+
+use crate::action::{Action, Target};
+use crate::controller::{CONTROLLERS, Controller};
+use crate::lifecycle::Heartbeats;
+use crate::scheduler;
+use crate::view::{Reference, Set, View};
+
+/// RFC 7396.
+pub(crate) fn merge(target: &mut Value, patch: &Value) {
+    let Some(fields) = patch.as_object() else {
+        *target = patch.clone();
+        return;
+    };
+    if !target.is_object() {
+        *target = json!({});
+    }
+    for (name, value) in fields {
+        if value.is_null() {
+            target.as_object_mut().unwrap().remove(name);
+        } else {
+            merge(&mut target[name.as_str()], value);
+        }
+    }
+}
+
+type Key = (&'static str, String, String);
+
+/// The cluster.
+#[derive(Default)]
+pub(crate) struct World {
+    objects: BTreeMap<Key, (&'static Kind, Value)>,
+    serial: u64,
+    pub(crate) heartbeats: Heartbeats,
+    pub(crate) settings: crate::view::Settings,
+    pub(crate) now: Timestamp,
+    /// Every event told, as `reason message`.
+    pub(crate) told: Vec<String>,
+}
+
+impl World {
+    /// Adds an object, giving it uid, version and age.
+    pub(crate) fn add(&mut self, kind: &'static Kind, mut object: Value) {
+        self.serial += 1;
+        let meta = object["metadata"].as_object_mut().unwrap();
+        if let Some(stem) = meta.remove("generateName") {
+            let name = format!("{}{:05}", stem.as_str().unwrap(), self.serial);
+            meta.insert("name".to_owned(), json!(name));
+        }
+        meta.insert("uid".to_owned(), json!(format!("uid-{}", self.serial)));
+        meta.insert("resourceVersion".to_owned(), json!(self.serial.to_string()));
+        meta.insert("creationTimestamp".to_owned(), json!(objects::Time::from(self.now)));
+        meta.insert("generation".to_owned(), json!(1));
+        let text = |name: &str| meta.get(name).and_then(Value::as_str).unwrap_or("").to_owned();
+        let key = (kind.plural, text("namespace"), text("name"));
+        assert!(self.objects.insert(key, (kind, object)).is_none(), "created twice");
+    }
+
+    /// Merges into an object, as a user or a node would.
+    pub(crate) fn change(&mut self, kind: &'static Kind, ns: &str, name: &str, patch: &Value) {
+        self.serial += 1;
+        let serial = self.serial;
+        let (_, object) = self.objects.get_mut(&(kind.plural, ns.into(), name.into())).unwrap();
+        let before = object["spec"].clone();
+        merge(object, patch);
+        object["metadata"]["resourceVersion"] = json!(serial.to_string());
+        if object["spec"] != before {
+            let generation = object["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
+            object["metadata"]["generation"] = json!(generation);
+        }
+    }
+
+    /// Removes an object.
+    pub(crate) fn remove(&mut self, kind: &'static Kind, ns: &str, name: &str) {
+        self.objects.remove(&(kind.plural, ns.to_owned(), name.to_owned()));
+    }
+
+    /// All objects of a kind.
+    pub(crate) fn all<T: Object>(&self) -> Vec<T> {
+        let of_kind = self.objects.values().filter(|(kind, _)| kind.kind == T::KIND.kind);
+        of_kind.map(|(_, object)| T::decode(object).unwrap()).collect()
+    }
+
+    fn set<T: Object>(&self) -> Set<T> {
+        self.all::<T>().into_iter().map(Arc::new).collect()
+    }
+
+    /// What controllers see now.
+    pub(crate) fn view(&mut self) -> View {
+        let references = self.objects.values().map(|(kind, object)| Reference {
+            kind,
+            meta: Arc::new(serde_json::from_value(object["metadata"].clone()).unwrap()),
+        });
+        let mut view = View {
+            pods: self.set(),
+            nodes: self.set(),
+            leases: self.set(),
+            namespaces: self.set(),
+            services: self.set(),
+            endpoints: self.set(),
+            slices: self.set(),
+            deployments: self.set(),
+            replica_sets: self.set(),
+            machines: self.set(),
+            requests: self.set(),
+            references: references.collect(),
+            settings: self.settings.clone(),
+            ..View::default()
+        };
+        view.heartbeats = self.heartbeats.observe(&view, self.now);
+        view
+    }
+
+    /// One round of one controller; `false` when it planned nothing.
+    pub(crate) fn round(&mut self, controller: &Controller) -> bool {
+        let view = self.view();
+        let mut any = false;
+        for key in (controller.keys)(&view) {
+            for action in controller.plan(&view, &key, self.now).actions {
+                any = true;
+                self.apply(action);
+            }
+        }
+        any
+    }
+
+    fn schedule(&mut self) -> bool {
+        let view = self.view();
+        let actions = scheduler::plan(&view, self.now).actions;
+        let any = !actions.is_empty();
+        actions.into_iter().for_each(|action| self.apply(action));
+        any
+    }
+
+    /// Plays the agents: bound pods run and are ready; deleted ones stop. Silent nodes do not.
+    fn run_pods(&mut self, silent: &[&str]) -> bool {
+        let mut any = false;
+        for pod in self.all::<objects::pod::Pod>() {
+            let (ns, name) = (&pod.metadata.namespace, &pod.metadata.name);
+            if !pod.is_bound() || silent.contains(&pod.spec.node_name.as_str()) {
+                continue;
+            }
+            if pod.metadata.is_deleting() {
+                self.remove(&kind::POD, ns, name);
+                any = true;
+            } else if !pod.is_ready() {
+                let ready = objects::Condition::new("Ready", true, "", "");
+                let address = format!("172.20.0.{}", self.serial % 250);
+                let status = json!({"phase": "Running", "podIP": address, "conditions": [ready]});
+                self.change(&kind::POD, ns, name, &json!({"status": status}));
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// Rounds of everything until nobody plans anything; panics when that never comes.
+    #[track_caller]
+    pub(crate) fn settle(&mut self, silent: &[&str]) {
+        for _ in 0..200 {
+            let mut any = false;
+            for controller in CONTROLLERS {
+                any |= self.round(controller);
+            }
+            any |= self.step(silent);
+            if !any {
+                return;
+            }
+        }
+        panic!("does not converge; last events: {:?}", self.told.iter().rev().take(10));
+    }
+
+    /// One round of the scheduler and of the agents.
+    pub(crate) fn step(&mut self, silent: &[&str]) -> bool {
+        let scheduled = self.schedule();
+        self.run_pods(silent) || scheduled
+    }
+
+    /// Lets time pass; nodes that are not silent renew their leases every five seconds.
+    pub(crate) fn pass(&mut self, seconds: i64, silent: &[&str]) {
+        for _ in 0..seconds / 5 {
+            self.now = self.now.saturating_add(SignedDuration::from_secs(5)).unwrap();
+            for node in self.all::<objects::node::Node>() {
+                let name = &node.metadata.name;
+                if silent.contains(&name.as_str()) {
+                    continue;
+                }
+                let status = json!({"status": {"conditions": [{
+                    "type": "Ready", "status": "True",
+                    "lastHeartbeatTime": objects::Time::from(self.now),
+                }]}});
+                self.change(&kind::NODE, "", name, &status);
+            }
+            self.settle(silent);
+        }
+    }
+
+    /// A ready node with four CPUs.
+    pub(crate) fn add_node(&mut self, name: &str, rack: &str) {
+        let resources = json!({"cpu": "4", "memory": "8Gi", "pods": "110"});
+        let now = objects::Time::from(self.now);
+        self.add(
+            &kind::NODE,
+            json!({
+                "metadata": {"name": name, "labels": {
+                    "topology.kubernetes.io/zone": rack, "kubernetes.io/hostname": name,
+                }},
+                "spec": {},
+                "status": {
+                    "allocatable": resources,
+                    "conditions": [{"type": "Ready", "status": "True", "lastHeartbeatTime": now}],
+                },
+            }),
+        );
+    }
+
+    fn holds(&self, target: &Target) -> bool {
+        let key = (target.kind.plural, target.namespace.clone(), target.name.clone());
+        self.objects.get(&key).is_some_and(|(_, object)| {
+            object["metadata"]["uid"] == json!(target.uid)
+                && object["metadata"]["resourceVersion"] == json!(target.resource_version)
+        })
+    }
+
+    fn apply(&mut self, action: Action) {
+        match action {
+            Action::Create { kind, object, note, .. } => {
+                self.add(kind, *object);
+                self.told.extend(note.map(|note| format!("{} {}", note.reason, note.message)));
+            }
+            Action::Patch { target, body, .. } => {
+                assert!(self.holds(&target), "stale patch of {target:?}");
+                self.change(target.kind, &target.namespace, &target.name, &body);
+                self.finish(&target);
+            }
+            Action::Replace { target, object, .. } => {
+                assert!(self.holds(&target), "stale write of {target:?}");
+                self.change(target.kind, &target.namespace, &target.name, &object);
+            }
+            Action::Delete { target, grace_seconds, .. }
+            | Action::DeleteIfGone { target, grace_seconds, .. } => {
+                self.delete(&target, grace_seconds);
+            }
+            Action::Bind { target, node } => {
+                let patch = json!({"spec": {"nodeName": node}});
+                self.change(&kind::POD, &target.namespace, &target.name, &patch);
+            }
+            Action::Empty { .. } | Action::Sign { .. } => (),
+            Action::Tell(note) => self.told.push(format!("{} {}", note.reason, note.message)),
+        }
+    }
+
+    fn delete(&mut self, target: &Target, grace_seconds: Option<u32>) {
+        let key = (target.kind.plural, target.namespace.clone(), target.name.clone());
+        let Some((_, object)) = self.objects.get(&key) else { return };
+        if object["metadata"]["uid"] != json!(target.uid) {
+            return;
+        }
+        let bound = object["spec"]["nodeName"].as_str().is_some_and(|name| !name.is_empty());
+        let waits = object["metadata"]["finalizers"].as_array().is_some_and(|all| !all.is_empty());
+        if waits || (bound && grace_seconds != Some(0)) {
+            let ends = self.now.saturating_add(SignedDuration::from_secs(30)).unwrap();
+            let patch = json!({"metadata": {"deletionTimestamp": objects::Time::from(ends)}});
+            self.change(target.kind, &target.namespace, &target.name, &patch);
+        } else {
+            self.objects.remove(&key);
+        }
+    }
+
+    /// An object whose last finalizer went goes too.
+    fn finish(&mut self, target: &Target) {
+        let key = (target.kind.plural, target.namespace.clone(), target.name.clone());
+        let Some((_, object)) = self.objects.get(&key) else { return };
+        let meta = &object["metadata"];
+        let pod = target.kind.kind == "Pod";
+        let waits = meta["finalizers"].as_array().is_some_and(|all| !all.is_empty());
+        if !meta["deletionTimestamp"].is_null() && !waits && !pod {
+            self.objects.remove(&key);
+        }
+    }
+}
