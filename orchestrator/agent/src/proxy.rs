@@ -72,11 +72,21 @@ enum ProxyError {
 pub async fn run(stop: CancellationToken, config: Config) -> Result<(), RunError> {
     let client = Client::new(config.client).map_err(RunError::Client)?;
     let mut tasks: Supervisor = Supervisor::new(stop.clone());
-    let services = cache(&client, SERVICES, &mut tasks);
-    let slices = cache(&client, ENDPOINT_SLICES, &mut tasks);
-    let wakes = vec![services.changes(), slices.changes()];
-    let site = Site { node: config.node, pods: config.pod_range, services: config.service_range };
-    let proxy = Proxy { site, services, slices, loaded: None, skipped: Vec::new(), looked: None };
+    let (namespace, name) = NETWORKS;
+    let one = CacheParams {
+        namespace: Some(namespace.to_owned()),
+        ..CacheParams::fields(format!("metadata.name={name}"))
+    };
+    let proxy = Proxy {
+        node: config.node,
+        networks: cache(&client, CONFIG_MAPS, one, &mut tasks),
+        services: cache(&client, SERVICES, CacheParams::default(), &mut tasks),
+        slices: cache(&client, ENDPOINT_SLICES, CacheParams::default(), &mut tasks),
+        loaded: None,
+        skipped: Vec::new(),
+        looked: None,
+    };
+    let wakes = vec![proxy.networks.changes(), proxy.services.changes(), proxy.slices.changes()];
     let pace =
         Pace { resync: BEAT, settle: SETTLE, backoff: Backoff::new(BACKOFF_MIN, BACKOFF_MAX) };
     tasks.spawn("proxy", runtime::drive(stop, wakes, proxy, pace));
@@ -131,7 +141,7 @@ impl Proxy {
     fn site(&self) -> Option<Site> {
         let (namespace, name) = NETWORKS;
         let map = self.networks.get(namespace, name)?;
-        let Networks { pods, services, .. } =
+        let Networks { pods, services } =
             serde_json::from_str(map.data.get("networks")?.as_str()).ok()?;
         Some(Site { node: self.node.clone(), pods, services })
     }
