@@ -196,7 +196,7 @@ mod tests {
         let now = Moment::from_unix_ms(0);
         for (net, first) in [
             ("10.98.1.0/24", "10.98.1.224"),
-            ("10.0.0.0/16", "10.0.255.0"),
+            ("10.0.0.0/16", "10.0.254.255"),
             ("10.0.0.0/29", "10.0.0.6"),
         ] {
             let picked = Leases::default().pick(&subnet(net), mac(1), None, now).unwrap();
