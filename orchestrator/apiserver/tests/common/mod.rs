@@ -1,0 +1,116 @@
+//! A server in this process, on a free port, in a directory that vanishes.
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use apiserver::{ApiServer, Config, RunError};
+use runtime::client::WatchParams;
+use runtime::pki::Kubeconfig;
+use runtime::{Client, ClientConfig};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// How long a test waits for anything.
+pub const LIMIT: Duration = Duration::from_secs(30);
+
+pub struct Cluster {
+    pub dir: TempDir,
+    stop: CancellationToken,
+    serving: JoinSet<Result<(), RunError>>,
+}
+
+impl Cluster {
+    pub async fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut cluster = Self { dir, stop: CancellationToken::new(), serving: JoinSet::new() };
+        cluster.open().await;
+        cluster
+    }
+
+    async fn open(&mut self) {
+        self.stop = CancellationToken::new();
+        let config = Config {
+            data_dir: self.dir.path().to_owned(),
+            listen: "127.0.0.1:0".parse().unwrap(),
+            advertise: Vec::new(),
+            service_cidr: "172.21.0.0/24".parse().unwrap(),
+        };
+        let server = ApiServer::open(self.stop.clone(), &config).await.unwrap();
+        self.serving.spawn(server.serve());
+    }
+
+    /// Ends the server without a chance to tidy up, and starts it on what is on disk.
+    pub async fn kill_and_restart(&mut self) {
+        self.serving.abort_all();
+        while self.serving.join_next().await.is_some() {}
+        self.open().await;
+    }
+
+    /// Stops the server as a signal would.
+    pub async fn stop(mut self) -> TempDir {
+        self.stop.cancel();
+        while let Some(ended) = self.serving.join_next().await {
+            ended.unwrap().unwrap();
+        }
+        self.dir
+    }
+
+    pub fn path(&self, file: &str) -> PathBuf {
+        self.dir.path().join(file)
+    }
+
+    pub fn kubeconfig(&self) -> Kubeconfig {
+        Kubeconfig::load(&self.path("admin.kubeconfig")).unwrap()
+    }
+
+    pub fn admin(&self) -> Client {
+        Client::from_kubeconfig(self.path("admin.kubeconfig")).unwrap()
+    }
+
+    pub fn boot(&self) -> Client {
+        Client::from_kubeconfig(self.path("boot.kubeconfig")).unwrap()
+    }
+
+    /// A client that shows this certificate, or none.
+    pub fn client(&self, identity: Option<runtime::Identity>) -> Client {
+        let config = self.kubeconfig();
+        let ca_pem = config.ca_pem.into_bytes();
+        Client::new(ClientConfig { server: config.server, ca_pem, identity, token: None }).unwrap()
+    }
+}
+
+pub fn config_map(name: &str, value: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": name, "namespace": "default", "labels": {"app": value}},
+        "data": {"value": value},
+    })
+}
+
+pub fn pod(name: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {"containers": [{"name": "main", "image": "muster.dev/busybox:1"}]},
+    })
+}
+
+pub fn version(object: &Value) -> String {
+    object["metadata"]["resourceVersion"].as_str().unwrap().to_owned()
+}
+
+pub fn watch_from(revision: &str) -> WatchParams {
+    WatchParams { resource_version: Some(revision.to_owned()), ..WatchParams::default() }
+}
+
+/// Awaits something that must happen soon.
+pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    let Ok(done) = tokio::time::timeout(LIMIT, future).await else {
+        panic!("{what} did not happen in {LIMIT:?}");
+    };
+    done
+}
