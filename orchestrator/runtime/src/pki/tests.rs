@@ -1,5 +1,8 @@
 use std::os::unix::fs::PermissionsExt as _;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
 use super::*;
 
 const DAY: Duration = Duration::from_secs(86_400);
