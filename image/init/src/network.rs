@@ -279,7 +279,8 @@ mod tests {
 
     #[test]
     fn only_names_pass_as_names() {
-        for (name, good) in [("a-worker", true), ("n1.rack", true), ("a b", false), ("x\ny", false)] {
+        for (name, good) in [("a-worker", true), ("n1.rack", true), ("a b", false), ("x\ny", false)]
+        {
             assert_eq!(is_host_name(name), good, "{name:?}");
         }
     }

@@ -124,9 +124,9 @@ impl Arguments {
     /// Every unusable argument, so that one look at the console tells all.
     pub fn parse(text: &str) -> Result<Self, Vec<ArgumentError>> {
         let value = |key: &str| {
-            text.split_ascii_whitespace().rev().find_map(|word| {
-                word.strip_prefix("muster.")?.strip_prefix(key)?.strip_prefix('=')
-            })
+            text.split_ascii_whitespace()
+                .rev()
+                .find_map(|word| word.strip_prefix("muster.")?.strip_prefix(key)?.strip_prefix('='))
         };
         let mut reader = Reader { value: &value, problems: Vec::new() };
         let arguments = Self {
@@ -257,7 +257,8 @@ mod tests {
 
     #[test]
     fn every_problem_is_named_at_once() {
-        let line = "muster.hash=zz muster.blocks=0 muster.ip=10.0.0.5 muster.mac=52:54 muster.api=ftp";
+        let line =
+            "muster.hash=zz muster.blocks=0 muster.ip=10.0.0.5 muster.mac=52:54 muster.api=ftp";
         let keys: Vec<_> = Arguments::parse(line).unwrap_err().iter().map(|e| e.key).collect();
         assert_eq!(keys, ["hash", "salt", "blocks", "root", "api", "ca", "boot", "ip", "mac"]);
     }

@@ -211,7 +211,11 @@ mod tests {
             salt: "b".repeat(64),
             data_blocks: 10,
             files: [("initrd".to_owned(), FileEntry::of(b"x"))].into(),
-            packages: vec![PackageEntry { name: "runc".into(), version: "1".into(), size_bytes: 2 }],
+            packages: vec![PackageEntry {
+                name: "runc".into(),
+                version: "1".into(),
+                size_bytes: 2,
+            }],
         }
     }
 
