@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use cluster::plan::Plan;
 use serde::{Deserialize, Serialize};
 
@@ -97,11 +97,14 @@ impl Rig {
         fs::create_dir_all(&options.dir)
             .with_context(|| format!("making {}", options.dir.display()))?;
         let dir = absolute(&options.dir)?;
-        if let Some(rig) = Self::load(&dir)? {
-            if rig.state.plan == *plan && rig.is_sound() {
-                return Ok(rig);
+        match Self::load(&dir) {
+            Ok(Some(rig)) if rig.state.plan == *plan && rig.is_sound() => return Ok(rig),
+            Ok(Some(rig)) => rig.down().context("taking down what stood here before")?,
+            Ok(None) => (),
+            // Names follow from site and directory, so that `raise` finds its remains all the same.
+            Err(err) => {
+                tracing::warn!(err = %format!("{err:#}"), "an unreadable rig is built anew");
             }
-            rig.down().context("taking down what stood here before")?;
         }
         let tag = tag_of(&plan.site, &dir);
         let site = Topology::new(plan, &tag)?;
@@ -135,6 +138,8 @@ impl Rig {
         let Some(state) = process::restore::<State>(&dir.join(STATE_FILE))? else {
             return Ok(None);
         };
+        let (found, own) = (state.version, STATE_VERSION);
+        ensure!(found == own, "the rig in {} is of layout {found}, not {own}", dir.display());
         let site = Topology::new(&state.plan, &state.tag)?;
         Ok(Some(Self { dir, state, site }))
     }

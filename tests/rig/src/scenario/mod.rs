@@ -1,12 +1,29 @@
 //! Stories a user would tell, run on a rig.
+//!
+//! A scenario drives the `muster` executable and stock kubectl, as a user does; the rig only
+//! plays the world around them: power, cables, captures. Every check prints a line. The first
+//! that fails ends the story with all that the rig can see.
 
+mod first_light;
+mod kubectl;
+mod measure;
+mod secret;
+mod story;
+
+use std::io::Write as _;
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
+use self::story::Story;
+
 /// Every scenario, in the order `run --all` takes.
-pub const ALL: &[Scenario] = &[];
+pub const ALL: &[Scenario] = &[Scenario {
+    name: "first_light",
+    summary: "a new site comes up, runs pods across racks, loses a worker and gets it back",
+    run: first_light::run,
+}];
 
 /// A story.
 pub struct Scenario {
@@ -14,8 +31,8 @@ pub struct Scenario {
     pub name: &'static str,
     /// One line that says what is shown to be true.
     pub summary: &'static str,
-    /// Runs it.
-    pub run: fn(&Options) -> Result<()>,
+    /// Tells it.
+    run: fn(&mut Story) -> Result<()>,
 }
 
 /// What scenarios need from outside.
@@ -24,21 +41,67 @@ pub struct Options {
     /// The muster executable.
     #[arg(long, default_value = "target/x86_64-unknown-linux-musl/release/muster")]
     pub muster: PathBuf,
+    /// The node image, as made by `muster image build`.
+    #[arg(long, value_name = "DIR", default_value = "target/image")]
+    pub image: PathBuf,
+    /// The site to bring up.
+    #[arg(long, value_name = "FILE", default_value = "examples/lab/rack.yaml")]
+    pub plan: PathBuf,
+    /// Where scenarios keep their sites, each below its own name.
+    #[arg(long, value_name = "DIR", default_value = "target/rig")]
+    pub dir: PathBuf,
+    /// The kubectl to use; may be given several times, the first tells the story [default: those
+    /// in target/tools, else the one in the path].
+    #[arg(long, value_name = "PROGRAM")]
+    pub kubectl: Vec<PathBuf>,
+    /// Does not measure a bare boot to compare with.
+    #[arg(long)]
+    pub no_baseline: bool,
+    /// Leaves the site up at the end, also after a failure.
+    #[arg(long)]
+    pub keep: bool,
 }
 
 /// Runs scenarios by name.
 ///
 /// # Errors
 ///
-/// When one is unknown or fails.
+/// When one is unknown or fails; the others run all the same.
 pub fn run(names: &[String], all: bool, options: &Options) -> Result<()> {
-    for scenario in ALL.iter().filter(|one| all || names.iter().any(|name| name == one.name)) {
-        (scenario.run)(options)?;
-    }
     for name in names {
         if !ALL.iter().any(|one| one.name == name) {
             bail!("no scenario {name}; `rig list` shows them");
         }
     }
+    for (path, hint) in [
+        (&options.muster, "build it with `cargo xtask build`, or name it with --muster"),
+        (&options.image.join("manifest.json"), "build it with `muster image build`"),
+    ] {
+        ensure!(path.exists(), "{} is not there: {hint}", path.display());
+    }
+    crate::process::require_root()?;
+    let mut out = std::io::stdout();
+    let mut failed = Vec::new();
+    for scenario in ALL.iter().filter(|one| all || names.iter().any(|name| name == one.name)) {
+        writeln!(out, "=== {}: {}", scenario.name, scenario.summary)?;
+        let mut story = Story::open(scenario.name, options)
+            .with_context(|| format!("preparing {}", scenario.name))?;
+        let told = (scenario.run)(&mut story);
+        if let Err(err) = &told {
+            writeln!(out, "FAILED {}: {err:#}", scenario.name)?;
+            story.describe()?;
+            failed.push(scenario.name);
+        }
+        if options.keep {
+            writeln!(out, "the site stays up in {}", story.dir().display())?;
+        } else if let Err(err) = story.clear() {
+            writeln!(out, "FAILED {}: taking the site down: {err:#}", scenario.name)?;
+            failed.push(scenario.name);
+        }
+        if told.is_ok() {
+            writeln!(out, "=== {}: all true", scenario.name)?;
+        }
+    }
+    ensure!(failed.is_empty(), "failed: {}", failed.join(", "));
     Ok(())
 }
