@@ -1,8 +1,26 @@
 //! Documents that are no objects: discovery, OpenAPI, the version.
+//!
+//! They follow from the table of kinds and the schema alone, so they are made once per process
+//! and kept. Clients fetch them at every start; each has an `ETag`, and the OpenAPI v3 group
+//! documents are addressed by their hash and may be kept for ever.
 
-use objects::{Status, kind::KINDS};
+mod discovery;
+mod gnostic;
+mod openapi;
 
-use crate::request::DocumentPath;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, LazyLock, Mutex, PoisonError},
+};
+
+pub(crate) use discovery::{has_reviews, is_review, versions};
+use objects::Status;
+use serde_json::{Value, json};
+
+use crate::{accept::entries, request::DocumentPath};
+
+/// The version of the API that is spoken.
+const MINOR: &str = "36";
 
 /// A document and how to send it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -10,12 +28,24 @@ pub struct Document {
     /// The `Content-Type`.
     pub content_type: &'static str,
     /// The bytes.
-    pub bytes: Vec<u8>,
+    pub bytes: Arc<[u8]>,
     /// The `ETag`, quotes included; a matching `If-None-Match` is answered with 304.
     pub etag: String,
     /// May the client keep it for ever (its URL carries the hash)?
     pub immutable: bool,
 }
+
+/// A form of a document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Shape {
+    Json,
+    Aggregated,
+    AggregatedBeta,
+    Protobuf,
+}
+
+/// Documents made so far, by path and form.
+static MADE: LazyLock<Mutex<BTreeMap<String, (Arc<[u8]>, String)>>> = LazyLock::new(Mutex::default);
 
 /// Renders a document in a form the `Accept` header names. `query` is the URL's query,
 /// `server_address` the `host:port` clients reach this server by.
@@ -29,21 +59,117 @@ pub fn render_document(
     query: &str,
     server_address: &str,
 ) -> Result<Document, Status> {
-    let _ = (path, accept, query, server_address);
-    Err(Status::no_such_path())
+    let shape = choose(path, accept)?;
+    let key = format!("{path:?} {shape:?} {server_address}");
+    let known = MADE.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
+    let (bytes, hash) = match known {
+        Some(known) => known,
+        None => {
+            let bytes: Arc<[u8]> = make(path, shape, server_address)?.into();
+            let made = (Arc::clone(&bytes), fingerprint(&bytes));
+            MADE.lock().unwrap_or_else(PoisonError::into_inner).insert(key, made.clone());
+            made
+        }
+    };
+    let content_type = match shape {
+        Shape::Json => "application/json",
+        Shape::Aggregated => "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList",
+        Shape::AggregatedBeta => {
+            "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList"
+        }
+        Shape::Protobuf => "application/com.github.proto-openapi.spec.v2.v1.0+protobuf",
+    };
+    let immutable = matches!(path, DocumentPath::OpenApiV3Group(..))
+        && query.split('&').any(|pair| pair == format!("hash={hash}"));
+    Ok(Document { content_type, bytes, etag: format!("\"{hash}\""), immutable })
 }
 
-/// The versions a group is served in, newest first.
-pub(crate) fn versions(group: &str) -> impl Iterator<Item = &'static str> {
-    KINDS.iter().filter(move |kind| kind.group == group).map(|kind| kind.version)
+/// The first form the client accepts that the document has.
+fn choose(path: &DocumentPath, accept: &str) -> Result<Shape, Status> {
+    let roots = matches!(path, DocumentPath::CoreVersions | DocumentPath::Groups);
+    if accept.trim().is_empty() {
+        return Ok(Shape::Json);
+    }
+    for entry in entries(accept) {
+        let aggregated = entry.as_kind == "APIGroupDiscoveryList";
+        let shape = match entry.media {
+            "application/json" if aggregated && roots => match entry.version {
+                "v2" => Shape::Aggregated,
+                "v2beta1" => Shape::AggregatedBeta,
+                _ => continue,
+            },
+            "application/json" | "application/*" | "*/*" if entry.as_kind.is_empty() => Shape::Json,
+            media
+                if *path == DocumentPath::OpenApiV2
+                    && media.starts_with("application/com.github.proto-openapi.spec.v2") =>
+            {
+                Shape::Protobuf
+            }
+            _ => continue,
+        };
+        return Ok(shape);
+    }
+    Err(Status::not_acceptable("only the following media types are accepted: application/json"))
 }
 
-/// Are there reviews in this group-version?
-pub(crate) fn has_reviews(_group: &str, _version: &str) -> bool {
-    false
+fn make(path: &DocumentPath, shape: Shape, server_address: &str) -> Result<Vec<u8>, Status> {
+    let value = match path {
+        DocumentPath::CoreVersions if shape == Shape::Json => discovery::core(server_address),
+        DocumentPath::CoreVersions => discovery::aggregated(true, shape == Shape::AggregatedBeta),
+        DocumentPath::Groups if shape == Shape::Json => discovery::groups(),
+        DocumentPath::Groups => discovery::aggregated(false, shape == Shape::AggregatedBeta),
+        DocumentPath::Group(group) => discovery::group(group),
+        DocumentPath::Resources(group, version) => discovery::resources(group, version),
+        DocumentPath::OpenApiV2 => {
+            let value = openapi::v2();
+            if shape == Shape::Protobuf {
+                return Ok(gnostic::encode(&value));
+            }
+            value
+        }
+        DocumentPath::OpenApiV3 => v3_index()?,
+        DocumentPath::OpenApiV3Group(group, version) => openapi::v3(group, version),
+        DocumentPath::Version => version(),
+    };
+    serde_json::to_vec(&value).map_err(|err| Status::internal(err.to_string()))
 }
 
-/// Is this the resource name of a review?
-pub(crate) fn is_review(_group: &str, _version: &str, _plural: &str) -> bool {
-    false
+/// Where the OpenAPI v3 documents are, each with its hash.
+fn v3_index() -> Result<Value, Status> {
+    let mut paths = serde_json::Map::new();
+    for (group, version) in discovery::group_versions() {
+        let place = discovery::root_path(group, version);
+        let path = DocumentPath::OpenApiV3Group(group.to_owned(), version.to_owned());
+        let hash = render_document(&path, "", "", "")?.etag;
+        let url = format!("/openapi/v3{place}?hash={}", hash.trim_matches('"'));
+        paths.insert(place.trim_start_matches('/').to_owned(), json!({"serverRelativeURL": url}));
+    }
+    Ok(json!({"paths": paths}))
 }
+
+fn version() -> Value {
+    json!({
+        "major": "1",
+        "minor": MINOR,
+        "gitVersion": format!("v1.{MINOR}.0+muster.{}", env!("CARGO_PKG_VERSION")),
+        "gitCommit": "",
+        "gitTreeState": "clean",
+        "buildDate": "1970-01-01T00:00:00Z",
+        "goVersion": "",
+        "compiler": "rustc",
+        "platform": "linux/amd64",
+    })
+}
+
+/// A short name for bytes; two FNV-1a sums, for caches only.
+fn fingerprint(bytes: &[u8]) -> String {
+    let sum = |start: u64| {
+        bytes
+            .iter()
+            .fold(start, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
+    };
+    format!("{:016X}{:016X}", sum(0xcbf2_9ce4_8422_2325), sum(0x6c62_272e_07bb_0142))
+}
+
+#[cfg(test)]
+mod tests;

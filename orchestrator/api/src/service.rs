@@ -183,6 +183,10 @@ mod tests {
         ServiceRange::new(Ipv4Addr::new(172, 21, 0, 0), 30)
     }
 
+    fn wide() -> ServiceRange {
+        ServiceRange::new(Ipv4Addr::new(172, 21, 0, 0), 24)
+    }
+
     fn service(spec: Value) -> Value {
         json!({"metadata": {"name": "s"}, "spec": spec})
     }
@@ -213,10 +217,10 @@ mod tests {
         let spec =
             json!({"type": "NodePort", "ports": [{"port": 80}, {"port": 81, "nodePort": 30001}]});
         let mut first = service(spec);
-        assign(&mut first, &[], &range(), 0).unwrap();
+        assign(&mut first, &[], &wide(), 0).unwrap();
         assert_eq!(first["spec"]["ports"][0]["nodePort"], 30000);
         let spec = json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": 30001}]});
         let mut second = service(spec);
-        assert_eq!(assign(&mut second, &[&first], &range(), 0).unwrap_err().code, 422);
+        assert_eq!(assign(&mut second, &[&first], &wide(), 0).unwrap_err().code, 422);
     }
 }

@@ -1,6 +1,9 @@
 //! From upstream's JSON Schema definitions to the lines of the table.
 
-use std::{collections::BTreeSet, fmt::Write as _};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    fmt::Write as _,
+};
 
 use objects::kind::KINDS;
 use serde_json::{Map, Value};
@@ -48,7 +51,8 @@ pub enum DistilError {
 pub fn distil(definitions: &Value) -> Result<String, DistilError> {
     let defs =
         definitions.get("$defs").and_then(Value::as_object).ok_or(DistilError::NoDefinitions)?;
-    let mut open: Vec<(String, String)> = Vec::new();
+    // Whole objects first: one that another refers to must still get its kind.
+    let mut open: VecDeque<(String, String)> = VecDeque::new();
     let ours = KINDS.iter().filter(|kind| kind.group != "muster.dev");
     let own = ours.clone().map(|kind| (kind.group, kind.version, kind.kind));
     let aliases = ours.flat_map(|kind| {
@@ -57,14 +61,14 @@ pub fn distil(definitions: &Value) -> Result<String, DistilError> {
     for (group, version, kind) in own.chain(aliases).chain(OTHER_ROOTS.iter().copied()) {
         let name = find(defs, group, version, kind)
             .ok_or_else(|| DistilError::Missing(format!("{group}/{version} {kind}")))?;
-        open.push((name.to_owned(), format!(" {group}/{version}/{kind}")));
+        open.push_back((name.to_owned(), format!(" {group}/{version}/{kind}")));
     }
     for (name, kind) in BY_NAME {
-        open.push(((*name).to_owned(), format!(" /v1/{kind}")));
+        open.push_back(((*name).to_owned(), format!(" /v1/{kind}")));
     }
     let mut done = BTreeSet::new();
     let mut types = Vec::new();
-    while let Some((name, root)) = open.pop() {
+    while let Some((name, root)) = open.pop_front() {
         if !done.insert(name.clone()) {
             continue;
         }
@@ -143,7 +147,7 @@ fn node(
     defs: &Map<String, Value>,
     place: &str,
     shape: &Value,
-    open: &mut Vec<(String, String)>,
+    open: &mut VecDeque<(String, String)>,
 ) -> Result<String, DistilError> {
     if let Some(name) = text(shape, "$ref").strip_prefix("#/$defs/") {
         let short = name.rsplit('.').next().unwrap_or("");
@@ -154,7 +158,7 @@ fn node(
             "IntOrString" => "int-or-string".to_owned(),
             "FieldsV1" | "RawExtension" | "JSON" => "any".to_owned(),
             _ => {
-                open.push((name.to_owned(), String::new()));
+                open.push_back((name.to_owned(), String::new()));
                 format!("@{name}")
             }
         });
@@ -166,7 +170,7 @@ fn node(
         Some(one) => named(one),
         None => None,
     };
-    let inner = |key: &str, open: &mut Vec<(String, String)>| match shape.get(key) {
+    let inner = |key: &str, open: &mut VecDeque<(String, String)>| match shape.get(key) {
         Some(inner) => node(defs, place, inner, open).map(Some),
         None => Ok(None),
     };
