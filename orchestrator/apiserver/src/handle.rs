@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use api::request::DocumentPath;
 use api::{Request, Route, User, Verb};
 use bytes::Bytes;
-use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, ETAG, HOST, IF_NONE_MATCH, USER_AGENT};
+use http::header::{
+    ACCEPT, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_NONE_MATCH, USER_AGENT, VARY,
+};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
@@ -159,20 +161,23 @@ fn render_document(
     document: &DocumentPath,
 ) -> Result<Answer, Status> {
     let accept = header(&parts.headers, ACCEPT);
-    let host = header(&parts.headers, HOST);
-    let address = if host.is_empty() { server.address() } else { host.to_owned() };
     let query = parts.uri.query().unwrap_or("");
-    let found = api::render_document(document, accept, query, &address)?;
+    // Documents are kept by address, so it must not be what a client makes up in `Host`.
+    let found = api::render_document(document, accept, query, &server.address())?;
     let etag = HeaderValue::from_str(&found.etag).ok().filter(|_| !found.etag.is_empty());
     let known = parts.headers.get(IF_NONE_MATCH);
     let (code, bytes) = match &etag {
-        Some(etag) if known == Some(etag) => (304, Vec::new()),
-        _ => (200, found.bytes),
+        Some(etag) if known == Some(etag) => (304, Bytes::new()),
+        _ => (200, Bytes::from_owner(found.bytes)),
     };
     let mut answer = respond::whole(code, found.content_type, bytes);
+    let headers = answer.headers_mut();
     if let Some(etag) = etag {
-        answer.headers_mut().insert(ETAG, etag);
-        answer.headers_mut().insert(http::header::VARY, HeaderValue::from_static("Accept"));
+        headers.insert(ETAG, etag);
+        headers.insert(VARY, HeaderValue::from_static("Accept"));
+    }
+    if found.immutable {
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("public, immutable"));
     }
     Ok(answer)
 }

@@ -1,0 +1,146 @@
+//! Stock kubectl against our server, as stories in `testdata/kubectl.txt`.
+//!
+//! Runs with every kubectl that is there: those `cargo xtask` fetches and the host's own.
+//! Each runs the whole file against a server of its own.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use common::Cluster;
+use tokio::io::AsyncWriteExt as _;
+use tokio::process::Command;
+
+const STORIES: &str = include_str!("testdata/kubectl.txt");
+
+/// One command of a story.
+#[derive(Debug, Default)]
+struct Step {
+    line: usize,
+    /// Only this version runs it; empty for all.
+    only: String,
+    arguments: String,
+    input: String,
+    expected: Vec<String>,
+}
+
+/// Reads the stories: `$ arguments`, then `< ` lines of input, then the expected output.
+fn steps() -> Vec<Step> {
+    let mut steps: Vec<Step> = Vec::new();
+    for (at, line) in STORIES.lines().enumerate() {
+        if let Some(command) = line.strip_prefix("$ ") {
+            let (only, arguments) = match command.strip_prefix('[') {
+                Some(rest) => rest.split_once("] ").unwrap(),
+                None => ("", command),
+            };
+            let (only, arguments) = (only.to_owned(), arguments.to_owned());
+            steps.push(Step { line: at + 1, only, arguments, ..Step::default() });
+        } else if line.starts_with('#') {
+            continue;
+        } else if let Some(input) = line.strip_prefix("< ") {
+            let step = steps.last_mut().unwrap();
+            step.input.push_str(input);
+            step.input.push('\n');
+        } else if !line.trim().is_empty() {
+            steps.last_mut().unwrap().expected.push(squeeze(line));
+        }
+    }
+    steps
+}
+
+/// Columns are padded by what is in them, so runs of blanks count as one.
+fn squeeze(line: &str) -> String {
+    line.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Does a line look as expected? `*` stands for anything.
+fn matches(expected: &str, line: &str) -> bool {
+    let mut parts = expected.split('*');
+    let first = parts.next().unwrap_or_default();
+    let Some(mut rest) = line.strip_prefix(first) else { return false };
+    let mut parts = parts.peekable();
+    let mut open = false;
+    while let Some(part) = parts.next() {
+        open = true;
+        if parts.peek().is_none() {
+            return rest.ends_with(part);
+        }
+        let Some(at) = rest.find(part) else { return false };
+        rest = &rest[at + part.len()..];
+    }
+    open || rest.is_empty()
+}
+
+/// A line `...` stands for any number of lines.
+fn all_match(expected: &[String], lines: &[String]) -> bool {
+    match expected.split_first() {
+        None => lines.is_empty(),
+        Some((wild, rest)) if wild == "..." => {
+            (0..=lines.len()).any(|skip| all_match(rest, &lines[skip..]))
+        }
+        Some((one, rest)) => match lines.split_first() {
+            Some((line, others)) => matches(one, line) && all_match(rest, others),
+            None => false,
+        },
+    }
+}
+
+fn kubectls() -> Vec<(String, PathBuf)> {
+    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tools");
+    let mut found = Vec::new();
+    for version in ["1.20", "1.32"] {
+        let path = tools.join(format!("kubectl-{version}/usr/bin/kubectl"));
+        if path.exists() {
+            found.push((version.to_owned(), path));
+        }
+    }
+    if found.is_empty() && Path::new("/usr/bin/kubectl").exists() {
+        found.push(("1.32".to_owned(), PathBuf::from("/usr/bin/kubectl")));
+    }
+    found
+}
+
+async fn run(kubectl: &Path, cluster: &Cluster, step: &Step) -> Vec<String> {
+    let mut child = Command::new(kubectl)
+        .args(step.arguments.split_whitespace())
+        .env("KUBECONFIG", cluster.path("admin.kubeconfig"))
+        .env("HOME", cluster.dir.path())
+        .env("TZ", "UTC")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(step.input.as_bytes()).await.unwrap();
+    drop(stdin);
+    let output = common::soon("kubectl", child.wait_with_output()).await.unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8(text).unwrap();
+    text.lines().map(squeeze).filter(|line| !line.is_empty()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stock_kubectl_sees_what_it_expects() {
+    let mut failures = Vec::new();
+    for (version, kubectl) in kubectls() {
+        let cluster = Cluster::start().await;
+        for step in steps() {
+            if !step.only.is_empty() && step.only != version {
+                continue;
+            }
+            let lines = run(&kubectl, &cluster, &step).await;
+            if !all_match(&step.expected, &lines) {
+                failures.push(format!(
+                    "kubectl {version}, line {}: kubectl {}\n--- expected\n{}\n--- got\n{}\n",
+                    step.line,
+                    step.arguments,
+                    step.expected.join("\n"),
+                    lines.join("\n"),
+                ));
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
