@@ -11,8 +11,10 @@ use crate::view::{Key, View};
 pub fn reconcile(view: &View, key: &Key, _now: Timestamp) -> Steps {
     let Some(pod) = view.pods.get(&key.namespace, &key.name) else { return Steps::none() };
     if !pod.is_bound() {
-        let gone = pod.metadata.is_deleting();
-        return gone.then(|| vec![Action::remove_pod(pod)].into()).unwrap_or_default();
+        if pod.metadata.is_deleting() {
+            return vec![Action::remove_pod(pod)].into();
+        }
+        return Steps::none();
     }
     if view.nodes.get("", &pod.spec.node_name).is_some() {
         return Steps::none();

@@ -1,1 +1,174 @@
-//! Runs the controllers and the scheduler: caches, rate limits, leader election.
+//! Runs the controllers and the scheduler of `control` against an API server.
+//!
+//! Decides nothing itself: it keeps the views up to date, carries out what is planned, and
+//! sees to it that only one manager of a cluster does so. Also the signer of node
+//! certificates, because it alone of these parts may hold the authority's key.
+//!
+//! Tasks: one reflector per kind, one loop per controller, the scheduler's loop, the event
+//! recorder, the leader's lease.
+
+#![forbid(unsafe_code)]
+
+mod apply;
+mod event;
+mod hub;
+mod leader;
+mod scheduling;
+mod signer;
+mod worker;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use control::controller::CONTROLLERS;
+use control::view::Settings;
+use runtime::driver::Pace;
+use runtime::supervise::TaskFailed;
+use runtime::{Client, ClientError, Supervisor};
+use thiserror::Error;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::apply::Hand;
+use crate::hub::Hub;
+
+/// How the manager runs.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// How to reach the API server, and as whom.
+    pub kubeconfig: PathBuf,
+    /// The authority's certificate, PEM; without it and the key nothing is signed.
+    pub ca_cert: Option<PathBuf>,
+    /// The authority's key, PEM.
+    pub ca_key: Option<PathBuf>,
+    /// Silence after which a node counts as `Unknown`.
+    pub node_monitor_grace_period: Duration,
+    /// How long pods that say nothing about it stay on an unreachable node.
+    pub pod_eviction_timeout: Duration,
+    /// Our name among managers; must be the same after a restart, or the restart waits for
+    /// the old lease to run out.
+    pub identity: String,
+}
+
+impl Config {
+    /// Upstream's waiting times, the host's name, and no signer.
+    #[must_use]
+    pub fn new(kubeconfig: PathBuf) -> Self {
+        let settings = Settings::default();
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        Self {
+            identity: format!("{}_{}", host.trim(), kubeconfig.display()),
+            kubeconfig,
+            ca_cert: None,
+            ca_key: None,
+            node_monitor_grace_period: settings.node_monitor_grace_period,
+            pod_eviction_timeout: settings.pod_eviction_timeout,
+        }
+    }
+
+    fn settings(&self) -> Settings {
+        Settings {
+            node_monitor_grace_period: self.node_monitor_grace_period,
+            pod_eviction_timeout: self.pod_eviction_timeout,
+            ..Settings::default()
+        }
+    }
+}
+
+/// Why the manager cannot start or go on.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// The API client cannot be made.
+    #[error("cannot use kubeconfig {path}")]
+    Client {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<ClientError>,
+    },
+    /// The authority cannot be read.
+    #[error("cannot use the authority {path}")]
+    Authority {
+        /// The certificate's file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: signer::SignerError,
+    },
+    /// A task ended that should not have.
+    #[error("the manager cannot go on")]
+    Task(#[source] Box<TaskFailed<leader::LeaseLost>>),
+}
+
+pub use leader::LeaseLost;
+pub use signer::SignerError;
+
+/// Runs every controller and the scheduler until `stop`.
+///
+/// The API server need not be up yet: everything waits for it with back-off.
+///
+/// # Errors
+///
+/// When a file is not usable, or the leader's lease is lost: then someone else may be acting,
+/// and the process must start over.
+pub async fn run(stop: CancellationToken, config: Config) -> Result<(), RunError> {
+    let client = Client::from_kubeconfig(&config.kubeconfig).map_err(|source| {
+        RunError::Client { path: config.kubeconfig.clone(), source: Box::new(source) }
+    })?;
+    let signer = match (&config.ca_cert, &config.ca_key) {
+        (Some(cert), Some(key)) => Some(signer::Signer::load(cert, key).map_err(|source| {
+            RunError::Authority { path: cert.clone(), source }
+        })?),
+        _ => None,
+    };
+    let Some(lease) = leader::acquire(&stop, &client, &config.identity).await else {
+        return Ok(());
+    };
+    let mut tasks = Supervisor::new(stop.child_token());
+    let stop = tasks.stop();
+    tasks.spawn_fallible("leader", lease.keep(stop.clone()));
+    let hub = Arc::new(Hub::start(&client, &mut tasks));
+    let (events, recorder) = event::channel(client.clone());
+    tasks.spawn("events", recorder.run(stop.clone()));
+    let hand = Arc::new(Hand { client, hub: Arc::clone(&hub), events, signer });
+    start_loops(&mut tasks, &hub, &hand, &config);
+    tasks.join().await.map_err(|failed| RunError::Task(Box::new(failed)))
+}
+
+/// Loops whose wake-ups are mostly heartbeats or other loops' echoes gather more of them.
+const SLOW_SETTLE: Duration = Duration::from_millis(200);
+
+fn start_loops(
+    tasks: &mut Supervisor<LeaseLost>,
+    hub: &Arc<Hub>,
+    hand: &Arc<Hand>,
+    config: &Config,
+) {
+    let stop = tasks.stop();
+    for controller in CONTROLLERS {
+        let slow = matches!(controller.name, "node-controller" | "garbage-collector");
+        let pace = Pace {
+            settle: if slow { SLOW_SETTLE } else { Pace::default().settle },
+            ..Pace::default()
+        };
+        let world = worker::Worker::new(controller, hub, hand, config.settings());
+        let wakes = hub.changes(controller.needs);
+        let (hub, stop) = (Arc::clone(hub), stop.clone());
+        tasks.spawn(controller.name, async move {
+            if hub.wait_synced(&stop, controller.needs).await {
+                runtime::drive(stop, wakes, world, pace).await;
+            }
+        });
+    }
+    let world = scheduling::Scheduling::new(hub, hand, config.settings());
+    let wakes = hub.changes(scheduling::NEEDS);
+    let hub = Arc::clone(hub);
+    tasks.spawn("scheduler", async move {
+        if hub.wait_synced(&stop, scheduling::NEEDS).await {
+            info!("views are complete; scheduling");
+            runtime::drive(stop, wakes, world, Pace::default()).await;
+        }
+    });
+}

@@ -5,6 +5,8 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use objects::kind::Kind;
+
 /// One resource of the API: group, version, plural, scope.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Resource {
@@ -95,6 +97,12 @@ impl Resource {
             path.push_str(&escape(part));
         }
         path
+    }
+}
+
+impl From<&Kind> for Resource {
+    fn from(kind: &Kind) -> Self {
+        Self::known(kind.group, kind.version, kind.kind, kind.plural, kind.namespaced)
     }
 }
 

@@ -37,7 +37,7 @@ fn set_image(world: &mut World, image: &str) {
 /// One line per replica set in order of revision: revision, size, image.
 fn sets(world: &World) -> Vec<String> {
     let mut sets = world.all::<ReplicaSet>();
-    sets.sort_by_key(|set| revision(set));
+    sets.sort_by_key(revision);
     let line = |set: &ReplicaSet| {
         format!("{} {} {}", revision(set), asked(set), set.spec.template.spec.containers[0].image)
     };

@@ -1,0 +1,321 @@
+//! Carries out what controllers plan.
+//!
+//! A write that comes too late (the object changed, is gone, or exists already) is no
+//! failure: the change that overtook it wakes the loop again.
+
+use std::sync::Arc;
+
+use control::action::{Action, Note, Target};
+use futures_util::StreamExt;
+use futures_util::stream;
+use objects::kind::{KINDS, by_gvk};
+use objects::meta::OwnerReference;
+use runtime::client::{DeleteParams, ListParams, Patch};
+use runtime::{Client, ClientError, Resource, report};
+use serde_json::{Value, json};
+use thiserror::Error;
+use tracing::{debug, warn};
+
+use crate::event::Events;
+use crate::hub::{Hub, Pending};
+use crate::signer::{Signer, SignerError};
+
+/// Writes of one round under way at a time: enough for the server to commit them in groups.
+const AT_ONCE: usize = 32;
+
+/// Why a step failed.
+#[derive(Debug, Error)]
+pub(crate) enum StepError {
+    /// The server said no, or nothing.
+    #[error("the API did not take the step")]
+    Api(#[from] ClientError),
+    /// The certificate could not be made.
+    #[error("cannot sign {name}")]
+    Sign {
+        /// The request.
+        name: String,
+        /// Why.
+        #[source]
+        source: SignerError,
+    },
+}
+
+/// The means to act on the cluster.
+pub(crate) struct Hand {
+    pub(crate) client: Client,
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) events: Events,
+    pub(crate) signer: Option<Signer>,
+}
+
+impl Hand {
+    /// Carries out the steps of a round side by side; failures are reported here.
+    pub(crate) async fn carry_out_all(
+        &self,
+        by: &'static str,
+        actions: &[Action],
+    ) -> Vec<Result<Option<Pending>, ()>> {
+        // A plain vector: closures over borrowed steps do not make `Send` streams.
+        let mut steps = Vec::with_capacity(actions.len());
+        for action in actions {
+            steps.push(self.carry_out_or_report(by, action));
+        }
+        stream::iter(steps).buffered(AT_ONCE).collect().await
+    }
+
+    async fn carry_out_or_report(
+        &self,
+        by: &'static str,
+        action: &Action,
+    ) -> Result<Option<Pending>, ()> {
+        self.carry_out(by, action).await.map_err(|err| {
+            let target = action.target().map(|target| target.name.as_str());
+            let err = report(&err);
+            warn!(controller = by, name = target, err, "step failed; the next round retries");
+        })
+    }
+
+    /// Carries out one step and says what the view will show when it has seen it.
+    pub(crate) async fn carry_out(
+        &self,
+        by: &'static str,
+        action: &Action,
+    ) -> Result<Option<Pending>, StepError> {
+        match action {
+            Action::Create { kind, namespace, object, note } => {
+                let resource = Resource::from(*kind);
+                let made = self.client.create(&resource, Some(namespace), object).await;
+                let Some(made) = overtaken(made)? else { return Ok(None) };
+                if let Some(note) = note {
+                    let name = made.pointer("/metadata/name").and_then(Value::as_str);
+                    let message = note.message.trim_end_matches(": ");
+                    let message = match name {
+                        Some(name) if note.message.ends_with("Created pod: ") => {
+                            format!("{message}: {name}")
+                        }
+                        _ => message.to_owned(),
+                    };
+                    self.events.tell(by, &Note { message, ..Note::clone(note) });
+                }
+                Ok(pending(kind, &made))
+            }
+            Action::Patch { target, subresource, body } => {
+                self.patch(target, *subresource, body).await
+            }
+            Action::Replace { target, subresource, object } => {
+                self.replace(target, *subresource, object).await
+            }
+            Action::Delete { target, grace_seconds, note } => {
+                let done = self.delete(target, *grace_seconds).await?;
+                if let (Some(_), Some(note)) = (&done, note) {
+                    self.events.tell(by, note);
+                }
+                Ok(done)
+            }
+            Action::DeleteIfGone { target, absent, grace_seconds } => {
+                for owner in absent {
+                    if !self.is_gone(target, owner).await? {
+                        return Ok(None);
+                    }
+                }
+                self.delete(target, *grace_seconds).await
+            }
+            Action::Bind { target, node } => self.bind(target, node).await,
+            Action::Empty { target } => self.empty(target).await,
+            Action::Sign { target } => self.sign(target).await,
+            Action::Tell(note) => {
+                self.events.tell(by, note);
+                Ok(None)
+            }
+        }
+    }
+
+    async fn patch(
+        &self,
+        target: &Target,
+        subresource: Option<&'static str>,
+        body: &Value,
+    ) -> Result<Option<Pending>, StepError> {
+        let mut body = body.clone();
+        // The version makes the patch a compare-and-set.
+        if let Some(fields) = body.as_object_mut() {
+            let meta = fields.entry("metadata").or_insert_with(|| json!({}));
+            if let Some(meta) = meta.as_object_mut() {
+                meta.insert("resourceVersion".to_owned(), json!(target.resource_version));
+                meta.insert("uid".to_owned(), json!(target.uid));
+            }
+        }
+        let mut patch = Patch::merge(body);
+        patch.subresource = subresource.map(str::to_owned);
+        let (resource, namespace) = (Resource::from(target.kind), Some(&*target.namespace));
+        let done = self.client.patch(&resource, namespace, &target.name, &patch).await;
+        Ok(overtaken(done)?.and_then(|object| pending(target.kind, &object)))
+    }
+
+    async fn replace(
+        &self,
+        target: &Target,
+        subresource: Option<&'static str>,
+        object: &Value,
+    ) -> Result<Option<Pending>, StepError> {
+        let (resource, namespace) = (Resource::from(target.kind), Some(&*target.namespace));
+        let name = &target.name;
+        let done = match subresource {
+            Some(sub) => {
+                self.client.update_subresource(&resource, namespace, name, sub, object).await
+            }
+            None => self.client.update(&resource, namespace, name, object).await,
+        };
+        Ok(overtaken(done)?.and_then(|object| pending(target.kind, &object)))
+    }
+
+    async fn delete(
+        &self,
+        target: &Target,
+        grace_seconds: Option<u32>,
+    ) -> Result<Option<Pending>, StepError> {
+        let params =
+            DeleteParams { grace_period_seconds: grace_seconds, ..DeleteParams::uid(&target.uid) };
+        let (resource, namespace) = (Resource::from(target.kind), Some(&*target.namespace));
+        let done = self.client.delete(&resource, namespace, &target.name, &params).await;
+        Ok(overtaken(done)?.map(|_| Pending::Gone {
+            kind: target.kind,
+            namespace: target.namespace.clone(),
+            name: target.name.clone(),
+            uid: target.uid.clone(),
+        }))
+    }
+
+    /// Asks the server itself whether an owner is gone.
+    async fn is_gone(&self, target: &Target, owner: &OwnerReference) -> Result<bool, StepError> {
+        let Some(kind) = by_gvk(&owner.api_version, &owner.kind) else {
+            // We cannot know, so it may be there.
+            debug!(kind = owner.kind, name = target.name, "owner of a kind we do not know");
+            return Ok(false);
+        };
+        let (resource, namespace) = (Resource::from(kind), Some(&*target.namespace));
+        match self.client.get(&resource, namespace, &owner.name).await {
+            Ok(found) => {
+                let uid = found.pointer("/metadata/uid").and_then(Value::as_str);
+                Ok(!owner.uid.is_empty() && uid != Some(&owner.uid))
+            }
+            Err(err) if err.is_not_found() => Ok(true),
+            Err(err) => Err(err.into()),
+        }
+    }
+
+    async fn bind(&self, target: &Target, node: &str) -> Result<Option<Pending>, StepError> {
+        let binding = json!({
+            "apiVersion": "v1",
+            "kind": "Binding",
+            "metadata": {
+                "name": target.name, "namespace": target.namespace, "uid": target.uid,
+            },
+            "target": {"apiVersion": "v1", "kind": "Node", "name": node},
+        });
+        let (resource, namespace) = (Resource::from(target.kind), Some(&*target.namespace));
+        let done = self
+            .client
+            .create_subresource(&resource, namespace, &target.name, "binding", &binding)
+            .await;
+        // A pod that went away in between is no failure of ours, but no success either.
+        match done {
+            Err(err) if !err.is_not_found() => Err(err.into()),
+            _ => Ok(None),
+        }
+    }
+
+    /// Deletes what is in a namespace; lets the namespace go once it is empty.
+    async fn empty(&self, target: &Target) -> Result<Option<Pending>, StepError> {
+        let mut left = 0;
+        for kind in KINDS.iter().copied().filter(|kind| kind.namespaced) {
+            let resource = Resource::from(kind);
+            let list =
+                self.client.list(&resource, Some(&target.name), &ListParams::default()).await?;
+            left += list.items.len();
+            let mut deletes = Vec::new();
+            for item in &list.items {
+                deletes.push(self.delete_item(&resource, &target.name, item));
+            }
+            let done: Vec<_> = stream::iter(deletes).buffered(AT_ONCE).collect().await;
+            for one in done {
+                overtaken(one)?;
+            }
+        }
+        if left > 0 {
+            return Ok(None);
+        }
+        let resource = Resource::from(target.kind);
+        let found = overtaken(self.client.get(&resource, None, &target.name).await)?;
+        let Some(mut namespace) = found else { return Ok(None) };
+        if let Some(spec) = namespace.get_mut("spec").and_then(Value::as_object_mut) {
+            spec.insert("finalizers".to_owned(), json!([]));
+        }
+        let (name, sub) = (&target.name, "finalize");
+        overtaken(self.client.update_subresource(&resource, None, name, sub, &namespace).await)?;
+        Ok(None)
+    }
+
+    /// Deletes one listed object, unless it is going already.
+    async fn delete_item(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        item: &Value,
+    ) -> Result<Value, ClientError> {
+        let text = |pointer| item.pointer(pointer).and_then(Value::as_str);
+        if text("/metadata/deletionTimestamp").is_some() {
+            return Ok(Value::Null);
+        }
+        let name = text("/metadata/name").unwrap_or_default();
+        let params = DeleteParams::uid(text("/metadata/uid").unwrap_or_default());
+        self.client.delete(resource, Some(namespace), name, &params).await
+    }
+
+    /// Signs an approved request; one that cannot be signed is marked so and left.
+    async fn sign(&self, target: &Target) -> Result<Option<Pending>, StepError> {
+        let Some(request) = self.hub.request(&target.name) else { return Ok(None) };
+        let Some(signer) = &self.signer else { return Ok(None) };
+        let status = match signer.sign(&request) {
+            Ok(certificate) => json!({ "certificate": certificate }),
+            Err(source) => {
+                let failed = objects::Condition {
+                    last_update_time: Some(jiff::Timestamp::now().into()),
+                    ..objects::Condition::new("Failed", true, "SignerError", &report(&source))
+                };
+                let conditions: Vec<_> =
+                    request.status.conditions.iter().cloned().chain([failed]).collect();
+                let name = target.name.clone();
+                warn!(name, err = report(&StepError::Sign { name: name.clone(), source }), "cannot sign");
+                json!({ "conditions": conditions })
+            }
+        };
+        self.patch(target, Some("status"), &json!({ "status": status })).await
+    }
+}
+
+/// Takes "too late" for an answer: `None`.
+fn overtaken(answer: Result<Value, ClientError>) -> Result<Option<Value>, ClientError> {
+    match answer {
+        Ok(value) => Ok(Some(value)),
+        Err(err) if err.is_conflict() || err.is_not_found() || err.is_already_exists() => {
+            debug!(err = report(&err), "overtaken");
+            Ok(None)
+        }
+        Err(err) if ends_with_its_namespace(&err) => Ok(None),
+        Err(err) => Err(err),
+    }
+}
+
+/// Nothing new may begin in a namespace that is going away.
+fn ends_with_its_namespace(err: &ClientError) -> bool {
+    err.status().is_some_and(|status| {
+        status.code == 403 && status.message.contains("because it is being terminated")
+    })
+}
+
+/// What the view must reach to have seen an answer.
+fn pending(kind: &'static objects::Kind, answer: &Value) -> Option<Pending> {
+    let revision = answer.pointer("/metadata/resourceVersion").and_then(Value::as_str)?;
+    revision.parse().ok().map(|revision| Pending::Revision(kind, revision))
+}
