@@ -28,3 +28,4 @@ mod topology;
 pub use machine::Accelerator;
 pub use network::seed_addresses;
 pub use rig::{Place, Power, Rig, RigOptions};
+pub use topology::Stranger;

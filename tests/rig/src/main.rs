@@ -123,7 +123,7 @@ fn act(action: Action) -> Result<()> {
                     bail!("{} has problems:\n{}", file.display(), lines.join("\n"));
                 }
             };
-            let rig = Rig::build(&plan, &RigOptions { dir, accelerator: None })?;
+            let rig = Rig::build(&plan, &RigOptions::new(&dir))?;
             writeln!(out, "seed: namespace {}", rig.namespace(rig::Place::Seed)?)?;
             writeln!(out, "seed from this host: {}", rig.host_side_address())?;
             writeln!(out, "machines: run by {:?}", rig.accelerator())?;

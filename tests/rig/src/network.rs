@@ -38,7 +38,7 @@ const SEED_SYSCTLS: &str = "for f in /proc/sys/net/ipv4/conf/*/rp_filter; do ech
 #[must_use]
 pub fn seed_addresses(plan: &Plan, dir: &Path) -> Option<(Ipv4Addr, Ipv4Addr)> {
     let dir = crate::rig::absolute(dir).ok()?;
-    let site = Topology::new(plan, &tag_of(&plan.site, &dir)).ok()?;
+    let site = Topology::new(plan, &[], &tag_of(&plan.site, &dir)).ok()?;
     Some((site.host.seed, site.seed.address))
 }
 
@@ -294,7 +294,7 @@ mod tests {
             include_str!("../../../examples/university/rack.yaml"),
         ] {
             let plan = Plan::parse(text).unwrap();
-            let site = Topology::new(&plan, "test-0000").unwrap();
+            let site = Topology::new(&plan, &[], "test-0000").unwrap();
             for index in 0..site.tors.len() {
                 let config = render_router(&plan, &site, index).unwrap();
                 assert!(config.contains("protocol radv"), "{config}");

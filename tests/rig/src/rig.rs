@@ -14,7 +14,7 @@ use crate::http::{self, Request, Response};
 use crate::machine::{Accelerator, DirectBoot, Machine, tail};
 use crate::network;
 use crate::process::{self, Process};
-use crate::topology::{BRIDGE, Topology, socket_dir, tag_of};
+use crate::topology::{BRIDGE, Stranger, Topology, socket_dir, tag_of};
 
 const STATE_FILE: &str = "state.json";
 /// Layout of `state.json`; an older rig is taken down rather than guessed at.
@@ -31,13 +31,15 @@ pub struct RigOptions {
     pub dir: PathBuf,
     /// What runs the machines; `None` chooses by trying.
     pub accelerator: Option<Accelerator>,
+    /// Machines that the plan does not name; a standing rig of the plan is used with its own.
+    pub strangers: Vec<Stranger>,
 }
 
 impl RigOptions {
     /// Keeps the rig in `dir` and chooses the accelerator by trying.
     #[must_use]
     pub fn new(dir: &Path) -> Self {
-        Self { dir: dir.to_owned(), accelerator: None }
+        Self { dir: dir.to_owned(), accelerator: None, strangers: Vec::new() }
     }
 }
 
@@ -79,6 +81,8 @@ struct State {
     tag: String,
     accelerator: Accelerator,
     plan: Plan,
+    #[serde(default)]
+    strangers: Vec<Stranger>,
 }
 
 impl Rig {
@@ -107,9 +111,11 @@ impl Rig {
             }
         }
         let tag = tag_of(&plan.site, &dir);
-        let site = Topology::new(plan, &tag)?;
+        let strangers = options.strangers.clone();
+        let site = Topology::new(plan, &strangers, &tag)?;
         let accelerator = options.accelerator.unwrap_or_else(Accelerator::choose);
-        let state = State { version: STATE_VERSION, tag, accelerator, plan: plan.clone() };
+        let plan = plan.clone();
+        let state = State { version: STATE_VERSION, tag, accelerator, plan, strangers };
         for name in ["processes", "log", "machines", "captures"] {
             let path = dir.join(name);
             fs::create_dir_all(&path).with_context(|| format!("making {}", path.display()))?;
@@ -140,7 +146,7 @@ impl Rig {
         };
         let (found, own) = (state.version, STATE_VERSION);
         ensure!(found == own, "the rig in {} is of layout {found}, not {own}", dir.display());
-        let site = Topology::new(&state.plan, &state.tag)?;
+        let site = Topology::new(&state.plan, &state.strangers, &state.tag)?;
         Ok(Some(Self { dir, state, site }))
     }
 
@@ -350,6 +356,15 @@ impl Rig {
         self.open_machine(name)?.power_off()
     }
 
+    /// The SMBIOS UUID a machine shows, given by the plan or not.
+    ///
+    /// # Errors
+    ///
+    /// When the rig has no such machine.
+    pub fn uuid(&self, name: &str) -> Result<&str> {
+        Ok(&self.site.machine(name)?.1.uuid)
+    }
+
     /// Tells whether a machine is on.
     ///
     /// # Errors
@@ -482,10 +497,11 @@ impl Rig {
             Ok(answer) => text += &format!("--- boot server's machines\n{}\n", answer.body),
             Err(err) => text += &format!("--- boot server: {err:#}\n"),
         }
-        for machine in &self.state.plan.machines {
-            let power = self.power_state(&machine.name);
-            text += &format!("--- {}: {power:?}\n", machine.name);
-            let console = self.console(&machine.name).and_then(|path| Ok(fs::read(path)?));
+        let planned = self.state.plan.machines.iter().map(|machine| &machine.name);
+        for name in planned.chain(self.state.strangers.iter().map(|one| &one.name)) {
+            let power = self.power_state(name);
+            text += &format!("--- {name}: {power:?}\n");
+            let console = self.console(name).and_then(|path| Ok(fs::read(path)?));
             let console = console.unwrap_or_default();
             let console = String::from_utf8_lossy(&console);
             text += &format!("{}\n", tail(&console, CONSOLE_TAIL_LINES));

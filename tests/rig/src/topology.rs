@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use cluster::plan::{BootMethod, Machine, Plan, RackRouting};
 use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 /// The link from the seed to its ToR router, in the seed.
@@ -102,9 +103,37 @@ pub(crate) fn socket_dir(tag: &str) -> PathBuf {
     Path::new("/run/muster-rig").join(tag)
 }
 
+/// A machine that stands in a rack though no plan names it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Stranger {
+    /// What the rig calls it.
+    pub name: String,
+    /// The rack it is plugged into.
+    pub rack: String,
+    /// Its boot NIC.
+    pub mac: String,
+    /// SMBIOS UUID; `None` gives it one of its own.
+    pub uuid: Option<String>,
+    /// How its firmware boots.
+    pub boot: BootMethod,
+}
+
 impl Topology {
-    /// Lays out the rig of a plan.
-    pub(crate) fn new(plan: &Plan, tag: &str) -> Result<Self> {
+    /// Lays out the rig of a plan, with machines that the plan does not name.
+    pub(crate) fn new(plan: &Plan, strangers: &[Stranger], tag: &str) -> Result<Self> {
+        let uninvited = |rack: &str| {
+            let here = strangers.iter().enumerate().filter(move |(_, one)| one.rack == rack);
+            here.map(|(index, one)| MachineSite {
+                name: one.name.clone(),
+                tap: format!("x{index}"),
+                mac: one.mac.clone(),
+                uuid: one.uuid.clone().unwrap_or_else(|| stable_uuid(&plan.site, &one.name)),
+                serial: format!("SIM-{}-{}", plan.site, one.name),
+                boot: one.boot,
+            })
+            .collect::<Vec<_>>()
+        };
         let tors: Vec<TorSite> = plan
             .racks
             .iter()
@@ -119,6 +148,7 @@ impl Topology {
                     .iter()
                     .filter(|machine| machine.rack == rack.name)
                     .map(|machine| MachineSite::new(&plan.site, machine))
+                    .chain(uninvited(&rack.name))
                     .collect(),
             })
             .collect();
@@ -250,7 +280,8 @@ fn stable_mac(tag: &str, name: &str) -> String {
     format!("02:{}", rest.join(":"))
 }
 
-fn stable_uuid(site: &str, name: &str) -> String {
+/// The UUID of a machine whose plan gives none.
+pub(crate) fn stable_uuid(site: &str, name: &str) -> String {
     let digest = Sha256::digest(format!("{site}/{name}").as_bytes());
     let mut bytes = [0_u8; 16];
     for (to, from) in bytes.iter_mut().zip(digest) {
@@ -269,7 +300,7 @@ mod tests {
     #[test]
     fn the_lab_has_two_routers_and_one_cable() {
         let plan = Plan::parse(LAB).unwrap();
-        let site = Topology::new(&plan, "lab-0000").unwrap();
+        let site = Topology::new(&plan, &[], "lab-0000").unwrap();
         assert_eq!(site.namespaces(), ["lab-0000-seed", "lab-0000-tor-a", "lab-0000-tor-b"]);
         assert_eq!(site.seed.gateway, Ipv4Addr::new(10, 98, 0, 254));
         assert!(!site.seed.is_flat);
@@ -283,7 +314,7 @@ mod tests {
     #[test]
     fn a_flat_seed_stands_on_the_racks_bridge() {
         let plan = Plan::parse(UNIVERSITY).unwrap();
-        let site = Topology::new(&plan, "u-0000").unwrap();
+        let site = Topology::new(&plan, &[], "u-0000").unwrap();
         assert!(site.seed.is_flat);
         assert_eq!(site.seed.gateway, Ipv4Addr::new(10, 38, 2, 1));
         assert!(site.cables.is_empty());
@@ -292,12 +323,27 @@ mod tests {
     #[test]
     fn the_same_machine_keeps_its_identity() {
         let plan = Plan::parse(LAB).unwrap();
-        let one = Topology::new(&plan, "lab-0000").unwrap();
-        let two = Topology::new(&plan, "lab-1111").unwrap();
+        let one = Topology::new(&plan, &[], "lab-0000").unwrap();
+        let two = Topology::new(&plan, &[], "lab-1111").unwrap();
         let (left, right) =
             (one.machine("a-worker").unwrap().1, two.machine("a-worker").unwrap().1);
         assert_eq!((&left.uuid, &left.serial), (&right.uuid, &right.serial));
         assert_ne!(left.uuid, one.machine("b-worker").unwrap().1.uuid);
+    }
+
+    #[test]
+    fn a_stranger_stands_in_its_rack() {
+        let plan = Plan::parse(LAB).unwrap();
+        let stranger = Stranger {
+            name: "nobody".to_owned(),
+            rack: "b".to_owned(),
+            mac: "52:54:00:00:02:99".to_owned(),
+            uuid: None,
+            boot: BootMethod::Bios,
+        };
+        let site = Topology::new(&plan, &[stranger], "lab-0000").unwrap();
+        let (tor, machine) = site.machine("nobody").unwrap();
+        assert_eq!((tor.rack.as_str(), machine.tap.as_str()), ("b", "x0"));
     }
 
     #[test]

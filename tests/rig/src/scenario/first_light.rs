@@ -3,31 +3,25 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::kubectl::{Kubectl, Pod};
+use super::light::{self, POD_LIMIT, REACH_LIMIT, REPLICAS, SELECTOR};
 use super::story::Story;
 use super::{measure, secret};
 use crate::wait::{Seen, await_until};
 use crate::{Rig, pcap};
 
-const MANIFEST: &str = include_str!("first_light.yaml");
-const SELECTOR: &str = "app=light";
-const REPLICAS: usize = 4;
 /// The worker that is lost.
 const VICTIM: &str = "a-worker";
-/// Starting a container on an emulated machine, several at once.
-const POD_LIMIT: Duration = Duration::from_secs(300);
 /// Grace period and eviction timeout of the plan, and new containers.
 const REPLACE_LIMIT: Duration = Duration::from_secs(420);
 /// A whole boot, beside machines that work.
 const RETURN_LIMIT: Duration = Duration::from_secs(600);
-/// An answer across racks; the first one after a change may wait for routes.
-const REACH_LIMIT: Duration = Duration::from_secs(60);
 /// What `muster up` may take on an emulator, in seconds.
 const UP_LIMIT_SECONDS: &str = "900";
 
@@ -59,9 +53,9 @@ pub(super) fn run(story: &mut Story) -> Result<()> {
     ))?;
     no_secret_on_the_wire(story, &rig, &captures)?;
 
-    let pods = deploy(story, &kubectl)?;
-    everyone_reaches_everyone(story, &rig, &pods)?;
-    everyone_reaches_the_service(story, &rig, &kubectl, &pods)?;
+    let pods = light::deploy(story, &kubectl)?;
+    light::everyone_reaches_everyone(story, &rig, &pods)?;
+    light::everyone_reaches_the_service(story, &rig, &kubectl, &pods)?;
     nothing_is_wrapped(story, &rig, &pods)?;
     for kubectl in story.kubectls() {
         everyday_commands(story, &kubectl)?;
@@ -108,77 +102,6 @@ fn no_secret_on_the_wire(story: &Story, rig: &Rig, racks: &[String]) -> Result<(
     ensure!(seen, "the CA certificate was not seen either: the search does not work");
     let count = secrets.len();
     story.ok(format_args!("none of {count} private keys crossed the boot network; the CA did"))
-}
-
-fn deploy(story: &Story, kubectl: &Kubectl) -> Result<Vec<Pod>> {
-    let manifest = story.dir().join("first_light.yaml");
-    fs::write(&manifest, MANIFEST).context("writing the manifest")?;
-    kubectl.run(&["create", "-f", manifest.to_str().context("a path that is no UTF-8")?])?;
-    let pods = kubectl.await_pods(SELECTOR, REPLICAS, POD_LIMIT, |_| true)?;
-    let nodes: BTreeSet<&str> = pods.iter().map(|pod| pod.node.as_str()).collect();
-    ensure!(nodes.len() == story.plan().machines.len(), "pods are on {nodes:?} only");
-    story.say(kubectl.run(&["get", "pods", "-o", "wide"])?)?;
-    story.ok(format_args!("{REPLICAS} replicas run, spread over {nodes:?}"))?;
-    Ok(pods)
-}
-
-/// Asks pod `from` to ask `target`, and gives the answer.
-fn ask_through(rig: &Rig, from: &Pod, target: SocketAddrV4) -> Result<String> {
-    let address: Ipv4Addr =
-        from.address.parse().with_context(|| format!("{} has no address", from.name))?;
-    let path = format!("/cgi-bin/ask?{target}/");
-    let answer = rig.ask(SocketAddrV4::new(address, 8080), &path, None)?;
-    ensure!(answer.status == 200, "{} answers {}", from.name, answer.status);
-    Ok(answer.body.trim().to_owned())
-}
-
-fn everyone_reaches_everyone(story: &Story, rig: &Rig, pods: &[Pod]) -> Result<()> {
-    for from in pods {
-        for to in pods {
-            let address =
-                to.address.parse().with_context(|| format!("{} has no address", to.name))?;
-            let what =
-                format!("{} on {} to reach {} on {}", from.name, from.node, to.name, to.node);
-            await_until(&what, REACH_LIMIT, || {
-                let answer = ask_through(rig, from, SocketAddrV4::new(address, 8080))?;
-                let right = answer == to.name;
-                Ok(if right { Seen::There(()) } else { Seen::NotYet(format!("answer: {answer}")) })
-            })?;
-        }
-    }
-    story.ok(format_args!("each of {} pods reaches each, itself included", pods.len()))
-}
-
-fn everyone_reaches_the_service(
-    story: &Story,
-    rig: &Rig,
-    kubectl: &Kubectl,
-    pods: &[Pod],
-) -> Result<()> {
-    let service = kubectl.json(&["get", "service", "light"])?;
-    let address = service.pointer("/spec/clusterIP").and_then(Value::as_str).unwrap_or_default();
-    let address: Ipv4Addr = address.parse().with_context(|| format!("clusterIP is {address:?}"))?;
-    let names: BTreeSet<&str> = pods.iter().map(|pod| pod.name.as_str()).collect();
-    let mut heard = BTreeSet::new();
-    for from in pods {
-        for _ in 0..REPLICAS {
-            let what = format!("{} to reach the service", from.name);
-            let answer = await_until(&what, REACH_LIMIT, || {
-                let answer = ask_through(rig, from, SocketAddrV4::new(address, 80))?;
-                let right = names.contains(answer.as_str());
-                Ok(if right {
-                    Seen::There(answer)
-                } else {
-                    Seen::NotYet(format!("answer: {answer}"))
-                })
-            })?;
-            heard.insert(answer);
-        }
-    }
-    // Sixteen throws at four: that all hit one is a coincidence of one in a hundred million.
-    ensure!(heard.len() > 1, "the service always answers as {heard:?}");
-    let count = heard.len();
-    story.ok(format_args!("every pod reaches the service at {address}; {count} pods answered"))
 }
 
 fn nothing_is_wrapped(story: &Story, rig: &Rig, pods: &[Pod]) -> Result<()> {
@@ -257,8 +180,8 @@ fn worker_is_lost(story: &Story, rig: &Rig, kubectl: &Kubectl) -> Result<()> {
     let elsewhere = |pod: &Pod| pod.node != VICTIM;
     let pods = kubectl.await_pods(SELECTOR, REPLICAS, REPLACE_LIMIT, elsewhere)?;
     story.ok("its pods are replaced on other nodes")?;
-    everyone_reaches_everyone(story, rig, &pods)?;
-    everyone_reaches_the_service(story, rig, kubectl, &pods)
+    light::everyone_reaches_everyone(story, rig, &pods)?;
+    light::everyone_reaches_the_service(story, rig, kubectl, &pods)
 }
 
 fn worker_returns(story: &Story, rig: &Rig, kubectl: &Kubectl) -> Result<()> {
@@ -271,6 +194,6 @@ fn worker_returns(story: &Story, rig: &Rig, kubectl: &Kubectl) -> Result<()> {
     let pods = kubectl.await_pods(SELECTOR, count, POD_LIMIT, |_| true)?;
     let back = pods.iter().filter(|pod| pod.node == VICTIM).count();
     ensure!(back > 0, "no pod runs on {VICTIM}: {pods:?}");
-    everyone_reaches_everyone(story, rig, &pods)?;
+    light::everyone_reaches_everyone(story, rig, &pods)?;
     story.ok(format_args!("{back} new pods run on {VICTIM}"))
 }

@@ -19,7 +19,7 @@ pub(super) struct Kubectl {
 }
 
 /// A pod, as far as the stories care.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Pod {
     pub(super) name: String,
     pub(super) node: String,

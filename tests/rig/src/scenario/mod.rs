@@ -4,8 +4,10 @@
 //! plays the world around them: power, cables, captures. Every check prints a line. The first
 //! that fails ends the story with all that the rig can see.
 
+mod faults;
 mod first_light;
 mod kubectl;
+mod light;
 mod measure;
 mod secret;
 mod story;
@@ -19,11 +21,18 @@ use clap::Args;
 use self::story::Story;
 
 /// Every scenario, in the order `run --all` takes.
-pub const ALL: &[Scenario] = &[Scenario {
-    name: "first_light",
-    summary: "a new site comes up, runs pods across racks, loses a worker and gets it back",
-    run: first_light::run,
-}];
+pub const ALL: &[Scenario] = &[
+    Scenario {
+        name: "first_light",
+        summary: "a new site comes up, runs pods across racks, loses a worker and gets it back",
+        run: first_light::run,
+    },
+    Scenario {
+        name: "faults",
+        summary: "daemons are killed, strangers plugged in, an image damaged: nothing is lost",
+        run: faults::run,
+    },
+];
 
 /// A story.
 pub struct Scenario {

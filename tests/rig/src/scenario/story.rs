@@ -13,7 +13,7 @@ use cluster::plan::Plan;
 use super::Options;
 use super::kubectl::Kubectl;
 use crate::machine::tail;
-use crate::{Rig, RigOptions};
+use crate::{Rig, RigOptions, Stranger};
 
 /// Lines of each log shown when a story fails.
 const LOG_TAIL_LINES: usize = 40;
@@ -83,10 +83,33 @@ impl Story {
         writeln!(std::io::stdout(), "{text}").context("printing")
     }
 
+    /// Copies the image into the story's directory and uses the copy from here on.
+    pub(super) fn copy_image(&mut self) -> Result<PathBuf> {
+        let copy = self.dir.join("image");
+        fs::create_dir_all(&copy)?;
+        let entries = fs::read_dir(&self.options.image)
+            .with_context(|| format!("reading {}", self.options.image.display()))?;
+        for entry in entries {
+            let entry = entry?;
+            // Caches and the like are not part of the image.
+            if entry.file_type()?.is_file() {
+                fs::copy(entry.path(), copy.join(entry.file_name()))?;
+            }
+        }
+        self.options.image = copy.clone();
+        Ok(copy)
+    }
+
     /// Builds the rig that `muster up --sim` will find and use; so captures can begin before the
     /// first machine is switched on.
     pub(super) fn build_rig(&self) -> Result<Rig> {
-        Rig::build(&self.plan, &RigOptions::new(&self.dir.join("rig")))
+        self.build_rig_with(Vec::new())
+    }
+
+    /// The same, with machines that the plan does not name.
+    pub(super) fn build_rig_with(&self, strangers: Vec<Stranger>) -> Result<Rig> {
+        let options = RigOptions { strangers, ..RigOptions::new(&self.dir.join("rig")) };
+        Rig::build(&self.plan, &options)
     }
 
     /// The rig of the running site.
