@@ -11,9 +11,15 @@ use routes::birdc::{
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 /// BIRD answers in milliseconds; ten times a loaded emulator's worst is generous.
 const LIMIT: Duration = Duration::from_secs(10);
+/// Pace of waiting for a BIRD that is not there.
+const RETRY: Duration = Duration::from_millis(200);
+/// More than this unasked is not BIRD's greeting.
+const GREETING_BYTES_MAX: u64 = 4096;
 
 /// Why BIRD could not be told or asked something.
 #[derive(Debug, Error)]
@@ -72,6 +78,29 @@ impl Bird {
     #[must_use]
     pub fn at(socket: &Path) -> Self {
         Self { socket: socket.to_owned() }
+    }
+
+    /// Counts up `lives` whenever BIRD is there anew, until `stop`.
+    ///
+    /// An open connection ends with the BIRD it leads to: so a BIRD that was restarted, and has
+    /// forgotten its configuration, is noticed at once and without asking.
+    pub async fn follow(self, stop: CancellationToken, lives: watch::Sender<u64>) {
+        let follow = async {
+            loop {
+                if let Ok(mut stream) = UnixStream::connect(&self.socket).await {
+                    lives.send_modify(|life| *life = life.wrapping_add(1));
+                    let mut rest = Vec::new();
+                    // BIRD greets and then says nothing unasked. However it ends, it is over.
+                    let _ended =
+                        (&mut stream).take(GREETING_BYTES_MAX).read_to_end(&mut rest).await;
+                }
+                tokio::time::sleep(RETRY).await;
+            }
+        };
+        tokio::select! { biased;
+            () = stop.cancelled() => (),
+            () = follow => (),
+        }
     }
 
     /// Sends one command and returns the reply, whatever it says.

@@ -5,8 +5,8 @@
 //! and publishes the pod network for the plugin. [`cni`] is that plugin, a process of its own for
 //! each call of the container runtime. What is announced and believed is decided in `routes`.
 //!
-//! Two tasks per cache and one loop: [`world`] observes, plans, applies. BIRD is never started,
-//! stopped or restarted here; its unit does that.
+//! One task per cache, one that notices a restarted BIRD, and one loop: [`world`] observes, plans,
+//! applies. BIRD is never started, stopped or restarted here; its unit does that.
 
 #![forbid(unsafe_code)]
 
@@ -24,6 +24,7 @@ use runtime::backoff::Backoff;
 use runtime::driver::Pace;
 use runtime::{Client, ClientConfig, ClientError, Supervisor};
 use thiserror::Error;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use bird::{Bird, BirdError};
@@ -32,8 +33,7 @@ pub use pod_network::PodNetwork;
 use crate::site::Site;
 use crate::world::Node;
 
-/// How often BIRD and the kernel are looked at when nothing changes: a BIRD that was restarted by
-/// its unit has forgotten us, and is told again within this time.
+/// How often BIRD and the kernel are looked at when nothing changes.
 const BEAT: Duration = Duration::from_secs(10);
 /// Waits between failed rounds: the first ones fail while BIRD is still starting.
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
@@ -98,7 +98,10 @@ pub async fn run(stop: CancellationToken, config: Config) -> Result<(), RunError
     let client = Client::new(config.client).map_err(RunError::Client)?;
     let mut tasks: Supervisor = Supervisor::new(stop.clone());
     let site = Site::follow(&client, &config.node, &mut tasks);
-    let wakes = site.changes();
+    let mut wakes = site.changes();
+    let (lives, life) = watch::channel(0);
+    tasks.spawn("bird", Bird::at(&config.paths.bird_socket).follow(stop.clone(), lives));
+    wakes.push(life);
     let node = Node::new(config.node, config.paths, site);
     let pace =
         Pace { resync: BEAT, backoff: Backoff::new(BACKOFF_MIN, BACKOFF_MAX), ..Pace::default() };

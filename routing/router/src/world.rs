@@ -257,7 +257,8 @@ impl World for Node {
             }
         };
         let plan = plan(&intent, seen, &self.paths);
-        if plan.actions.is_empty() {
+        // While pods wait for a neighbour there is nothing to report yet.
+        if plan.actions.is_empty() && plan.again_after.is_none() {
             now.down = neighbours(seen).filter(|row| !row.is_running()).map(describe).collect();
             // While neighbours come up the table is still filling.
             if now.down.is_empty() {
