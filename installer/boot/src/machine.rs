@@ -144,6 +144,10 @@ impl Machine {
         if self.marks.iter().any(|(known, _)| *known == phase) {
             return;
         }
+        if self.lacks(phase) {
+            // It came further after all.
+            self.failure = None;
+        }
         self.marks.push((phase, at));
         self.marks.sort_by_key(|(phase, _)| *phase);
     }

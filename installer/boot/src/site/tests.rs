@@ -1,6 +1,7 @@
 use expect_test::{Expect, expect};
 use serde_json::json;
 
+use super::state::DISCOVERED_MAX;
 use super::*;
 use crate::dhcp::{Kind, Message, option};
 use crate::{Journal, Reply, commit};
