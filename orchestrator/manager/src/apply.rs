@@ -45,7 +45,7 @@ pub(crate) struct Hand {
     pub(crate) client: Client,
     pub(crate) hub: Arc<Hub>,
     pub(crate) events: Events,
-    pub(crate) signer: Option<Signer>,
+    pub(crate) signer: Signer,
 }
 
 impl Hand {
@@ -275,8 +275,7 @@ impl Hand {
     /// Signs an approved request; one that cannot be signed is marked so and left.
     async fn sign(&self, target: &Target) -> Result<Option<Pending>, StepError> {
         let Some(request) = self.hub.request(&target.name) else { return Ok(None) };
-        let Some(signer) = &self.signer else { return Ok(None) };
-        let status = match signer.sign(&request) {
+        let status = match self.signer.sign(&request) {
             Ok(certificate) => json!({ "certificate": certificate }),
             Err(source) => {
                 let failed = objects::Condition {
@@ -286,7 +285,11 @@ impl Hand {
                 let conditions: Vec<_> =
                     request.status.conditions.iter().cloned().chain([failed]).collect();
                 let name = target.name.clone();
-                warn!(name, err = report(&StepError::Sign { name: name.clone(), source }), "cannot sign");
+                warn!(
+                    name,
+                    err = report(&StepError::Sign { name: name.clone(), source }),
+                    "cannot sign"
+                );
                 json!({ "conditions": conditions })
             }
         };

@@ -75,7 +75,8 @@ impl Recorder {
         if let Some((name, count)) = self.written.get_mut(&same) {
             *count += 1;
             let body = json!({"count": *count, "lastTimestamp": Time::from(now)});
-            let done = self.client.patch(&EVENTS, Some(&namespace), name, &Patch::merge(body)).await;
+            let done =
+                self.client.patch(&EVENTS, Some(&namespace), name, &Patch::merge(body)).await;
             match done {
                 Ok(_) => return,
                 // It has expired; begin a new one.

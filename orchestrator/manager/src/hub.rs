@@ -155,8 +155,7 @@ impl Starter<'_> {
         T: DeserializeOwned + Meta + Send + Sync + 'static,
     {
         let resource = Resource::from(kind);
-        let (cache, reflector) =
-            Cache::new(self.client.clone(), resource, CacheParams::default());
+        let (cache, reflector) = Cache::new(self.client.clone(), resource, CacheParams::default());
         let stop = self.tasks.stop();
         self.tasks.spawn(format!("view of {}", kind.plural), reflector.run(stop));
         self.sources.insert(kind.plural, (kind, Box::new(cache.clone())));
@@ -293,8 +292,7 @@ impl Hub {
     fn facts(&self) -> BTreeMap<String, RequestFacts> {
         let all = self.requests.list();
         let open = all.iter().filter(|one| !one.is_issued() && !one.is_denied());
-        open.filter_map(|one| Some((one.metadata.name.clone(), signer::read_facts(one)?)))
-            .collect()
+        open.filter_map(|one| Some((one.metadata.name.clone(), signer::read_facts(one)?))).collect()
     }
 
     /// A request by name.

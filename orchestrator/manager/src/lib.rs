@@ -21,6 +21,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cluster::plan::Timings;
 use control::controller::CONTROLLERS;
 use control::view::Settings;
 use runtime::driver::Pace;
@@ -38,41 +39,29 @@ use crate::hub::Hub;
 pub struct Config {
     /// How to reach the API server, and as whom.
     pub kubeconfig: PathBuf,
-    /// The authority's certificate, PEM; without it and the key nothing is signed.
-    pub ca_cert: Option<PathBuf>,
+    /// The authority's certificate, PEM.
+    pub ca_cert: PathBuf,
     /// The authority's key, PEM.
-    pub ca_key: Option<PathBuf>,
-    /// Silence after which a node counts as `Unknown`.
-    pub node_monitor_grace_period: Duration,
-    /// How long pods that say nothing about it stay on an unreachable node.
-    pub pod_eviction_timeout: Duration,
-    /// Our name among managers; must be the same after a restart, or the restart waits for
-    /// the old lease to run out.
-    pub identity: String,
+    pub ca_key: PathBuf,
+    /// How long the cluster waits before it acts on a silent node.
+    pub timings: Timings,
 }
 
 impl Config {
-    /// Upstream's waiting times, the host's name, and no signer.
-    #[must_use]
-    pub fn new(kubeconfig: PathBuf) -> Self {
-        let settings = Settings::default();
-        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        Self {
-            identity: format!("{}_{}", host.trim(), kubeconfig.display()),
-            kubeconfig,
-            ca_cert: None,
-            ca_key: None,
-            node_monitor_grace_period: settings.node_monitor_grace_period,
-            pod_eviction_timeout: settings.pod_eviction_timeout,
+    fn settings(&self) -> Settings {
+        let seconds = |number: u32| Duration::from_secs(number.into());
+        Settings {
+            node_monitor_grace_period: seconds(self.timings.node_monitor_grace_period_seconds),
+            pod_eviction_timeout: seconds(self.timings.pod_eviction_timeout_seconds),
+            ..Settings::default()
         }
     }
 
-    fn settings(&self) -> Settings {
-        Settings {
-            node_monitor_grace_period: self.node_monitor_grace_period,
-            pod_eviction_timeout: self.pod_eviction_timeout,
-            ..Settings::default()
-        }
+    /// Our name among managers: the same after a restart, or the restart would wait for the
+    /// old lease to run out.
+    fn identity(&self) -> String {
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        format!("{}_{}", host.trim(), self.kubeconfig.display())
     }
 }
 
@@ -117,13 +106,9 @@ pub async fn run(stop: CancellationToken, config: Config) -> Result<(), RunError
     let client = Client::from_kubeconfig(&config.kubeconfig).map_err(|source| {
         RunError::Client { path: config.kubeconfig.clone(), source: Box::new(source) }
     })?;
-    let signer = match (&config.ca_cert, &config.ca_key) {
-        (Some(cert), Some(key)) => Some(signer::Signer::load(cert, key).map_err(|source| {
-            RunError::Authority { path: cert.clone(), source }
-        })?),
-        _ => None,
-    };
-    let Some(lease) = leader::acquire(&stop, &client, &config.identity).await else {
+    let signer = signer::Signer::load(&config.ca_cert, &config.ca_key)
+        .map_err(|source| RunError::Authority { path: config.ca_cert.clone(), source })?;
+    let Some(lease) = leader::acquire(&stop, &client, &config.identity()).await else {
         return Ok(());
     };
     let mut tasks = Supervisor::new(stop.child_token());
