@@ -18,6 +18,7 @@ pub(super) struct Draft {
     pub(super) services: Option<Found<Ipv4Net>>,
     pub(super) racks: Vec<RackDraft>,
     pub(super) machines: Vec<MachineDraft>,
+    pub(super) links: Option<Found<Ipv4Net>>,
 }
 
 impl Draft {
@@ -52,7 +53,8 @@ impl Draft {
             .into_iter()
             .chain(pods)
             .chain(services)
-            .chain(racks.map(|found| (found.value, &found.place, false)));
+            .chain(racks.map(|found| (found.value, &found.place, false)))
+            .chain(self.links.as_ref().map(|found| (found.value, &found.place, false)));
         for (range, place, is_seed) in ranges {
             for (other, other_place, other_is_seed) in &earlier {
                 // A seed may stand in a rack's own subnet: then the two ranges are one.

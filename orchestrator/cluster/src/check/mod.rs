@@ -128,7 +128,7 @@ fn read(root: &Fields<'_>, problems: &mut Problems) -> Option<Plan> {
         }
     };
     let timings = read_timings(root, problems);
-    let sim = read_sim(root, problems);
+    let (sim, links) = read_sim(root, problems);
     let ceph = root.node("ceph").and_then(|(node, path)| read_ceph(&path, node, problems));
     if root.node("racks").is_none() {
         root.missing("racks", "describe at least one rack", problems);
@@ -143,7 +143,7 @@ fn read(root: &Fields<'_>, problems: &mut Problems) -> Option<Plan> {
         .collect();
 
     let (pods, services) = networks;
-    let draft = Draft { seed, pods, services, racks, machines };
+    let draft = Draft { seed, pods, services, racks, machines, links };
     let (seed, racks, machines) = draft.check(problems)?;
     let networks = Networks {
         pods: draft.pods.as_ref()?.value.range,
@@ -214,11 +214,12 @@ fn read_timings(root: &Fields<'_>, problems: &mut Problems) -> Timings {
     timings
 }
 
-fn read_sim(root: &Fields<'_>, problems: &mut Problems) -> Sim {
+/// The links come once more with their place, to be compared with the other ranges.
+fn read_sim(root: &Fields<'_>, problems: &mut Problems) -> (Sim, Option<Found<Ipv4Net>>) {
     let mut sim = Sim::default();
-    let Some((node, path)) = root.node("sim") else { return sim };
+    let Some((node, path)) = root.node("sim") else { return (sim, None) };
     let Some(fields) = Fields::open(&path, node, &["memoryMiB", "cpus", "links"], problems) else {
-        return sim;
+        return (sim, None);
     };
     let memory = |text: &str| word::number(text, 512, 1 << 20);
     if let Some(memory) = fields.optional("memoryMiB", problems, memory) {
@@ -227,13 +228,14 @@ fn read_sim(root: &Fields<'_>, problems: &mut Problems) -> Sim {
     if let Some(cpus) = fields.optional("cpus", problems, |text| word::number(text, 1, 64)) {
         sim.cpus = cpus.value;
     }
-    if let Some(links) = fields.optional("links", problems, word::network) {
+    let links = fields.optional("links", problems, word::network);
+    if let Some(links) = &links {
         if links.value.prefix_len() > 30 {
             problems.add(&links.place, links.value, "has no room for links", "give a /24");
         }
         sim.links = links.value;
     }
-    sim
+    (sim, links)
 }
 
 fn read_ceph(path: &str, node: &Node, problems: &mut Problems) -> Option<Ceph> {
