@@ -1,6 +1,6 @@
 //! Logs of containers: asked of the node's agent and passed on as they come.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,11 +17,9 @@ use tokio_rustls::TlsConnector;
 use crate::handle::Call;
 use crate::object;
 use crate::respond::{self, Answer};
-use crate::server::node_address;
+use crate::server::agent_address;
 use crate::site::agent_name;
 
-/// The port of every node's agent.
-const AGENT_PORT: u16 = 10_250;
 /// How long an agent may take to answer.
 const AGENT_LIMIT: Duration = Duration::from_secs(10);
 /// Bytes of an agent's error that are shown.
@@ -45,7 +43,7 @@ pub(crate) async fn answer(call: &Call<'_>) -> Result<Answer, Status> {
     }
     let node_item = call.server.item(&kind::NODE, "", node);
     let node_item = node_item.ok_or_else(|| Status::not_found(&kind::NODE, node))?;
-    let address = node_address(&object::decode(&node_item, 0))
+    let address = agent_address(&object::decode(&node_item, 0))
         .ok_or_else(|| Status::internal(format!("node {node} has no InternalIP address yet")))?;
     let path = path(call, &container);
     let asked = tokio::time::timeout(AGENT_LIMIT, ask(call, address, &path)).await;
@@ -134,13 +132,12 @@ enum AskError {
 
 async fn ask(
     call: &Call<'_>,
-    address: IpAddr,
+    target: SocketAddr,
     path: &str,
 ) -> Result<http::Response<Incoming>, AskError> {
-    let target = SocketAddr::new(address, AGENT_PORT);
     let socket = TcpStream::connect(target).await?;
     let connector = TlsConnector::from(std::sync::Arc::clone(&call.server.site.agent_tls));
-    let tls = connector.connect(agent_name(address), socket).await?;
+    let tls = connector.connect(agent_name(target.ip()), socket).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(tls)).await?;
     let request = Request::get(path)
         .header(http::header::HOST, target.to_string())

@@ -1,7 +1,7 @@
 //! What every request of the server shares.
 
 use std::future::Future;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
@@ -21,6 +21,8 @@ use crate::metrics::Metrics;
 use crate::object;
 use crate::site::Site;
 
+/// The port of every node's agent that names no other.
+const AGENT_PORT: u16 = 10_250;
 /// Letters of generated names: no vowels and none that look alike, so that no words come out.
 const NAME_LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
 /// Letters of a generated name's end.
@@ -124,7 +126,7 @@ impl Server {
 
     /// Where this server is reached, as `host:port`.
     pub(crate) fn address(&self) -> String {
-        std::net::SocketAddr::new(self.site.address, self.port).to_string()
+        SocketAddr::new(self.site.address, self.port).to_string()
     }
 }
 
@@ -153,13 +155,16 @@ pub(crate) fn own_user(name: &str) -> User {
     User { name: name.to_owned(), groups: Vec::new() }
 }
 
-/// The internal address of a node.
-pub(crate) fn node_address(node: &Value) -> Option<IpAddr> {
+/// Where a node's agent listens: its internal address, and the port it names or the usual one.
+pub(crate) fn agent_address(node: &Value) -> Option<SocketAddr> {
     let addresses = node.pointer("/status/addresses")?.as_array()?;
     let internal = addresses
         .iter()
         .find(|address| address.get("type").and_then(Value::as_str) == Some("InternalIP"));
-    internal?.get("address")?.as_str()?.parse().ok()
+    let address: IpAddr = internal?.get("address")?.as_str()?.parse().ok()?;
+    let port = node.pointer("/status/daemonEndpoints/kubeletEndpoint/Port");
+    let port = port.and_then(Value::as_u64).and_then(|port| u16::try_from(port).ok());
+    Some(SocketAddr::new(address, port.filter(|port| *port != 0).unwrap_or(AGENT_PORT)))
 }
 
 impl Facts for Server {

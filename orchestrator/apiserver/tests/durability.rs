@@ -91,3 +91,110 @@ async fn a_watcher_that_was_up_to_date_goes_on_after_a_kill() {
         other => panic!("{other:?}"),
     }
 }
+
+/// Not a test by itself: the server that the next test kills, in a process of its own.
+#[tokio::test]
+async fn serves_when_asked_to() {
+    let Some(dir) = std::env::var_os("MUSTER_TEST_SERVE") else { return };
+    let config = apiserver::Config {
+        data_dir: dir.into(),
+        listen: "127.0.0.1:0".parse().unwrap(),
+        advertise: Vec::new(),
+        service_cidr: "172.21.0.0/24".parse().unwrap(),
+    };
+    apiserver::run(tokio_util::sync::CancellationToken::new(), config).await.unwrap();
+}
+
+struct Process(tokio::process::Child);
+
+impl Process {
+    fn start(dir: &std::path::Path) -> Self {
+        let child = tokio::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "serves_when_asked_to"])
+            .env("MUSTER_TEST_SERVE", dir)
+            .stdout(std::process::Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        Self(child)
+    }
+
+    async fn kill(mut self) {
+        self.0.kill().await.unwrap();
+    }
+}
+
+/// A client of the server in this directory, once it answers.
+async fn client_of(dir: &std::path::Path) -> runtime::Client {
+    soon("the server being ready", async {
+        loop {
+            if let Ok(client) = runtime::Client::from_kubeconfig(dir.join("admin.kubeconfig"))
+                && client.raw_get("/readyz").await.is_ok_and(|a| a.status.as_u16() == 200)
+            {
+                return client;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    })
+    .await
+}
+
+/// Writes as fast as it can until the server is gone; the last acknowledged value.
+async fn count_up(client: runtime::Client, name: String, from: u64) -> u64 {
+    let mut acknowledged = from;
+    loop {
+        let next = acknowledged + 1;
+        let outcome = if next == 1 {
+            client.create(&CONFIG_MAPS, DEFAULT, &config_map(&name, "1")).await
+        } else {
+            let patch = Patch::merge(json!({"data": {"value": next.to_string()}}));
+            client.patch(&CONFIG_MAPS, DEFAULT, &name, &patch).await
+        };
+        match outcome {
+            Ok(_) => acknowledged = next,
+            Err(err) if err.is_already_exists() => acknowledged = next,
+            Err(_) => return acknowledged,
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_killed_at_any_moment_keeps_every_acknowledged_write() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut counts: BTreeMap<String, u64> = BTreeMap::new();
+    for round in 0..5_u64 {
+        let process = Process::start(dir.path());
+        let client = client_of(dir.path()).await;
+        let found = client.list(&CONFIG_MAPS, DEFAULT, &ListParams::default()).await.unwrap();
+        for (name, acknowledged) in &counts {
+            let item = found.items.iter().find(|i| i["metadata"]["name"] == name.as_str());
+            let value = item.map(|item| item["data"]["value"].as_str().unwrap().to_owned());
+            let value: u64 = value.unwrap_or_else(|| "0".to_owned()).parse().unwrap();
+            // The write that was on its way when the kill came may have happened.
+            assert!(
+                value == *acknowledged || value == acknowledged + 1,
+                "round {round}: {name} is {value}, {acknowledged} was acknowledged"
+            );
+        }
+        let mut tasks = tokio::task::JoinSet::new();
+        for n in 0..6 {
+            let (client, name) = (client.clone(), format!("c{n}"));
+            let item = found.items.iter().find(|i| i["metadata"]["name"] == name.as_str());
+            let from = item.map_or(0, |i| i["data"]["value"].as_str().unwrap().parse().unwrap());
+            tasks.spawn(async move { (name.clone(), count_up(client, name, from).await) });
+        }
+        // Enough writes that the kill falls among them.
+        let revision = found.resource_version.parse::<u64>().unwrap() + 40 + 17 * round;
+        let path = format!("/api/v1/configmaps?resourceVersion={revision}&limit=1");
+        soon("some writes", async {
+            while client.raw_get(&path).await.unwrap().status.as_u16() != 200 {}
+        })
+        .await;
+        process.kill().await;
+        while let Some(done) = tasks.join_next().await {
+            let (name, acknowledged) = done.unwrap();
+            counts.insert(name, acknowledged);
+        }
+    }
+    assert!(counts.values().sum::<u64>() > 200, "{counts:?}");
+}
