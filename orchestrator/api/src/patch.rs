@@ -1,22 +1,89 @@
 //! Patches: JSON patch, merge patch, strategic merge patch.
 
-use objects::Status;
+mod strategic;
+
+use objects::{Kind, Status};
 use serde_json::Value;
 
-use crate::{decode, prepare::Body, request::Request};
+use crate::{decode, prepare::Body, request::Request, schema::builtin};
 
-/// Applies a patch to an object of a known kind.
+/// As many operations a JSON patch may have.
+const OPERATIONS_MAX: usize = 10_000;
+
+/// Applies a patch to an object of a known kind; the result has the kind's shape.
 pub(crate) fn apply_patch(
-    _request: &Request,
+    request: &Request,
     body: &Body<'_>,
     seen: &Value,
 ) -> Result<(Value, Vec<String>), Status> {
-    Ok((apply_plain_patch(body, seen)?, Vec::new()))
+    let patched = if body.media_type() == "application/strategic-merge-patch+json" {
+        let patch = decode::decode_any(body)?;
+        if !patch.is_object() {
+            return Err(Status::bad_request("the patch is not an object"));
+        }
+        strategic(request.kind, request.served.group, request.served.version, seen, &patch)?
+    } else {
+        apply_plain_patch(body, seen)?
+    };
+    let decoded = decode::conform(request, patched, &[])?;
+    Ok((decoded.value, decoded.warnings))
+}
+
+fn strategic(
+    kind: &Kind,
+    group: &str,
+    version: &str,
+    seen: &Value,
+    patch: &Value,
+) -> Result<Value, Status> {
+    let Some(root) = builtin().root(group, version, kind.kind) else {
+        return Err(Status::unsupported_media_type(
+            "strategic merge patch is not supported for this kind",
+        ));
+    };
+    strategic::merge(builtin(), root, seen, patch)
+        .map_err(|err| Status::bad_request(format!("the patch does not fit: {err}")))
 }
 
 /// Applies a patch that needs no schema.
 pub(crate) fn apply_plain_patch(body: &Body<'_>, seen: &Value) -> Result<Value, Status> {
-    let mut out = seen.clone();
-    json_patch::merge(&mut out, &decode::decode_any(body)?);
-    Ok(out)
+    let patch = decode::decode_any(body)?;
+    let mut patched = seen.clone();
+    match body.media_type() {
+        "application/json-patch+json" => {
+            if patch.as_array().is_some_and(|all| all.len() > OPERATIONS_MAX) {
+                return Err(Status::too_large(format!(
+                    "a JSON patch may have {OPERATIONS_MAX} operations at most"
+                )));
+            }
+            let operations: json_patch::Patch = serde_json::from_value(patch).map_err(|err| {
+                Status::bad_request(format!("the JSON patch is malformed: {err}"))
+            })?;
+            json_patch::patch(&mut patched, &operations).map_err(|err| {
+                Status::failure(
+                    422,
+                    "Invalid",
+                    format!(
+                        "the server rejected our request due to an error in our request: {err}"
+                    ),
+                )
+            })?;
+        }
+        // `scale` has no lists to merge, so its strategic patches are merge patches.
+        "application/merge-patch+json" | "application/strategic-merge-patch+json" => {
+            json_patch::merge(&mut patched, &patch);
+        }
+        other => {
+            return Err(Status::unsupported_media_type(format!(
+                "the body of the request was in an unknown format - accepted media types include: \
+                 application/json-patch+json, application/merge-patch+json, \
+                 application/strategic-merge-patch+json, application/apply-patch+yaml; found \
+                 {other:?}"
+            )));
+        }
+    }
+    Ok(patched)
 }
+
+#[cfg(test)]
+mod tests;
