@@ -15,6 +15,7 @@ use crate::{Run, boot_all};
 
 /// TFTP's port; dnsmasq knows no other.
 const TFTP_PORT: u16 = 69;
+const LOG: &str = "dnsmasq.log";
 
 /// Starts dnsmasq for the fleet, boots all machines, and stops it.
 pub(crate) async fn storm(dir: &Path, image_dir: &Path, count: u32) -> anyhow::Result<Run> {
@@ -29,7 +30,10 @@ pub(crate) async fn storm(dir: &Path, image_dir: &Path, count: u32) -> anyhow::R
     };
     let run = match wait_ready(&mut dnsmasq, &target).await {
         Ok(()) => boot_all(count, Arc::new(target), relays, Road::DhcpAndTftp).await,
-        Err(err) => Err(err),
+        Err(err) => {
+            let log = std::fs::read_to_string(dir.join(LOG)).unwrap_or_default();
+            Err(err.context(log.lines().last().unwrap_or("no log").to_owned()))
+        }
     };
     dnsmasq.kill().await?;
     run
@@ -54,7 +58,7 @@ fn start(dir: &Path, image_dir: &Path, count: u32, port: u16) -> anyhow::Result<
         command.arg(format!("--dhcp-option=tag:r{rack},3,{gateway}"));
     }
     command.stdin(Stdio::null()).stdout(Stdio::null());
-    command.stderr(std::fs::File::create(dir.join("dnsmasq.log"))?);
+    command.stderr(std::fs::File::create(dir.join(LOG))?);
     command.kill_on_drop(true).spawn().context("dnsmasq does not start")
 }
 

@@ -137,6 +137,7 @@ pub(crate) async fn fetch_tftp(
     let (mut answer, mut peer) = (request, server);
     let (mut next, mut in_window, mut len, mut tries) = (1_u64, 0, 0, 0);
     socket.send_to(&answer, peer).await?;
+    let mut window = 1;
     let mut buffer = vec![0; 2048];
     loop {
         let received = tokio::time::timeout(TFTP_PATIENCE, socket.recv_from(&mut buffer)).await;
@@ -148,13 +149,17 @@ pub(crate) async fn fetch_tftp(
         };
         let (size, from) = received?;
         let block = match buffer.get(..size) {
-            Some([0, 6, ..]) => 0,
+            Some([0, 6, options @ ..]) => {
+                // A server that does not know windows (dnsmasq 2.90) leaves the option out.
+                window = accepted(options, "windowsize").unwrap_or(1);
+                0
+            }
             Some([0, 3, high, low, data @ ..]) => {
                 let number = u64::from(u16::from_be_bytes([*high, *low]));
                 if number == next & 0xffff {
                     (next, in_window, len, tries) = (next + 1, in_window + 1, len + data.len(), 0);
                     let is_last = data.len() < BLOCK;
-                    if !is_last && in_window < WINDOW {
+                    if !is_last && in_window < window {
                         continue;
                     }
                     if is_last {
@@ -171,6 +176,17 @@ pub(crate) async fn fetch_tftp(
         (answer, peer) = (ack(block), from);
         socket.send_to(&answer, peer).await?;
     }
+}
+
+/// The value of an option that the server took over.
+fn accepted(options: &[u8], name: &str) -> Option<u64> {
+    let mut fields = options.split(|byte| *byte == 0).map(String::from_utf8_lossy);
+    while let (Some(found), Some(value)) = (fields.next(), fields.next()) {
+        if found.eq_ignore_ascii_case(name) {
+            return value.parse().ok();
+        }
+    }
+    None
 }
 
 fn ack(block: u64) -> Vec<u8> {
