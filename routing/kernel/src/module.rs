@@ -270,7 +270,11 @@ mod tests {
     #[test]
     fn patterns_match_as_fnmatch_does() {
         for (pattern, text, expected) in [
-            ("pci:v00001AF4d00001000sv*sd*bc*sc*i*", "pci:v00001AF4d00001000sv1sd2bc02sc00i00", true),
+            (
+                "pci:v00001AF4d00001000sv*sd*bc*sc*i*",
+                "pci:v00001AF4d00001000sv1sd2bc02sc00i00",
+                true,
+            ),
             ("pci:v00001AF4d00001000sv*", "pci:v00001AF4d00001041sv1", false),
             ("virtio:d00000001v*", "virtio:d00000001v00001AF4", true),
             ("a*b*c", "aXbYbZc", true),

@@ -137,13 +137,16 @@ impl Request {
         Ok(())
     }
 
-    fn send(&mut self, control: &File, code: libc::Ioctl, step: &'static str) -> Result<(), VerityError> {
+    fn send(
+        &mut self,
+        control: &File,
+        code: libc::Ioctl,
+        step: &'static str,
+    ) -> Result<(), VerityError> {
         // SAFETY: the buffer is BUFFER_BYTES long, says so in data_size, and is exclusively
         // borrowed for the whole call; the kernel never writes beyond data_size.
         // JUSTIFICATION: no crate here wraps the device mapper's requests.
-        let result = unsafe {
-            libc::ioctl(control.as_raw_fd(), code, self.bytes.as_mut_ptr())
-        };
+        let result = unsafe { libc::ioctl(control.as_raw_fd(), code, self.bytes.as_mut_ptr()) };
         Errno::result(result).map(drop).map_err(|source| VerityError::Refused { step, source })
     }
 

@@ -1,5 +1,13 @@
 //! The plugin wires pods for real, in namespaces of the test's own.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "helpers of tests: clippy's leave for tests does not reach them"
+)]
+
 mod support;
 
 use std::net::Ipv4Addr;

@@ -1,5 +1,13 @@
 //! Two racks of namespaces: real BIRDs as nodes and ToR routers, the real router, real pods.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "helpers of tests: clippy's leave for tests does not reach them"
+)]
+
 mod support;
 
 use std::collections::BTreeMap;

@@ -1,0 +1,247 @@
+//! The table of services at work: pods, the node itself and outsiders reach what they should, and
+//! learn at once what they cannot.
+//!
+//! Here is a node with three pods; `far` is another node's network behind the uplink, where one
+//! more pod lives.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "helpers of tests: clippy's leave for tests does not reach them"
+)]
+
+#[path = "../../../routing/kernel/tests/alone/mod.rs"]
+mod alone;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use ::node::service::{Site, plan_services, render_table};
+use kernel::netns::Namespace;
+use objects::network::{EndpointSlice, Service};
+use serde_json::{Value, json};
+
+use alone::{alone, namespace, shell, shell_in};
+
+const NODE: Ipv4Addr = Ipv4Addr::new(10, 98, 1, 11);
+const FAR: Ipv4Addr = Ipv4Addr::new(10, 98, 1, 12);
+const PROGRAMS: [&str; 3] = ["ip", "nsenter", "nft"];
+
+/// The node's pods, and one on the far node.
+const PODS: [(&str, Ipv4Addr); 4] = [
+    ("client", Ipv4Addr::new(172, 20, 11, 2)),
+    ("red", Ipv4Addr::new(172, 20, 11, 3)),
+    ("blue", Ipv4Addr::new(172, 20, 11, 4)),
+    ("green", Ipv4Addr::new(172, 20, 12, 2)),
+];
+
+struct Lab {
+    node: Namespace,
+    far: Namespace,
+    pods: BTreeMap<&'static str, Namespace>,
+}
+
+impl Lab {
+    fn build() -> Self {
+        let (node, far) = (namespace("node"), namespace("far"));
+        shell("ip link add eth0 netns node type veth peer name eth0 netns far");
+        let mut pods = BTreeMap::new();
+        for (name, address) in [("node", NODE), ("far", FAR)] {
+            shell_in(
+                name,
+                &format!(
+                    "ip addr add {address}/24 dev eth0; ip link set eth0 up; echo 1 >/proc/sys/net/ipv4/ip_forward"
+                ),
+            );
+            shell_in(name, &format!("ip route add 172.21.0.0/24 dev lo src {address}"));
+        }
+        shell_in("node", &format!("ip route add 172.20.12.0/24 via {FAR}"));
+        shell_in("far", &format!("ip route add 172.20.11.0/24 via {NODE}"));
+        for (pod, address) in PODS {
+            let (host, source) = if pod == "green" { ("far", FAR) } else { ("node", NODE) };
+            pods.insert(pod, namespace(pod));
+            shell(&format!("ip link add {pod} netns {host} type veth peer name eth0 netns {pod}"));
+            shell_in(
+                host,
+                &format!(
+                    "ip link set {pod} up; ip addr add 169.254.1.1/32 dev {pod} scope link; ip route add {address} dev {pod} src {source}"
+                ),
+            );
+            shell_in(
+                pod,
+                &format!(
+                    "ip link set eth0 up; ip addr add {address}/32 dev eth0; ip route add 169.254.1.1 dev eth0; ip route add default via 169.254.1.1 onlink dev eth0"
+                ),
+            );
+            serve(&pods[pod], pod);
+        }
+        Self { node, far, pods }
+    }
+
+    /// Loads the table for these services into the node.
+    fn load(&self, services: &[Service], slices: &[EndpointSlice]) {
+        let site = Site {
+            node: "node".to_owned(),
+            pods: "172.20.0.0/16".parse().unwrap(),
+            services: "172.21.0.0/24".parse().unwrap(),
+        };
+        let script = render_table(&site, &plan_services(&site, services, slices));
+        let apply = || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.unwrap().block_on(kernel::nft::apply(&script)).unwrap();
+        };
+        self.node.run(apply).unwrap();
+    }
+
+    /// Who answered, of so many connections from a namespace, and as whom the client was seen.
+    fn asks(
+        &self,
+        from: &Namespace,
+        to: (Ipv4Addr, u16),
+        times: usize,
+    ) -> BTreeSet<(String, IpAddr)> {
+        let all = (0..times).map(|_| ask(from, to).unwrap_or_else(|err| panic!("{to:?}: {err}")));
+        all.collect()
+    }
+}
+
+/// A pod that tells its name and the client's address on port 8080.
+fn serve(pod: &Namespace, name: &'static str) {
+    let listener = pod.run(|| TcpListener::bind("0.0.0.0:8080")).unwrap().unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let peer = stream.peer_addr().unwrap().ip();
+            drop(write!(stream, "{name} {peer}"));
+        }
+    });
+}
+
+fn ask(from: &Namespace, (address, port): (Ipv4Addr, u16)) -> Result<(String, IpAddr), ErrorKind> {
+    let target = SocketAddr::from((address, port));
+    let stream = from.run(|| TcpStream::connect_timeout(&target, Duration::from_millis(800)));
+    let mut stream = stream.unwrap().map_err(|err| err.kind())?;
+    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).map_err(|err| err.kind())?;
+    let (name, peer) = text.split_once(' ').ok_or(ErrorKind::InvalidData)?;
+    Ok((name.to_owned(), peer.parse().unwrap()))
+}
+
+fn service(name: &str, spec: Value) -> Service {
+    let object = json!({"metadata": {"namespace": "default", "name": name}, "spec": spec});
+    serde_json::from_value(object).unwrap()
+}
+
+fn slice(service: &str, pods: &[&str]) -> EndpointSlice {
+    let endpoint = |pod: &&str| {
+        let address = PODS.iter().find(|(name, _)| name == pod).unwrap().1;
+        let node = if *pod == "green" { "far" } else { "node" };
+        json!({"addresses": [address], "nodeName": node, "conditions": {"ready": true}})
+    };
+    let endpoints: Vec<Value> = pods.iter().map(endpoint).collect();
+    serde_json::from_value(json!({
+        "metadata": {"namespace": "default", "name": service, "labels": {"kubernetes.io/service-name": service}},
+        "addressType": "IPv4", "endpoints": endpoints,
+        "ports": [{"protocol": "TCP", "port": 8080}]}))
+    .unwrap()
+}
+
+fn names(answers: &BTreeSet<(String, IpAddr)>) -> Vec<&str> {
+    answers.iter().map(|(name, _)| name.as_str()).collect()
+}
+
+fn seen(answers: &BTreeSet<(String, IpAddr)>) -> BTreeSet<IpAddr> {
+    answers.iter().map(|(_, address)| *address).collect()
+}
+
+const WEB: (Ipv4Addr, u16) = (Ipv4Addr::new(172, 21, 0, 10), 80);
+
+#[test]
+fn pods_the_node_and_outsiders_reach_every_endpoint() {
+    alone("pods_the_node_and_outsiders_reach_every_endpoint", &PROGRAMS, || {
+        let lab = Lab::build();
+        let spec = json!({"type": "NodePort", "clusterIP": "172.21.0.10", "ports": [{"port": 80, "nodePort": 30080}]});
+        lab.load(&[service("web", spec)], &[slice("web", &["red", "blue", "green"])]);
+
+        // A pod is seen as itself, here and on the other node.
+        let answers = lab.asks(&lab.pods["client"], WEB, 40);
+        assert_eq!(names(&answers), ["blue", "green", "red"]);
+        assert_eq!(seen(&answers), [IpAddr::V4(PODS[0].1)].into());
+        // The node itself, which has no default route.
+        let answers = lab.asks(&lab.node, WEB, 40);
+        assert_eq!(names(&answers), ["blue", "green", "red"]);
+        assert_eq!(seen(&answers), [IpAddr::V4(NODE)].into());
+        // An outsider by the node's port: answers must come back by this node.
+        let answers = lab.asks(&lab.far, (NODE, 30080), 40);
+        assert_eq!(names(&answers), ["blue", "green", "red"]);
+        assert_eq!(seen(&answers), [IpAddr::V4(NODE)].into());
+        // A pod and the node by the node's port.
+        assert_eq!(lab.asks(&lab.pods["client"], (NODE, 30080), 40).len(), 3);
+        assert_eq!(lab.asks(&lab.node, (NODE, 30080), 40).len(), 3);
+    });
+}
+
+#[test]
+fn a_pod_reaches_itself_by_its_service() {
+    alone("a_pod_reaches_itself_by_its_service", &PROGRAMS, || {
+        let lab = Lab::build();
+        let web = service("web", json!({"clusterIP": "172.21.0.10", "ports": [{"port": 80}]}));
+        lab.load(&[web], &[slice("web", &["red"])]);
+        let answers = lab.asks(&lab.pods["red"], WEB, 5);
+        assert_eq!(names(&answers), ["red"]);
+        assert_eq!(
+            seen(&answers),
+            [IpAddr::V4(NODE)].into(),
+            "its own address would be answered in vain"
+        );
+    });
+}
+
+#[test]
+fn affinity_keeps_a_client_at_one_endpoint() {
+    alone("affinity_keeps_a_client_at_one_endpoint", &PROGRAMS, || {
+        let lab = Lab::build();
+        let spec = json!({"clusterIP": "172.21.0.10", "sessionAffinity": "ClientIP", "ports": [{"port": 80}]});
+        let (services, slices) =
+            ([service("web", spec)], [slice("web", &["red", "blue", "green"])]);
+        lab.load(&services, &slices);
+        let first = lab.asks(&lab.pods["client"], WEB, 20);
+        assert_eq!(first.len(), 1);
+        lab.load(&services, &slices);
+        assert_eq!(lab.asks(&lab.pods["client"], WEB, 20), first, "a new table changes nothing");
+    });
+}
+
+#[test]
+fn the_local_policy_keeps_the_clients_address() {
+    alone("the_local_policy_keeps_the_clients_address", &PROGRAMS, || {
+        let lab = Lab::build();
+        let spec = json!({"type": "NodePort", "clusterIP": "172.21.0.10", "externalTrafficPolicy": "Local",
+            "ports": [{"port": 80, "nodePort": 30080}]});
+        let service = [service("web", spec)];
+        lab.load(&service, &[slice("web", &["red", "green"])]);
+        let answers = lab.asks(&lab.far, (NODE, 30080), 10);
+        assert_eq!(names(&answers), ["red"]);
+        assert_eq!(seen(&answers), [IpAddr::V4(FAR)].into());
+        lab.load(&service, &[slice("web", &["green"])]);
+        assert_eq!(ask(&lab.far, (NODE, 30080)), Err(ErrorKind::TimedOut));
+    });
+}
+
+#[test]
+fn what_is_not_served_is_refused_or_dropped() {
+    alone("what_is_not_served_is_refused_or_dropped", &PROGRAMS, || {
+        let lab = Lab::build();
+        let empty = service("empty", json!({"clusterIP": "172.21.0.10", "ports": [{"port": 80}]}));
+        lab.load(&[empty], &[]);
+        for from in [&lab.pods["client"], &lab.node] {
+            assert_eq!(ask(from, WEB), Err(ErrorKind::ConnectionRefused), "no endpoints");
+            assert_eq!(ask(from, (WEB.0, 81)), Err(ErrorKind::ConnectionRefused), "no such port");
+            let nobody = (Ipv4Addr::new(172, 21, 0, 200), 80);
+            assert_eq!(ask(from, nobody), Err(ErrorKind::TimedOut), "no such service");
+        }
+    });
+}
