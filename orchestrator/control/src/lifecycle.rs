@@ -13,7 +13,7 @@ use objects::condition::{Condition, find_condition};
 use objects::node::{Node, Taint};
 use objects::pod::Pod;
 use objects::time::Time;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::action::{Action, Note, Steps, Target};
 use crate::view::{Key, View};
@@ -37,17 +37,19 @@ const CONDITIONS: [&str; 4] = ["Ready", "MemoryPressure", "DiskPressure", "PIDPr
 #[derive(Debug, Default)]
 pub struct Heartbeats {
     seen: BTreeMap<String, (Sign, Timestamp)>,
+    /// When no node at all was ready last.
+    dark: Option<Timestamp>,
 }
 
 /// What changes when a node is alive.
 type Sign = (Option<Timestamp>, Option<Timestamp>);
 
 impl Heartbeats {
-    /// Takes note of what moved since the last look and returns the times.
+    /// Takes note of what moved since the last look and tells the view.
     ///
     /// A node seen for the first time counts as alive now: after a restart of ours every node
     /// gets its full grace.
-    pub fn observe(&mut self, view: &View, now: Timestamp) -> BTreeMap<String, Timestamp> {
+    pub fn observe(&mut self, view: &mut View, now: Timestamp) {
         self.seen.retain(|name, _| view.nodes.get("", name).is_some());
         for node in view.nodes.iter() {
             let name = &node.metadata.name;
@@ -60,7 +62,11 @@ impl Heartbeats {
                 }
             }
         }
-        self.seen.iter().map(|(name, (_, at))| (name.clone(), *at)).collect()
+        if !view.nodes.iter().any(|node| node.is_ready()) {
+            self.dark = Some(now);
+        }
+        view.heartbeats = self.seen.iter().map(|(name, (_, at))| (name.clone(), *at)).collect();
+        view.dark = self.dark;
     }
 }
 
@@ -192,6 +198,7 @@ fn taint(node: &Node, now: Timestamp, steps: &mut Steps) {
         }
     }
     if taints != node.spec.taints {
+        let taints = if taints.is_empty() { Value::Null } else { json!(taints) };
         let body = json!({"spec": {"taints": taints}});
         steps.push(Action::patch(Target::of(node), body));
     }
@@ -216,8 +223,13 @@ fn tell_pods(view: &View, node: &Node, now: Timestamp, steps: &mut Steps) {
 
 /// Deletes pods that do not bear the node's state any longer.
 fn evict(view: &View, node: &Node, health: Health, now: Timestamp, steps: &mut Steps) {
+    // A node that has just come back still carries the taint of its silence.
+    let stale = |taint: &Taint| {
+        health == Health::Ready && [NOT_READY, UNREACHABLE].contains(&taint.key.as_str())
+    };
+    let taints = node.spec.taints.iter();
     let taints: Vec<&Taint> =
-        node.spec.taints.iter().filter(|taint| taint.effect == "NoExecute").collect();
+        taints.filter(|taint| taint.effect == "NoExecute" && !stale(taint)).collect();
     if taints.is_empty() && health != Health::Unknown {
         return;
     }
@@ -267,6 +279,9 @@ fn patience(view: &View, pod: &Pod, taints: &[&Taint]) -> Patience {
     let mut shortest: Option<(Timestamp, SignedDuration)> = None;
     for taint in taints {
         let since = taint.time_added.map_or(Timestamp::UNIX_EPOCH, |at| at.0);
+        // After a time without any ready node everyone's patience begins anew, so that those
+        // who come back last are not punished.
+        let since = view.dark.map_or(since, |dark| since.max(dark));
         let bearing: Vec<_> =
             pod.spec.tolerations.iter().filter(|one| one.tolerates(taint)).collect();
         let limit = if bearing.is_empty() {

@@ -167,6 +167,8 @@ pub struct View {
     pub references: Vec<Reference>,
     /// When we last saw a sign of life of each node, by our own clock.
     pub heartbeats: BTreeMap<String, Timestamp>,
+    /// When no node at all was ready last, by our own clock.
+    pub dark: Option<Timestamp>,
     /// Pods given to nodes whose binding the view does not show yet, by pod uid.
     pub assumed: BTreeMap<String, String>,
     /// Waiting times.

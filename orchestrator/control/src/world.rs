@@ -115,7 +115,7 @@ impl World {
             settings: self.settings.clone(),
             ..View::default()
         };
-        view.heartbeats = self.heartbeats.observe(&view, self.now);
+        self.heartbeats.observe(&mut view, self.now);
         view
     }
 

@@ -87,7 +87,7 @@ impl World for Worker {
         self.hub.catch_up(&mut self.pending).await;
         let mut view = self.hub.view(self.controller.needs, &self.settings);
         let now = Timestamp::now();
-        view.heartbeats = self.heartbeats.observe(&view, now);
+        self.heartbeats.observe(&mut view, now);
         Ok((view, now))
     }
 

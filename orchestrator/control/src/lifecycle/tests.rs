@@ -1,7 +1,6 @@
 use std::time::Duration;
 
 use objects::kind;
-use serde_json::{Value, json};
 
 use super::*;
 use crate::world::World;
@@ -114,4 +113,18 @@ fn a_cordon_is_a_taint_and_an_operators_taint_stays() {
     world.change(&kind::NODE, "", "a", &json!({"spec": {"unschedulable": false}}));
     world.settle(&[]);
     assert_eq!(keys(&world), ["mine"]);
+}
+
+#[test]
+fn after_a_blackout_those_who_come_back_last_keep_their_pods() {
+    let mut world = world();
+    add_pod(&mut world, "p", "a", &json!({}));
+    add_pod(&mut world, "q", "b", &json!({}));
+    world.pass(300, &["a", "b"]);
+    world.pass(15, &["a"]);
+    assert_eq!(state(&world, "p"), Some((false, false)));
+    assert_eq!(state(&world, "q"), Some((true, false)));
+    world.pass(5, &[]);
+    assert_eq!(state(&world, "p"), Some((true, false)));
+    assert_eq!(world.told.iter().filter(|line| line.starts_with("TaintManager")).count(), 0);
 }
