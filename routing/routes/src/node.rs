@@ -8,7 +8,7 @@ use crate::words::{ADJACENCY, Pattern, SESSION, default_route, quote, render_bfd
 pub fn render_node(intent: &Intent) -> String {
     let mut text =
         format!("# Node {}: written by Muster, overwritten at every change.\n", intent.node);
-    text += "log syslog all;\n";
+    text += "log stderr { info, remote, warning, error, auth, fatal, bug };\n";
     text += "timeformat protocol iso long;\n";
     text += &format!("router id {};\n", intent.address);
     text += "protocol device { scan time 10; }\n";
