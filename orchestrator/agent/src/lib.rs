@@ -1,3 +1,181 @@
 //! The node agent: joins, runs pods, serves logs, programs services.
+//!
+//! The road is [`join`] (key, request, certificate) and then [`run`]: the node registers and
+//! beats, archives of images are imported, pods bound to this node are driven through the
+//! container runtime, and their logs are served. What to do is decided in `node` and `volumes`.
+//!
+//! Tasks of [`run`]: `pods` (cache of this node's pods), `workers` (one task per pod, woken by
+//! the cache and by the runtime), `relist` and `events` (the runtime's news), `beat` (lease and
+//! node status), `logs` (HTTPS), `tell` (events for people), `renew` (certificate).
+//!
+//! A stopped or killed agent leaves everything running; started again, it finds its pods by the
+//! labels in the runtime and goes on.
 
+#![forbid(unsafe_code)]
+
+pub mod join;
 pub mod proxy;
+
+mod beat;
+mod disk;
+mod facts;
+mod hook;
+mod image;
+mod logs;
+mod news;
+mod observe;
+mod pods;
+mod probe;
+mod start;
+mod tell;
+mod web;
+mod worker;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use cri::Runtime;
+use objects::pod::Pod;
+use runtime::cache::{Cache, CacheParams};
+use runtime::{Client, Supervisor, resource};
+use thiserror::Error;
+use tokio_util::sync::CancellationToken;
+
+pub use join::{JoinError, Joined, NodeInfo, join};
+
+/// Where the agent finds and keeps things.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// What the first program of the node found out: `/run/muster/node.json`.
+    pub node_json: PathBuf,
+    /// Certificate, key and authority, in memory: `/run/muster/pki`.
+    pub pki_dir: PathBuf,
+    /// The container runtime's socket.
+    pub cri_socket: PathBuf,
+    /// Volumes and other files of pods.
+    pub data_dir: PathBuf,
+    /// Logs of pods.
+    pub log_dir: PathBuf,
+    /// Image archives that come with the node.
+    pub image_dir: PathBuf,
+    /// Where the HTTPS server listens.
+    pub listen: SocketAddr,
+    /// Where people watching the machine read; `None` keeps quiet.
+    pub console: Option<PathBuf>,
+    /// The cluster's DNS servers; empty while there are none.
+    pub cluster_dns: Vec<String>,
+}
+
+impl Default for Config {
+    /// The paths of the node image.
+    fn default() -> Self {
+        Self {
+            node_json: "/run/muster/node.json".into(),
+            pki_dir: "/run/muster/pki".into(),
+            cri_socket: "/run/containerd/containerd.sock".into(),
+            data_dir: "/var/lib/muster".into(),
+            log_dir: "/var/log/pods".into(),
+            image_dir: "/usr/share/muster/images".into(),
+            listen: SocketAddr::from(([0, 0, 0, 0], node::machine::AGENT_PORT)),
+            console: Some("/dev/console".into()),
+            cluster_dns: Vec::new(),
+        }
+    }
+}
+
+/// Why the agent ended.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// The node could not join.
+    #[error("cannot join the cluster")]
+    Join(#[source] Box<JoinError>),
+    /// No client can be made of the node's certificate.
+    #[error("cannot make an API client")]
+    Client(#[source] Box<runtime::ClientError>),
+    /// The runtime's socket cannot be used.
+    #[error("cannot use the container runtime")]
+    Runtime(#[source] cri::ConnectError),
+    /// The log server cannot be set up.
+    #[error("cannot serve logs")]
+    Logs(#[source] logs::ServeError),
+    /// The node has a new certificate; the process must start again to use it.
+    #[error("the node's certificate was renewed; start again to use it")]
+    Renewed,
+    /// A task ended unexpectedly.
+    #[error("the agent's tasks failed")]
+    Task(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// What every task of the agent shares.
+#[derive(Debug)]
+struct Shared {
+    config: Config,
+    node: NodeInfo,
+    client: Client,
+    runtime: Runtime,
+    pods: Cache<Pod>,
+    events: tell::Teller,
+    allocatable: node::field::Allocatable,
+    /// Whether the archives that come with the node are in the runtime.
+    imported: AtomicBool,
+}
+
+/// Joins and runs the agent until `stop`.
+///
+/// # Errors
+///
+/// As [`join`] and [`run_joined`].
+pub async fn run(stop: CancellationToken, config: Config) -> Result<(), RunError> {
+    let Some(joined) = join(&stop, &config).await.map_err(|err| RunError::Join(Box::new(err)))?
+    else {
+        return Ok(());
+    };
+    run_joined(stop, config, joined).await
+}
+
+/// Runs the agent of a node that has joined, until `stop`.
+///
+/// Pods go on when it ends, however it ends.
+///
+/// # Errors
+///
+/// [`RunError::Renewed`] when the process must start again to use a new certificate; others
+/// when the set-up fails or a task panics. Everything that may heal is retried inside.
+pub async fn run_joined(
+    stop: CancellationToken,
+    config: Config,
+    joined: Joined,
+) -> Result<(), RunError> {
+    let client =
+        Client::new(joined.client_config.clone()).map_err(|err| RunError::Client(Box::new(err)))?;
+    let runtime = Runtime::at(&config.cri_socket).map_err(RunError::Runtime)?;
+    let params = CacheParams::fields(format!("spec.nodeName={}", joined.node.name));
+    let (pods, reflector) = Cache::new(client.clone(), resource::PODS, params);
+    let (events, teller) = tell::Teller::new(client.clone(), &joined.node.name);
+    let allocatable = facts::allocatable().await;
+    let node = joined.node.clone();
+    let imported = AtomicBool::new(false);
+    let shared =
+        Arc::new(Shared { config, node, client, runtime, pods, events, allocatable, imported });
+
+    let server = logs::Server::bind(Arc::clone(&shared), &joined).await.map_err(RunError::Logs)?;
+    let mut tasks: Supervisor<RunError> = Supervisor::new(stop.clone());
+    let (wakes, woken) = news::channel();
+    tasks.spawn("pods", reflector.run(stop.clone()));
+    tasks.spawn("tell", teller.run(stop.clone()));
+    tasks.spawn("relist", news::relist(stop.clone(), Arc::clone(&shared), wakes.clone()));
+    tasks.spawn("events", news::events(stop.clone(), Arc::clone(&shared), wakes));
+    tasks.spawn("images", image::import_all(stop.clone(), Arc::clone(&shared)));
+    tasks.spawn("beat", beat::run(stop.clone(), Arc::clone(&shared)));
+    tasks.spawn("logs", server.run(stop.clone()));
+    tasks.spawn("rotate", logs::rotate(stop.clone(), Arc::clone(&shared)));
+    tasks.spawn("workers", pods::run(stop.clone(), Arc::clone(&shared), woken));
+    tasks.spawn_fallible("renew", join::renew(stop.clone(), Arc::clone(&shared), joined));
+    match tasks.join().await {
+        Ok(()) => Ok(()),
+        Err(runtime::supervise::TaskFailed::Failed { source, .. }) => Err(source),
+        Err(err) => Err(RunError::Task(Box::new(err))),
+    }
+}

@@ -67,6 +67,12 @@ impl CallError {
         matches!(self.code, Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled)
     }
 
+    /// Tells whether the runtime does not know the call at all.
+    #[must_use]
+    pub fn is_unimplemented(&self) -> bool {
+        self.code == Code::Unimplemented
+    }
+
     fn new(call: &'static str, status: &Status) -> Self {
         // A broken connection has a cause of its own; tonic gives it the code Unknown.
         let broke = std::error::Error::source(status).is_some();

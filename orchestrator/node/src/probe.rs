@@ -114,6 +114,15 @@ impl ProbeState {
         decides
     }
 
+    /// Takes over what an earlier life of the agent had found: up and ready.
+    ///
+    /// The questions go on; only the first answer is not waited for, so that a restart of the
+    /// agent does not take a pod out of its services.
+    pub fn believe(&mut self) {
+        self.startup.decided = Some(true);
+        self.readiness.decided = Some(true);
+    }
+
     /// Tells whether the container has come up.
     #[must_use]
     pub fn is_started(&self, container: &Container) -> bool {

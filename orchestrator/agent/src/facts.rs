@@ -1,0 +1,134 @@
+//! Reads what the machine has: cores, memory, disk, ids, versions.
+
+use std::path::Path;
+use std::sync::atomic::Ordering;
+
+use cri::message::{ListImagesRequest, StatusRequest, VersionRequest};
+use node::field::Allocatable;
+use node::machine::{Facts, Ids, Versions};
+use runtime::report;
+
+use crate::Shared;
+
+/// What a container gets to see as the node's own amounts.
+pub(crate) async fn allocatable() -> Allocatable {
+    let (memory_bytes, _) = memory().await;
+    Allocatable { cpu_milli: cpus().saturating_mul(1000), memory_bytes }
+}
+
+/// Reads everything the node's status tells.
+pub(crate) async fn observe(
+    shared: &Shared,
+    labels: std::collections::BTreeMap<String, String>,
+) -> Facts {
+    let (memory_bytes, memory_free_bytes) = memory().await;
+    let (disk_bytes, disk_free_bytes) = disk(&shared.config.data_dir);
+    let (runtime, mut runtime_problems) = runtime_state(shared).await;
+    if !shared.imported.load(Ordering::Relaxed) {
+        runtime_problems.push("the node's own images are still being imported".to_owned());
+    }
+    Facts {
+        name: shared.node.name.clone(),
+        address: shared.node.address,
+        labels,
+        cpus: cpus(),
+        memory_bytes,
+        memory_free_bytes,
+        disk_bytes,
+        disk_free_bytes,
+        pids_free: pids_free().await,
+        ids: Ids {
+            machine: text("/etc/machine-id").await,
+            system: shared.node.uuid.clone(),
+            boot: text("/proc/sys/kernel/random/boot_id").await,
+        },
+        versions: Versions {
+            kernel: text("/proc/sys/kernel/osrelease").await,
+            os: os_name().await,
+            runtime,
+            agent: concat!("v1.32.0+muster-", env!("CARGO_PKG_VERSION")).to_owned(),
+        },
+        runtime_problems,
+        images: images(shared).await,
+    }
+}
+
+async fn runtime_state(shared: &Shared) -> (String, Vec<String>) {
+    let version = match shared.runtime.version(VersionRequest::default()).await {
+        Ok(version) => format!("{}://{}", version.runtime_name, version.runtime_version),
+        Err(err) => {
+            return (String::new(), vec![format!("container runtime is down: {}", report(&err))]);
+        }
+    };
+    let problems = match shared.runtime.status(StatusRequest::default()).await {
+        Ok(answer) => {
+            let conditions = answer.status.unwrap_or_default().conditions;
+            let bad = conditions.into_iter().filter(|condition| !condition.status);
+            let tell = |c: cri::message::RuntimeCondition| {
+                let what = match c.r#type.as_str() {
+                    "NetworkReady" => "container runtime network not ready",
+                    _ => "container runtime not ready",
+                };
+                format!("{what}: {}=false reason:{} message:{}", c.r#type, c.reason, c.message)
+            };
+            bad.map(tell).collect()
+        }
+        Err(err) => vec![format!("container runtime status check failed: {}", report(&err))],
+    };
+    (version, problems)
+}
+
+async fn images(shared: &Shared) -> Vec<(Vec<String>, i64)> {
+    let Ok(list) = shared.runtime.list_images(ListImagesRequest::default()).await else {
+        return Vec::new();
+    };
+    let tell = |image: cri::message::Image| {
+        let mut names = image.repo_digests;
+        names.extend(image.repo_tags);
+        (names, i64::try_from(image.size).unwrap_or(i64::MAX))
+    };
+    list.images.into_iter().map(tell).collect()
+}
+
+async fn text(path: &str) -> String {
+    let text = tokio::fs::read_to_string(path).await.unwrap_or_default();
+    text.trim().to_owned()
+}
+
+fn cpus() -> i64 {
+    std::thread::available_parallelism().map_or(1, |n| i64::try_from(n.get()).unwrap_or(1))
+}
+
+/// Memory in bytes: all of it, and what could be had at once.
+async fn memory() -> (i64, i64) {
+    let info = text("/proc/meminfo").await;
+    let field = |name: &str| {
+        let line = info.lines().find(|line| line.starts_with(name))?;
+        line.split_whitespace().nth(1)?.parse::<i64>().ok()
+    };
+    let bytes = |name: &str| field(name).unwrap_or(0).saturating_mul(1024);
+    (bytes("MemTotal:"), bytes("MemAvailable:"))
+}
+
+/// The file system of a path in bytes: all of it, and what is free.
+fn disk(path: &Path) -> (i64, i64) {
+    let Ok(stat) = nix::sys::statvfs::statvfs(path) else { return (0, 0) };
+    let bytes = |blocks: u64| {
+        i64::try_from(blocks.saturating_mul(stat.fragment_size())).unwrap_or(i64::MAX)
+    };
+    (bytes(stat.blocks()), bytes(stat.blocks_available()))
+}
+
+async fn pids_free() -> Option<i64> {
+    let max: i64 = text("/proc/sys/kernel/pid_max").await.parse().ok()?;
+    // The fourth field of loadavg is "running/all".
+    let load = text("/proc/loadavg").await;
+    let all: i64 = load.split_whitespace().nth(3)?.split('/').nth(1)?.parse().ok()?;
+    Some(max.saturating_sub(all))
+}
+
+async fn os_name() -> String {
+    let release = text("/etc/os-release").await;
+    let line = release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
+    line.unwrap_or("Linux").trim_matches('"').to_owned()
+}

@@ -1,0 +1,176 @@
+//! Images: the archives that come with the node, and getting one a container needs.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use cri::message::{Image, ImageSpec, ImageStatusRequest, PodSandboxConfig, PullImageRequest};
+use node::config::{PullPolicy, pull_policy};
+use objects::pod::Container;
+use runtime::backoff::Backoff;
+use runtime::report;
+use thiserror::Error;
+use tokio::process::Command;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::{Shared, disk};
+
+/// Longest an import may take: the archives are small, but the disk may be busy.
+const IMPORT_LIMIT: std::time::Duration = std::time::Duration::from_secs(300);
+
+/// Why an image cannot be used.
+#[derive(Debug, Error)]
+pub(crate) enum ImageError {
+    /// It is not there and may not be pulled.
+    #[error("Container image \"{image}\" is not present with pull policy of Never")]
+    NeverPull {
+        /// The image.
+        image: String,
+    },
+    /// It could not be pulled.
+    #[error("failed to pull image \"{image}\": {why}")]
+    Pull {
+        /// The image.
+        image: String,
+        /// The runtime's words.
+        why: String,
+    },
+    /// The runtime could not be asked.
+    #[error("failed to inspect image \"{image}\": {why}")]
+    Inspect {
+        /// The image.
+        image: String,
+        /// The runtime's words.
+        why: String,
+    },
+}
+
+impl ImageError {
+    /// The reason as upstream spells it.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Self::NeverPull { .. } => "ErrImageNeverPull",
+            Self::Pull { .. } => "ErrImagePull",
+            Self::Inspect { .. } => "ImageInspectError",
+        }
+    }
+}
+
+/// What was done to have an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Got {
+    /// It was there.
+    Present,
+    /// It was pulled.
+    Pulled,
+}
+
+/// Makes sure the image of a container is there, by its pull policy.
+pub(crate) async fn ensure(
+    shared: &Shared,
+    container: &Container,
+    sandbox: &PodSandboxConfig,
+) -> Result<Got, ImageError> {
+    let policy = pull_policy(container);
+    let image = &container.image;
+    if policy != PullPolicy::Always && observe(shared, image).await?.is_some() {
+        return Ok(Got::Present);
+    }
+    if policy == PullPolicy::Never {
+        return Err(ImageError::NeverPull { image: image.clone() });
+    }
+    let request = PullImageRequest {
+        image: Some(spec(image)),
+        auth: None,
+        sandbox_config: Some(sandbox.clone()),
+    };
+    match shared.runtime.pull_image(request).await {
+        Ok(_) => Ok(Got::Pulled),
+        Err(err) => Err(ImageError::Pull { image: image.clone(), why: report(&err) }),
+    }
+}
+
+async fn observe(shared: &Shared, image: &str) -> Result<Option<Image>, ImageError> {
+    let request = ImageStatusRequest { image: Some(spec(image)), verbose: false };
+    match shared.runtime.image_status(request).await {
+        Ok(answer) => Ok(answer.image),
+        Err(err) => Err(ImageError::Inspect { image: image.to_owned(), why: report(&err) }),
+    }
+}
+
+/// How CRI names an image.
+pub(crate) fn spec(image: &str) -> ImageSpec {
+    let image = image.to_owned();
+    ImageSpec { image: image.clone(), user_specified_image: image, ..ImageSpec::default() }
+}
+
+/// Imports the archives that come with the node, once for each life of the agent's data, until
+/// all are in or `stop`.
+///
+/// The node is not ready before: the sandbox image is among them.
+pub(crate) async fn import_all(stop: CancellationToken, shared: Arc<Shared>) {
+    let import = async {
+        let mut backoff = Backoff::default();
+        let mut left = archives(&shared.config.image_dir).await;
+        loop {
+            let mut failed = Vec::new();
+            for archive in left {
+                if let Err(why) = import(&shared, &archive).await {
+                    warn!(archive = %archive.display(), why, "cannot import an archive; retrying");
+                    failed.push(archive);
+                }
+            }
+            if failed.is_empty() {
+                shared.imported.store(true, Ordering::Relaxed);
+                return;
+            }
+            left = failed;
+            tokio::time::sleep(backoff.step()).await;
+        }
+    };
+    tokio::select! { biased;
+        () = stop.cancelled() => (),
+        () = import => (),
+    }
+}
+
+async fn archives(dir: &Path) -> Vec<PathBuf> {
+    let Ok(mut entries) = tokio::fs::read_dir(dir).await else { return Vec::new() };
+    let mut found = Vec::new();
+    while let Ok(Some(entry)) = entries.next_entry().await {
+        let path = entry.path();
+        if path.extension().is_some_and(|extension| extension == "tar") {
+            found.push(path);
+        }
+    }
+    found.sort();
+    found
+}
+
+/// The runtime's own tool imports: CRI has no call for archives.
+async fn import(shared: &Shared, archive: &Path) -> Result<(), String> {
+    // The mark lives as long as the runtime's own store: both are on the node's data disk.
+    let name = archive.file_name().unwrap_or_default();
+    let mark = shared.config.data_dir.join("imported").join(name);
+    if mark.exists() {
+        return Ok(());
+    }
+    let output = Command::new("ctr")
+        .arg("--address")
+        .arg(&shared.config.cri_socket)
+        .args(["--namespace", "k8s.io", "images", "import"])
+        .arg(archive)
+        .kill_on_drop(true)
+        .output();
+    let output = tokio::time::timeout(IMPORT_LIMIT, output)
+        .await
+        .map_err(|_| "took too long".to_owned())?
+        .map_err(|err| report(&err))?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).trim().to_owned());
+    }
+    info!(archive = %archive.display(), "image archive imported");
+    disk::write(mark, String::new(), 0o644).await.map_err(|err| report(&err))?;
+    Ok(())
+}

@@ -1,0 +1,130 @@
+//! Reads one pod from the runtime.
+
+use std::collections::BTreeMap;
+
+use cri::message::{
+    ContainerFilter, ContainerState, ContainerStatus, ContainerStatusRequest,
+    ListContainersRequest, ListPodSandboxRequest, PodSandboxFilter, PodSandboxState,
+    PodSandboxStatusRequest,
+};
+use cri::{CallError, Runtime};
+use jiff::Timestamp;
+use node::names::{CONTAINER_HASH, CONTAINER_NAME, POD_UID};
+use node::seen::{Container, Exit, Life, Sandbox, Seen};
+
+use crate::Shared;
+use crate::disk;
+
+/// What cannot change any more and need not be asked for again, by id.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    ended: BTreeMap<String, Container>,
+    addresses: BTreeMap<String, Vec<String>>,
+}
+
+/// Reads a pod's sandboxes and containers.
+pub(crate) async fn pod(shared: &Shared, uid: &str, known: &mut Known) -> Result<Seen, CallError> {
+    let runtime = &shared.runtime;
+    let label_selector = BTreeMap::from([(POD_UID.to_owned(), uid.to_owned())]);
+    let filter = PodSandboxFilter { label_selector: label_selector.clone(), ..Default::default() };
+    let request = ListPodSandboxRequest { filter: Some(filter) };
+    let mut seen = Seen::default();
+    for found in runtime.list_pod_sandbox(request).await?.items {
+        let ready = found.state() == PodSandboxState::Ready;
+        let addresses =
+            if ready { addresses(runtime, &found.id, known).await? } else { Vec::new() };
+        let attempt = found.metadata.map_or(0, |metadata| metadata.attempt);
+        seen.sandboxes.push(Sandbox { id: found.id, attempt, ready, addresses });
+    }
+    let filter = ContainerFilter { label_selector, ..Default::default() };
+    let request = ListContainersRequest { filter: Some(filter) };
+    for found in runtime.list_containers(request).await?.containers {
+        if let Some(ended) = known.ended.get(&found.id) {
+            seen.containers.push(ended.clone());
+            continue;
+        }
+        let request = ContainerStatusRequest { container_id: found.id.clone(), verbose: false };
+        let status = match runtime.container_status(request).await {
+            Ok(answer) => answer.status.unwrap_or_default(),
+            // Removed since it was listed.
+            Err(err) if err.is_not_found() => continue,
+            Err(err) => return Err(err),
+        };
+        let sandbox = found.pod_sandbox_id;
+        let container = container(shared, uid, sandbox, status).await;
+        if container.life.exit().is_some() {
+            known.ended.insert(container.id.clone(), container.clone());
+        }
+        seen.containers.push(container);
+    }
+    known.ended.retain(|id, _| seen.containers.iter().any(|c| &c.id == id));
+    known.addresses.retain(|id, _| seen.sandboxes.iter().any(|s| &s.id == id));
+    Ok(seen)
+}
+
+async fn addresses(
+    runtime: &Runtime,
+    id: &str,
+    known: &mut Known,
+) -> Result<Vec<String>, CallError> {
+    if let Some(addresses) = known.addresses.get(id) {
+        return Ok(addresses.clone());
+    }
+    let request = PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: false };
+    let status = match runtime.pod_sandbox_status(request).await {
+        Ok(answer) => answer.status.unwrap_or_default(),
+        Err(err) if err.is_not_found() => return Ok(Vec::new()),
+        Err(err) => return Err(err),
+    };
+    let network = status.network.unwrap_or_default();
+    let mut addresses = vec![network.ip];
+    addresses.extend(network.additional_ips.into_iter().map(|ip| ip.ip));
+    addresses.retain(|address| !address.is_empty());
+    known.addresses.insert(id.to_owned(), addresses.clone());
+    Ok(addresses)
+}
+
+async fn container(
+    shared: &Shared,
+    uid: &str,
+    sandbox: String,
+    mut status: ContainerStatus,
+) -> Container {
+    let metadata = status.metadata.take().unwrap_or_default();
+    let name = status.labels.remove(CONTAINER_NAME).unwrap_or(metadata.name);
+    let life = match status.state() {
+        ContainerState::Created => Life::Created,
+        ContainerState::Running => {
+            Life::Running { started: instant(status.started_at).unwrap_or(Timestamp::UNIX_EPOCH) }
+        }
+        ContainerState::Exited => {
+            let words = disk::last_words(shared, uid, &name, metadata.attempt, &status).await;
+            Life::Exited(Exit {
+                code: status.exit_code,
+                reason: status.reason.clone(),
+                message: words.unwrap_or_else(|| status.message.clone()),
+                started: instant(status.started_at),
+                finished: instant(status.finished_at),
+            })
+        }
+        ContainerState::Unknown => Life::Unknown,
+    };
+    Container {
+        id: status.id,
+        name,
+        sandbox,
+        attempt: metadata.attempt,
+        life,
+        image: status.image.map(|image| image.image).unwrap_or_default(),
+        image_id: status.image_ref,
+        hash: status.annotations.remove(CONTAINER_HASH).unwrap_or_default(),
+    }
+}
+
+/// CRI's nanoseconds; 0 stands for never.
+fn instant(nanoseconds: i64) -> Option<Timestamp> {
+    if nanoseconds <= 0 {
+        return None;
+    }
+    Timestamp::from_nanosecond(i128::from(nanoseconds)).ok()
+}

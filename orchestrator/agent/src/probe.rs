@@ -1,0 +1,150 @@
+//! Asks containers how they are: by command, by HTTP, by opening a connection.
+//!
+//! Spec: upstream's probes: HTTP 200–399 is good, HTTPS certificates are not checked.
+//!
+//! *Limits*: HTTPS probes only open a connection; redirects to other hosts count as good.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, header};
+use http_body_util::Empty;
+use hyper_util::rt::TokioIo;
+use node::probe::{Kind, probe_of, timeout_seconds};
+use objects::IntOrString;
+use objects::pod::{Container, ExecAction, HttpGetAction};
+use runtime::report;
+use serde_json::Value;
+use tokio::net::TcpStream;
+
+use crate::Shared;
+
+/// The most of a command's output put into an event.
+const OUTPUT_CHARS: usize = 512;
+
+/// What a container answered.
+#[derive(Debug)]
+pub(crate) struct Verdict {
+    /// The container's id.
+    pub(crate) id: String,
+    /// The container's name.
+    pub(crate) container: String,
+    /// What was asked.
+    pub(crate) kind: Kind,
+    /// Why the answer is bad; `None` when it is good.
+    pub(crate) failure: Option<String>,
+}
+
+/// Puts one question to a container.
+pub(crate) async fn run(
+    shared: Arc<Shared>,
+    container: Container,
+    (id, kind): (String, Kind),
+    address: String,
+) -> Verdict {
+    let answer = match probe_of(&container, kind) {
+        None => Ok(()),
+        Some(probe) => {
+            let seconds = u64::try_from(timeout_seconds(probe)).unwrap_or(1);
+            let limit = Duration::from_secs(seconds);
+            if let Some(action) = &probe.exec {
+                exec(&shared, &id, action, limit).await
+            } else if let Some(action) = &probe.http_get {
+                http(&container, action, &address, limit).await
+            } else if let Some(action) = &probe.tcp_socket {
+                let host = if action.host.is_empty() { &address } else { &action.host };
+                tcp(&container, host, action.port.as_ref(), limit).await.map(drop)
+            } else {
+                Ok(())
+            }
+        }
+    };
+    Verdict { id, container: container.name, kind, failure: answer.err() }
+}
+
+/// Runs a command in a container; good when it ends with 0.
+pub(crate) async fn exec(
+    shared: &Shared,
+    id: &str,
+    action: &ExecAction,
+    limit: Duration,
+) -> Result<(), String> {
+    let answer = shared.runtime.exec_sync(id, &action.command, limit).await;
+    let answer = answer.map_err(|err| report(&err))?;
+    if answer.exit_code == 0 {
+        return Ok(());
+    }
+    let mut output = String::from_utf8_lossy(&answer.stdout).into_owned();
+    output.push_str(&String::from_utf8_lossy(&answer.stderr));
+    Err(output.chars().take(OUTPUT_CHARS).collect())
+}
+
+/// Fetches a page of a container; good when the status is 200–399.
+pub(crate) async fn http(
+    container: &Container,
+    action: &HttpGetAction,
+    address: &str,
+    limit: Duration,
+) -> Result<(), String> {
+    let host = if action.host.is_empty() { address } else { &action.host };
+    let stream = tcp(container, host, action.port.as_ref(), limit).await?;
+    if action.scheme.eq_ignore_ascii_case("https") {
+        return Ok(());
+    }
+    let path = if action.path.is_empty() { "/" } else { &action.path };
+    let mut request = Request::builder()
+        .uri(path)
+        .header(header::HOST, host)
+        .header(header::USER_AGENT, "kube-probe/1.32")
+        .header(header::CONNECTION, "close");
+    for header in &action.http_headers {
+        let text = |name: &str| header.get(name).and_then(Value::as_str);
+        if let (Some(name), Some(value)) = (text("name"), text("value")) {
+            request = request.header(name, value);
+        }
+    }
+    let request = request.body(Empty::<Bytes>::new()).map_err(|err| report(&err))?;
+    let exchange = async {
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        // The connection ends with this future: a probe wants the head alone.
+        tokio::select! {
+            answer = sender.send_request(request) => answer,
+            ended = connection => match ended {
+                Ok(()) => std::future::pending().await,
+                Err(err) => Err(err),
+            },
+        }
+    };
+    match tokio::time::timeout(limit, exchange).await {
+        Err(_) => Err(format!("no answer within {} s", limit.as_secs())),
+        Ok(Err(err)) => Err(report(&err)),
+        Ok(Ok(answer)) if (200..400).contains(&answer.status().as_u16()) => Ok(()),
+        Ok(Ok(answer)) => {
+            Err(format!("HTTP probe failed with statuscode: {}", answer.status().as_u16()))
+        }
+    }
+}
+
+async fn tcp(
+    container: &Container,
+    host: &str,
+    port: Option<&IntOrString>,
+    limit: Duration,
+) -> Result<TcpStream, String> {
+    let number = match port {
+        Some(IntOrString::Int(number)) => u16::try_from(*number).ok(),
+        Some(IntOrString::String(name)) => {
+            let named = container.ports.iter().find(|port| &port.name == name);
+            named.and_then(|port| u16::try_from(port.container_port).ok())
+        }
+        None => None,
+    };
+    let number = number.ok_or_else(|| format!("no such port: {port:?}"))?;
+    match tokio::time::timeout(limit, TcpStream::connect((host, number))).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(err)) => Err(format!("dial tcp {host}:{number}: {}", report(&err))),
+        Err(_) => Err(format!("dial tcp {host}:{number}: i/o timeout")),
+    }
+}

@@ -1,0 +1,444 @@
+//! The steps that bring a pod up: volumes, sandbox, containers, each from the pod to CRI's words.
+//!
+//! A step that fails is noted in the worker's memory and told as an event; when it is tried
+//! again is decided in `node`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use cri::message::{
+    Capability, ContainerConfig, ContainerMetadata, CreateContainerRequest, DnsConfig, Int64Value,
+    KeyValue, LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext,
+    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, Mount, MountPropagation, NamespaceMode,
+    NamespaceOption, PodSandboxConfig, PodSandboxMetadata, PodSandboxStatusRequest, PortMapping,
+    ProfileType, Protocol, RunPodSandboxRequest, SecurityProfile, StartContainerRequest,
+};
+use jiff::Timestamp;
+use node::config::{Names, Profile, Rights, dns, parse_resolv, render_hosts, rights, sysctls};
+use node::env::{Sources, expand, resolve};
+use node::field::{field_value, resource_value};
+use node::names;
+use node::resources::limits;
+use node::seen::Volumes;
+use objects::meta::Object;
+use objects::pod::{Container, Pod};
+use runtime::{ClientError, report, resource};
+use serde::de::DeserializeOwned;
+use tracing::{info, warn};
+use volumes::{Facts, Propagation, plan_mounts, plan_volumes};
+
+use crate::worker::Worker;
+use crate::{Shared, disk, hook, image};
+
+/// The cluster's domain.
+const DOMAIN: &str = "cluster.local";
+/// What an unprivileged container must not see of `/proc` and `/sys`; the usual list.
+const MASKED: [&str; 11] = [
+    "/proc/asound",
+    "/proc/acpi",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+];
+/// What it must not write.
+const READ_ONLY: [&str; 5] =
+    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// What was fetched for a pod's volumes and variables.
+#[derive(Debug, Default)]
+pub(crate) struct Materials {
+    sources: Sources,
+}
+
+/// Why a container did not start: upstream's reason, and words.
+struct Failed(&'static str, String);
+
+/// Makes the pod's volumes and notes the outcome.
+pub(crate) async fn volumes(worker: &mut Worker, pod: &Pod) {
+    match prepare_volumes(worker, pod).await {
+        Ok(()) => worker.memory.volumes = Volumes::Ready,
+        Err(message) => {
+            worker.shared.events.warning(pod, None, "FailedMount", &message);
+            worker.memory.fail_volumes("FailedMount", message, Timestamp::now());
+        }
+    }
+}
+
+/// Fetches what volumes and variables are made of and writes the volumes.
+pub(crate) async fn prepare_volumes(worker: &mut Worker, pod: &Pod) -> Result<(), String> {
+    let sources = fetch(&worker.shared, pod).await.map_err(|err| report(&err))?;
+    worker.materials.sources = sources;
+    let sources = &worker.materials.sources;
+    let node = worker.shared.allocatable;
+    let facts = Facts {
+        config_maps: &sources.config_maps,
+        secrets: &sources.secrets,
+        field: &|field| field_value(pod, &field.field_path),
+        resource: &|field| resource_value(pod, "", field, node),
+    };
+    let planned = plan_volumes(pod, facts);
+    disk::prepare(&worker.shared, pod, planned).await.map_err(|err| report(&err))
+}
+
+/// Fetches every config map and secret the pod refers to; one that is absent is left out.
+async fn fetch(shared: &Shared, pod: &Pod) -> Result<Sources, ClientError> {
+    let (files, env) = (volumes::references(pod), node::env::references(pod));
+    let namespace = &pod.metadata.namespace;
+    let mut sources = Sources::default();
+    for name in files.config_maps.union(&env.config_maps) {
+        if let Some(found) = get(shared, &resource::CONFIG_MAPS, namespace, name).await? {
+            sources.config_maps.insert(name.clone(), found);
+        }
+    }
+    for name in files.secrets.union(&env.secrets) {
+        if let Some(found) = get(shared, &resource::SECRETS, namespace, name).await? {
+            sources.secrets.insert(name.clone(), found);
+        }
+    }
+    Ok(sources)
+}
+
+async fn get<T: DeserializeOwned>(
+    shared: &Shared,
+    resource: &resource::Resource,
+    namespace: &str,
+    name: &str,
+) -> Result<Option<T>, ClientError> {
+    match shared.client.get(resource, Some(namespace), name).await {
+        Ok(value) => {
+            let path = format!("{namespace}/{name}");
+            let decoded = serde_json::from_value(value);
+            decoded.map(Some).map_err(|source| ClientError::Decode { path, source })
+        }
+        Err(err) if err.is_not_found() => Ok(None),
+        Err(err) => Err(err),
+    }
+}
+
+/// Makes the pod's sandbox and notes a failure.
+pub(crate) async fn sandbox(worker: &mut Worker, pod: &Pod, attempt: u32) {
+    let config = sandbox_config(&worker.shared, pod, attempt).await;
+    let runtime_handler = pod.spec.runtime_class_name.clone().unwrap_or_default();
+    let request = RunPodSandboxRequest { config: Some(config), runtime_handler };
+    match worker.shared.runtime.run_pod_sandbox(request).await {
+        Ok(_) => info!(pod = pod.key(), uid = worker.uid, attempt, "sandbox runs"),
+        Err(err) => {
+            let message = format!("Failed to create pod sandbox: {}", report(&err));
+            warn!(pod = pod.key(), err = report(&err), "cannot make a sandbox; retrying");
+            worker.shared.events.warning(pod, None, "FailedCreatePodSandBox", &message);
+            worker.memory.fail_sandbox(message, Timestamp::now());
+        }
+    }
+}
+
+/// Makes and starts a container and notes a failure.
+pub(crate) async fn container(
+    worker: &mut Worker,
+    pod: &Pod,
+    (name, sandbox, attempt): (&str, &str, u32),
+) {
+    let mut all = pod.spec.init_containers.iter().chain(&pod.spec.containers);
+    let Some(container) = all.find(|container| container.name == name) else { return };
+    match try_start(worker, pod, container, (sandbox, attempt)).await {
+        Ok(()) => {
+            worker.memory.failures.remove(name);
+            info!(pod = pod.key(), container = name, attempt, "container started");
+        }
+        Err(Failed(reason, message)) => {
+            warn!(pod = pod.key(), container = name, reason, message, "container not started");
+            worker.shared.events.warning(pod, Some(name), "Failed", &format!("Error: {message}"));
+            worker.memory.fail(name, reason, message, Timestamp::now());
+        }
+    }
+}
+
+async fn try_start(
+    worker: &Worker,
+    pod: &Pod,
+    container: &Container,
+    (sandbox, attempt): (&str, u32),
+) -> Result<(), Failed> {
+    let shared = &worker.shared;
+    let name = Some(container.name.as_str());
+    let sandbox_config = sandbox_config(shared, pod, 0).await;
+    let got = image::ensure(shared, container, &sandbox_config)
+        .await
+        .map_err(|err| Failed(err.reason(), report(&err)))?;
+    let message = match got {
+        image::Got::Pulled => format!("Successfully pulled image \"{}\"", container.image),
+        image::Got::Present => {
+            format!("Container image \"{}\" already present on machine", container.image)
+        }
+    };
+    shared.events.normal(pod, name, "Pulled", &message);
+
+    let config = container_config(worker, pod, container, (sandbox, attempt)).await?;
+    let request = CreateContainerRequest {
+        pod_sandbox_id: sandbox.to_owned(),
+        config: Some(config),
+        sandbox_config: Some(sandbox_config),
+    };
+    let id = shared
+        .runtime
+        .create_container(request)
+        .await
+        .map_err(|err| Failed("CreateContainerError", report(&err)))?
+        .container_id;
+    shared.events.normal(pod, name, "Created", &format!("Created container: {}", container.name));
+    // A start that fails leaves a container that has ended with an error, and so is seen.
+    match shared.runtime.start_container(StartContainerRequest { container_id: id.clone() }).await {
+        Ok(_) => {
+            let message = format!("Started container {}", container.name);
+            shared.events.normal(pod, name, "Started", &message);
+            hook::after_start(shared, pod, container, &id).await;
+        }
+        Err(err) => shared.events.warning(pod, name, "Failed", &format!("Error: {}", report(&err))),
+    }
+    Ok(())
+}
+
+async fn sandbox_config(shared: &Shared, pod: &Pod, attempt: u32) -> PodSandboxConfig {
+    let meta = &pod.metadata;
+    let host = Names {
+        host: parse_resolv(
+            &tokio::fs::read_to_string("/etc/resolv.conf").await.unwrap_or_default(),
+        ),
+        cluster: shared.config.cluster_dns.clone(),
+        domain: DOMAIN.to_owned(),
+    };
+    let dns = dns(pod, &host);
+    let rights = pod.spec.containers.iter().map(|container| rights(&pod.spec, container));
+    let privileged = rights.into_iter().any(|rights| rights.privileged);
+    let group = pod.spec.security_context.clone().unwrap_or_default();
+    let security = LinuxSandboxSecurityContext {
+        namespace_options: Some(namespaces(pod)),
+        privileged,
+        run_as_user: group.run_as_user.map(|value| Int64Value { value }),
+        run_as_group: group.run_as_user.and(group.run_as_group).map(|value| Int64Value { value }),
+        supplemental_groups: group.supplemental_groups,
+        seccomp: Some(seccomp(&Profile::RuntimeDefault)),
+        ..LinuxSandboxSecurityContext::default()
+    };
+    PodSandboxConfig {
+        metadata: Some(PodSandboxMetadata {
+            name: meta.name.clone(),
+            uid: meta.uid.clone(),
+            namespace: meta.namespace.clone(),
+            attempt,
+        }),
+        // With the host's network, the host's name is seen.
+        hostname: if pod.spec.host_network { String::new() } else { names::host_name(pod) },
+        log_directory: disk::log_dir(shared, pod).to_string_lossy().into_owned(),
+        dns_config: Some(DnsConfig {
+            servers: dns.servers,
+            searches: dns.searches,
+            options: dns.options,
+        }),
+        port_mappings: port_mappings(pod),
+        labels: names::sandbox_labels(pod),
+        annotations: meta.annotations.clone(),
+        linux: Some(LinuxPodSandboxConfig {
+            security_context: Some(security),
+            sysctls: sysctls(&pod.spec).into_iter().collect(),
+            ..LinuxPodSandboxConfig::default()
+        }),
+    }
+}
+
+fn namespaces(pod: &Pod) -> NamespaceOption {
+    let mode =
+        |host: bool, own: NamespaceMode| i32::from(if host { NamespaceMode::Node } else { own });
+    let shared = pod.spec.share_process_namespace == Some(true);
+    let pid = if shared { NamespaceMode::Pod } else { NamespaceMode::Container };
+    NamespaceOption {
+        network: mode(pod.spec.host_network, NamespaceMode::Pod),
+        pid: mode(pod.spec.host_pid, pid),
+        ipc: mode(pod.spec.host_ipc, NamespaceMode::Pod),
+        target_id: String::new(),
+    }
+}
+
+fn port_mappings(pod: &Pod) -> Vec<PortMapping> {
+    if pod.spec.host_network {
+        return Vec::new();
+    }
+    let ports = pod.spec.containers.iter().flat_map(|container| &container.ports);
+    let map = |port: &objects::pod::ContainerPort| {
+        let protocol = match port.protocol.as_str() {
+            "UDP" => Protocol::Udp,
+            "SCTP" => Protocol::Sctp,
+            _ => Protocol::Tcp,
+        };
+        Some(PortMapping {
+            protocol: i32::from(protocol),
+            container_port: i32::try_from(port.container_port).ok()?,
+            host_port: i32::try_from(port.host_port.filter(|port| *port > 0)?).ok()?,
+            host_ip: port.host_ip.clone(),
+        })
+    };
+    ports.filter_map(map).collect()
+}
+
+async fn container_config(
+    worker: &Worker,
+    pod: &Pod,
+    container: &Container,
+    (sandbox, attempt): (&str, u32),
+) -> Result<ContainerConfig, Failed> {
+    let shared = &worker.shared;
+    let addresses = addresses(shared, sandbox).await?;
+    // Variables may name the pod's address, which the status may not have yet.
+    let mut known = pod.clone();
+    if let Some(first) = addresses.first() {
+        known.status.pod_ip.clone_from(first);
+        known.status.host_ip = shared.node.address.to_string();
+    }
+    let failed = |message: String| Failed("CreateContainerConfigError", message);
+    let sources = &worker.materials.sources;
+    let services = BTreeMap::new();
+    let list = resolve(&known, container, sources, &services, shared.allocatable)
+        .map_err(|err| failed(report(&err)))?;
+    let env: BTreeMap<String, String> = list.iter().cloned().collect();
+    let rights = rights(&pod.spec, container);
+    if rights.non_root && rights.user == Some(0) {
+        return Err(failed("container's runAsUser breaks non-root policy".to_owned()));
+    }
+    let words = |all: &[String]| all.iter().map(|word| expand(word, &env)).collect::<Vec<_>>();
+    let linux = LinuxContainerConfig {
+        resources: Some(resources(shared, pod, container)),
+        security_context: Some(security(pod, &rights)),
+    };
+    Ok(ContainerConfig {
+        metadata: Some(ContainerMetadata { name: container.name.clone(), attempt }),
+        image: Some(image::spec(&container.image)),
+        command: words(&container.command),
+        args: words(&container.args),
+        working_dir: container.working_dir.clone(),
+        envs: list.into_iter().map(|(key, value)| KeyValue { key, value }).collect(),
+        mounts: mounts(shared, pod, (container, attempt), &addresses, &env).await?,
+        devices: Vec::new(),
+        labels: names::container_labels(pod, container),
+        annotations: names::container_annotations(pod, container, attempt),
+        log_path: names::log_file(&container.name, attempt),
+        stdin: container.stdin,
+        stdin_once: container.stdin_once,
+        tty: container.tty,
+        linux: Some(linux),
+    })
+}
+
+async fn addresses(shared: &Shared, sandbox: &str) -> Result<Vec<String>, Failed> {
+    let request = PodSandboxStatusRequest { pod_sandbox_id: sandbox.to_owned(), verbose: false };
+    let answer = shared
+        .runtime
+        .pod_sandbox_status(request)
+        .await
+        .map_err(|err| Failed("CreateContainerError", report(&err)))?;
+    let network = answer.status.unwrap_or_default().network.unwrap_or_default();
+    Ok(if network.ip.is_empty() { Vec::new() } else { vec![network.ip] })
+}
+
+async fn mounts(
+    shared: &Shared,
+    pod: &Pod,
+    (container, attempt): (&Container, u32),
+    addresses: &[String],
+    env: &BTreeMap<String, String>,
+) -> Result<Vec<Mount>, Failed> {
+    let failed = |message: String| Failed("CreateContainerConfigError", message);
+    let planned = plan_mounts(pod, container, &|text| expand(text, env))
+        .map_err(|err| failed(report(&err)))?;
+    let mut mounts = Vec::new();
+    for planned in planned {
+        let path = disk::volume_path(shared, pod, &planned.volume, &planned.sub_path);
+        if planned.sub_path != volumes::SubPath::Whole {
+            let made = disk::ensure_sub_path(path.clone()).await;
+            made.map_err(|err| failed(report(&err)))?;
+        }
+        let propagation = match planned.propagation {
+            Propagation::Private => MountPropagation::Private,
+            Propagation::HostToContainer => MountPropagation::HostToContainer,
+            Propagation::Bidirectional => MountPropagation::Bidirectional,
+        };
+        mounts.push(Mount {
+            propagation: i32::from(propagation),
+            ..mount(path, planned.container_path, planned.read_only)
+        });
+    }
+    let given = |path: &str| container.volume_mounts.iter().any(|mount| mount.mount_path == path);
+    if !pod.spec.host_network && !given("/etc/hosts") {
+        let path = disk::hosts_path(shared, &pod.metadata.uid);
+        let text = render_hosts(pod, addresses, &names::host_name(pod), DOMAIN);
+        let made = disk::write(path.clone(), text, 0o644).await;
+        made.map_err(|err| failed(report(&err)))?;
+        mounts.push(mount(path, "/etc/hosts".to_owned(), false));
+    }
+    let words = disk::words_path(shared, &pod.metadata.uid, &container.name, attempt);
+    // Any user of the container may say its last words.
+    let made = disk::write(words.clone(), String::new(), 0o666).await;
+    made.map_err(|err| failed(report(&err)))?;
+    mounts.push(mount(words, names::termination_path(container).to_owned(), false));
+    Ok(mounts)
+}
+
+fn mount(host: PathBuf, container_path: String, readonly: bool) -> Mount {
+    let host_path = host.to_string_lossy().into_owned();
+    Mount { container_path, host_path, readonly, ..Mount::default() }
+}
+
+fn resources(shared: &Shared, pod: &Pod, container: &Container) -> LinuxContainerResources {
+    let limits = limits(&pod.spec, container, shared.allocatable.memory_bytes);
+    LinuxContainerResources {
+        cpu_period: limits.cpu_period_us,
+        cpu_quota: limits.cpu_quota_us,
+        cpu_shares: limits.cpu_shares,
+        memory_limit_in_bytes: limits.memory_bytes,
+        oom_score_adj: limits.oom_score_adj,
+        ..LinuxContainerResources::default()
+    }
+}
+
+fn security(pod: &Pod, rights: &Rights) -> LinuxContainerSecurityContext {
+    let list = |paths: &[&str]| {
+        if rights.unmasked_proc {
+            Vec::new()
+        } else {
+            paths.iter().map(|path| (*path).to_owned()).collect()
+        }
+    };
+    LinuxContainerSecurityContext {
+        capabilities: Some(Capability {
+            add_capabilities: rights.add.clone(),
+            drop_capabilities: rights.drop.clone(),
+            add_ambient_capabilities: Vec::new(),
+        }),
+        privileged: rights.privileged,
+        namespace_options: Some(namespaces(pod)),
+        run_as_user: rights.user.map(|value| Int64Value { value }),
+        // CRI refuses a group without a user.
+        run_as_group: rights.user.and(rights.group).map(|value| Int64Value { value }),
+        run_as_username: String::new(),
+        readonly_rootfs: rights.read_only_root,
+        supplemental_groups: rights.groups.clone(),
+        no_new_privs: rights.no_new_privileges,
+        masked_paths: list(&MASKED),
+        readonly_paths: list(&READ_ONLY),
+        seccomp: Some(seccomp(&rights.seccomp)),
+        apparmor: None,
+    }
+}
+
+fn seccomp(profile: &Profile) -> SecurityProfile {
+    let (kind, localhost_ref) = match profile {
+        Profile::Unconfined => (ProfileType::Unconfined, String::new()),
+        Profile::RuntimeDefault => (ProfileType::RuntimeDefault, String::new()),
+        Profile::Localhost(path) => (ProfileType::Localhost, path.clone()),
+    };
+    SecurityProfile { profile_type: i32::from(kind), localhost_ref }
+}

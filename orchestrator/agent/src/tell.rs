@@ -1,0 +1,105 @@
+//! Events for people: what the agent did to a pod, as `kubectl describe` shows it.
+//!
+//! Telling never holds anything up: events go through a short queue and are dropped when it is
+//! full or the API is away. They are news, not state.
+
+use jiff::Timestamp;
+use objects::event::{Event, EventSource};
+use objects::meta::{Object, ObjectReference};
+use objects::pod::Pod;
+use objects::{ObjectMeta, Time};
+use runtime::{Client, report, resource};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+/// Events waiting to be written; more are dropped.
+const QUEUE: usize = 256;
+
+/// The end that tells.
+#[derive(Debug, Clone)]
+pub(crate) struct Teller {
+    node: String,
+    queue: mpsc::Sender<Event>,
+}
+
+/// The end that writes.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    client: Client,
+    queue: mpsc::Receiver<Event>,
+}
+
+impl Teller {
+    /// Both ends.
+    pub(crate) fn new(client: Client, node: &str) -> (Self, Writer) {
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        (Self { node: node.to_owned(), queue: sender }, Writer { client, queue: receiver })
+    }
+
+    /// Tells that something normal happened to a pod, or to a container of it.
+    pub(crate) fn normal(&self, pod: &Pod, container: Option<&str>, reason: &str, message: &str) {
+        self.tell(pod, container, ("Normal", reason, message));
+    }
+
+    /// Tells that something went wrong.
+    pub(crate) fn warning(&self, pod: &Pod, container: Option<&str>, reason: &str, message: &str) {
+        self.tell(pod, container, ("Warning", reason, message));
+    }
+
+    fn tell(
+        &self,
+        pod: &Pod,
+        container: Option<&str>,
+        (severity, reason, message): (&str, &str, &str),
+    ) {
+        let now = Timestamp::now();
+        let mut event = Event::blank();
+        let name = format!("{}.{:016x}", pod.metadata.name, rand::random::<u64>());
+        event.metadata = ObjectMeta::in_namespace(&pod.metadata.namespace, &name);
+        event.involved_object = ObjectReference {
+            api_version: "v1".to_owned(),
+            kind: "Pod".to_owned(),
+            namespace: pod.metadata.namespace.clone(),
+            name: pod.metadata.name.clone(),
+            uid: pod.metadata.uid.clone(),
+            resource_version: pod.metadata.resource_version.clone(),
+            field_path: container.map(|c| format!("spec.containers{{{c}}}")).unwrap_or_default(),
+            ..ObjectReference::default()
+        };
+        reason.clone_into(&mut event.reason);
+        event.message = message.chars().take(1024).collect();
+        event.source = EventSource {
+            component: "kubelet".to_owned(),
+            host: self.node.clone(),
+            ..EventSource::default()
+        };
+        event.first_timestamp = Some(Time::from(now));
+        event.last_timestamp = Some(Time::from(now));
+        event.count = 1;
+        severity.clone_into(&mut event.severity);
+        "kubelet".clone_into(&mut event.reporting_component);
+        event.reporting_instance.clone_from(&self.node);
+        if self.queue.try_send(event).is_err() {
+            debug!(reason, "event dropped: the queue is full");
+        }
+    }
+}
+
+impl Writer {
+    /// Writes events until `stop`.
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        loop {
+            let event = tokio::select! { biased;
+                () = stop.cancelled() => return,
+                event = self.queue.recv() => event,
+            };
+            let Some(event) = event else { return };
+            let Ok(value) = event.encode() else { continue };
+            let namespace = Some(event.metadata.namespace.as_str());
+            if let Err(err) = self.client.create(&resource::EVENTS, namespace, &value).await {
+                debug!(err = report(&err), "event not written");
+            }
+        }
+    }
+}

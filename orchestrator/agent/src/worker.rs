@@ -1,0 +1,426 @@
+//! Drives one pod: look, plan, tell, do, wait.
+//!
+//! A round takes nothing over from the wake-up that began it; everything is read anew. Steps are
+//! done one after another and each to its end, except stops: they run side by side, and a pod
+//! that must now die sooner has them told again with the shorter grace.
+//!
+//! When the agent stops, the step in hand is finished and the containers are left as they are.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cri::message::{RemoveContainerRequest, RemovePodSandboxRequest, StopPodSandboxRequest};
+use futures_util::future::join_all;
+use jiff::Timestamp;
+use node::plan::{Action, Plan, StopCause, plan_orphan, plan_pod, remember};
+use node::probe;
+use node::seen::{Memory, Seen, Volumes};
+use node::status::{Place, compute_status};
+use objects::meta::Object;
+use objects::pod::{Pod, PodStatus};
+use runtime::backoff::Backoff;
+use runtime::client::{DeleteParams, Patch};
+use runtime::{report, resource};
+use serde_json::{Value, json};
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::probe::Verdict;
+use crate::start::Materials;
+use crate::{Shared, disk, hook, observe, start};
+
+/// A full round happens this often although nothing happened; volumes are refreshed then.
+const RESYNC: Duration = Duration::from_secs(60);
+/// Wait after a round whose status could not be written.
+const UNTOLD: Duration = Duration::from_secs(2);
+
+/// What one round came to.
+enum Round {
+    /// Something was done; look again at once.
+    Again,
+    /// Nothing to do; wait at most so long.
+    Wait(Duration),
+    /// A step or a look failed; wait longer each time.
+    Failed,
+    /// Nothing is left of the pod.
+    Gone,
+}
+
+/// The worker of one pod.
+pub(crate) struct Worker {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) uid: String,
+    news: watch::Receiver<Option<Arc<Pod>>>,
+    wake: Arc<Notify>,
+    /// The pod as the API has it, as far as we know; the answer to our own write counts too.
+    pod: Option<Arc<Pod>>,
+    pub(crate) memory: Memory,
+    pub(crate) materials: Materials,
+    known: observe::Known,
+    refreshed: Instant,
+    asked: BTreeSet<(String, probe::Kind)>,
+    probes: JoinSet<Verdict>,
+}
+
+impl Worker {
+    /// A worker that follows `news` and is woken by `wake`.
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        uid: String,
+        news: watch::Receiver<Option<Arc<Pod>>>,
+        wake: Arc<Notify>,
+    ) -> Self {
+        Self {
+            shared,
+            uid,
+            news,
+            wake,
+            pod: None,
+            memory: Memory::default(),
+            materials: Materials::default(),
+            known: observe::Known::default(),
+            refreshed: Instant::now(),
+            asked: BTreeSet::new(),
+            probes: JoinSet::new(),
+        }
+    }
+
+    /// Works until nothing of the pod is left, or until `stop`.
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
+        while !stop.is_cancelled() {
+            let pause = match self.round().await {
+                Round::Gone => return,
+                Round::Again => {
+                    backoff.reset();
+                    continue;
+                }
+                Round::Wait(pause) => {
+                    backoff.reset();
+                    pause
+                }
+                Round::Failed => backoff.step(),
+            };
+            tokio::select! { biased;
+                () = stop.cancelled() => return,
+                Some(verdict) = self.probes.join_next() => self.take(verdict.ok()),
+                Ok(()) = self.news.changed() => {}
+                () = self.wake.notified() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    async fn round(&mut self) -> Round {
+        self.take_news();
+        let seen = match observe::pod(&self.shared, &self.uid, &mut self.known).await {
+            Ok(seen) => seen,
+            Err(err) => {
+                warn!(uid = self.uid, err = report(&err), "cannot look at a pod; retrying");
+                return Round::Failed;
+            }
+        };
+        let now = Timestamp::now();
+        let Some(pod) = self.pod.clone() else {
+            return self.apply(None, &seen, plan_orphan(&seen)).await;
+        };
+        remember(&pod, &seen, &mut self.memory, now);
+        self.refresh(&pod).await;
+        self.adopt_probes(&pod, &seen);
+        let told = self.tell(&pod, &seen, now).await;
+        let pod = self.pod.clone().unwrap_or(pod);
+        let plan = plan_pod(&pod, &seen, &self.memory, now);
+        let again = plan.again;
+        if !plan.actions.is_empty() {
+            return self.apply(Some(&pod), &seen, plan).await;
+        }
+        let next_probe = self.ask(&pod, &seen, now);
+        let due = [again, next_probe].into_iter().flatten().min();
+        let pause = due.map_or(RESYNC, |due| until(now, due).min(RESYNC));
+        Round::Wait(if told { pause } else { pause.min(UNTOLD) })
+    }
+
+    /// Takes the API's pod, unless our own write is newer.
+    fn take_news(&mut self) {
+        let latest = self.news.borrow_and_update().clone();
+        let newer = match (&latest, &self.pod) {
+            (Some(latest), Some(have)) => latest.metadata.revision() >= have.metadata.revision(),
+            _ => true,
+        };
+        if newer {
+            self.pod = latest;
+        }
+    }
+
+    /// Reads config maps and secrets again from time to time, and renews the files made of them.
+    async fn refresh(&mut self, pod: &Pod) {
+        let due = self.refreshed.elapsed() >= RESYNC;
+        if self.memory.volumes != Volumes::Ready || !due || pod.metadata.is_deleting() {
+            return;
+        }
+        self.refreshed = Instant::now();
+        if let Err(err) = start::prepare_volumes(self, pod).await {
+            debug!(pod = pod.key(), err, "volumes not refreshed");
+        }
+    }
+
+    /// Writes the status when it differs; tells whether the API has it now.
+    async fn tell(&mut self, pod: &Arc<Pod>, seen: &Seen, now: Timestamp) -> bool {
+        let place = Place { host: self.shared.node.address, now };
+        let status = compute_status(pod, seen, &self.memory, place);
+        if status == pod.status {
+            return true;
+        }
+        let Some(body) = status_patch(&self.uid, &status) else { return true };
+        let patch = Patch::merge(body).on("status");
+        let meta = &pod.metadata;
+        let client = &self.shared.client;
+        match client.patch(&resource::PODS, Some(&meta.namespace), &meta.name, &patch).await {
+            Ok(answer) => match Pod::decode(&answer) {
+                Ok(answer) if answer.metadata.uid == self.uid => {
+                    self.pod = Some(Arc::new(answer));
+                    true
+                }
+                _ => true,
+            },
+            // The pod is gone, or another one has its name; the watch says so soon.
+            Err(err) if err.is_not_found() || err.is_conflict() => true,
+            Err(err) => {
+                warn!(pod = pod.key(), err = report(&err), "cannot write a pod's status; retrying");
+                false
+            }
+        }
+    }
+
+    async fn apply(&mut self, pod: Option<&Pod>, seen: &Seen, plan: Plan) -> Round {
+        let mut stops = Vec::new();
+        for action in plan.actions {
+            debug!(uid = self.uid, ?action, "step");
+            if matches!(action, Action::Stop { .. }) {
+                stops.push(action);
+                continue;
+            }
+            // Stops come first in a plan; what follows must see them done.
+            if !stops.is_empty() {
+                return self.stop_all(pod, stops).await;
+            }
+            if action == Action::Forget {
+                return self.forget(pod, seen).await;
+            }
+            if let Err(err) = self.step(pod, action).await {
+                warn!(uid = self.uid, err, "a step failed; retrying");
+                return Round::Failed;
+            }
+        }
+        if stops.is_empty() { Round::Again } else { self.stop_all(pod, stops).await }
+    }
+
+    async fn step(&mut self, pod: Option<&Pod>, action: Action) -> Result<(), String> {
+        let shared = Arc::clone(&self.shared);
+        match action {
+            Action::StopSandbox { id } => {
+                let request = StopPodSandboxRequest { pod_sandbox_id: id };
+                shared.runtime.stop_pod_sandbox(request).await.map(drop).map_err(|e| report(&e))
+            }
+            Action::RemoveSandbox { id } => {
+                let request = RemovePodSandboxRequest { pod_sandbox_id: id };
+                shared.runtime.remove_pod_sandbox(request).await.map(drop).map_err(|e| report(&e))
+            }
+            Action::Remove { id } => self.remove(id).await,
+            Action::PrepareVolumes => {
+                if let Some(pod) = pod {
+                    start::volumes(self, pod).await;
+                }
+                Ok(())
+            }
+            Action::RunSandbox { attempt } => {
+                if let Some(pod) = pod {
+                    start::sandbox(self, pod, attempt).await;
+                }
+                Ok(())
+            }
+            Action::Start { container, sandbox, attempt } => {
+                if let Some(pod) = pod {
+                    start::container(self, pod, (&container, &sandbox, attempt)).await;
+                }
+                Ok(())
+            }
+            // Both are taken out of the plan before.
+            Action::Stop { .. } | Action::Forget => Ok(()),
+        }
+    }
+
+    async fn remove(&self, id: String) -> Result<(), String> {
+        let request = RemoveContainerRequest { container_id: id };
+        match self.shared.runtime.remove_container(request).await {
+            Ok(_) => Ok(()),
+            Err(err) if err.is_not_found() => Ok(()),
+            Err(err) => Err(report(&err)),
+        }
+    }
+
+    /// Stops containers side by side; a change of the pod ends the wait, not the stopping.
+    async fn stop_all(&mut self, pod: Option<&Pod>, stops: Vec<Action>) -> Round {
+        let shared = Arc::clone(&self.shared);
+        let work = join_all(stops.into_iter().map(|action| stop_one(&shared, pod, action)));
+        let before = patience(pod);
+        let sooner = async {
+            loop {
+                if self.news.changed().await.is_err() {
+                    return std::future::pending().await;
+                }
+                if patience(self.news.borrow().as_deref()) < before {
+                    return;
+                }
+            }
+        };
+        tokio::select! { biased;
+            done = work => if done.into_iter().all(|good| good) { Round::Again } else { Round::Failed },
+            () = sooner => Round::Again,
+        }
+    }
+
+    /// Removes all traces of the pod here, then from the API.
+    async fn forget(&mut self, pod: Option<&Pod>, seen: &Seen) -> Round {
+        for sandbox in &seen.sandboxes {
+            let request = RemovePodSandboxRequest { pod_sandbox_id: sandbox.id.clone() };
+            if let Err(err) = self.shared.runtime.remove_pod_sandbox(request).await {
+                warn!(uid = self.uid, err = report(&err), "cannot remove a sandbox; retrying");
+                return Round::Failed;
+            }
+        }
+        if let Err(err) = disk::remove(&self.shared, &self.uid).await {
+            warn!(uid = self.uid, err = report(&err), "cannot remove a pod's files; retrying");
+            return Round::Failed;
+        }
+        let Some(pod) = pod else { return Round::Gone };
+        let meta = &pod.metadata;
+        let params = DeleteParams::uid(&self.uid).grace(0);
+        let client = &self.shared.client;
+        match client.delete(&resource::PODS, Some(&meta.namespace), &meta.name, &params).await {
+            Ok(_) => {}
+            Err(err) if err.is_not_found() || err.is_conflict() => {}
+            Err(err) => {
+                warn!(pod = pod.key(), err = report(&err), "cannot delete a pod; retrying");
+                return Round::Failed;
+            }
+        }
+        info!(pod = pod.key(), uid = self.uid, "pod is gone");
+        Round::Gone
+    }
+
+    /// Gives every running container with probes a state to answer into.
+    fn adopt_probes(&mut self, pod: &Pod, seen: &Seen) {
+        for container in pod.spec.init_containers.iter().chain(&pod.spec.containers) {
+            let Some(life) = seen.lives(&container.name).first().copied() else { continue };
+            if life.life.is_running() && probe::has_probes(container) {
+                let fresh = !self.memory.probes.contains_key(&life.id);
+                let state = self.memory.probes.entry(life.id.clone()).or_default();
+                // An agent that was restarted believes what it told before, until asked anew.
+                let told = pod.status.container_statuses.iter().find(|s| s.name == container.name);
+                if fresh
+                    && told.is_some_and(|s| {
+                        s.ready == Some(true) && s.container_id.ends_with(&life.id)
+                    })
+                {
+                    state.believe();
+                }
+            }
+        }
+    }
+
+    /// Starts the probes that are due; gives the time of the next one.
+    fn ask(&mut self, pod: &Arc<Pod>, seen: &Seen, now: Timestamp) -> Option<Timestamp> {
+        let mut next = None;
+        for container in pod.spec.init_containers.iter().chain(&pod.spec.containers) {
+            let Some(life) = seen.lives(&container.name).first().copied() else { continue };
+            let node::seen::Life::Running { started } = life.life else { continue };
+            let Some(state) = self.memory.probes.get(&life.id) else { continue };
+            for kind in state.due(container, started, now) {
+                if !self.asked.insert((life.id.clone(), kind)) {
+                    continue;
+                }
+                let address = seen.ready_sandbox().and_then(|s| s.addresses.first().cloned());
+                let address = address.unwrap_or_else(|| self.shared.node.address.to_string());
+                let (shared, container) = (Arc::clone(&self.shared), container.clone());
+                let id = life.id.clone();
+                self.probes.spawn(crate::probe::run(shared, container, (id, kind), address));
+            }
+            let due = state.deadline(container, started).filter(|due| *due > now);
+            next = [next, due].into_iter().flatten().min();
+        }
+        next
+    }
+
+    fn take(&mut self, verdict: Option<Verdict>) {
+        let Some(verdict) = verdict else { return };
+        self.asked.remove(&(verdict.id.clone(), verdict.kind));
+        let Some(pod) = &self.pod else { return };
+        let all = || pod.spec.init_containers.iter().chain(&pod.spec.containers);
+        let Some(container) = all().find(|c| c.name == verdict.container) else { return };
+        if let Some(why) = &verdict.failure {
+            let message = format!("{:?} probe failed: {why}", verdict.kind);
+            self.shared.events.warning(pod, Some(&container.name), "Unhealthy", &message);
+        }
+        if let Some(state) = self.memory.probes.get_mut(&verdict.id) {
+            state.record(container, verdict.kind, verdict.failure.is_none(), Timestamp::now());
+        }
+    }
+}
+
+/// Seconds a pod may take to end; less when it is being deleted, none when it is gone.
+fn patience(pod: Option<&Pod>) -> i64 {
+    let Some(pod) = pod else { return -1 };
+    if pod.metadata.is_deleting() {
+        return pod.metadata.deletion_grace_period_seconds.unwrap_or(i64::MAX - 1);
+    }
+    i64::MAX
+}
+
+async fn stop_one(shared: &Shared, pod: Option<&Pod>, action: Action) -> bool {
+    let Action::Stop { id, container, grace_seconds, cause } = action else { return true };
+    let mut grace = Duration::from_secs(u64::try_from(grace_seconds).unwrap_or(0));
+    if let Some(pod) = pod {
+        let message = match cause {
+            StopCause::PodEnds | StopCause::Stray => format!("Stopping container {container}"),
+            StopCause::SpecChanged => {
+                format!("Container {container} definition changed, will be restarted")
+            }
+            StopCause::Unhealthy => {
+                format!("Container {container} failed liveness probe, will be restarted")
+            }
+        };
+        shared.events.normal(pod, Some(&container), "Killing", &message);
+        let begun = Instant::now();
+        hook::before_stop(shared, pod, &container, &id, grace).await;
+        grace = grace.saturating_sub(begun.elapsed());
+    }
+    match shared.runtime.stop_container(&id, grace).await {
+        Ok(()) => true,
+        Err(err) if err.is_not_found() => true,
+        Err(err) => {
+            warn!(container, err = report(&err), "cannot stop a container; retrying");
+            false
+        }
+    }
+}
+
+/// A merge patch of the status that also takes away what is no longer there.
+fn status_patch(uid: &str, status: &PodStatus) -> Option<Value> {
+    let mut value = serde_json::to_value(status).ok()?;
+    let fields = value.as_object_mut()?;
+    for name in ["podIP", "podIPs", "reason", "message", "initContainerStatuses"] {
+        fields.entry(name).or_insert(Value::Null);
+    }
+    Some(json!({"metadata": {"uid": uid}, "status": value}))
+}
+
+fn until(now: Timestamp, then: Timestamp) -> Duration {
+    let milliseconds = then.as_millisecond().saturating_sub(now.as_millisecond());
+    // A millisecond more, so that the time has come when we wake.
+    Duration::from_millis(u64::try_from(milliseconds).unwrap_or(0).saturating_add(1))
+}
