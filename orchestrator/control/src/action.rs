@@ -115,6 +115,8 @@ pub enum Action {
         subresource: Option<&'static str>,
         /// An RFC 7396 patch without the version.
         body: Box<Value>,
+        /// What to tell once it is written.
+        note: Option<Box<Note>>,
     },
     /// Put an object, of exactly this version, back changed.
     Replace {
@@ -161,8 +163,6 @@ pub enum Action {
         /// The request.
         target: Target,
     },
-    /// Only tell.
-    Tell(Box<Note>),
 }
 
 impl Action {
@@ -177,21 +177,32 @@ impl Action {
             | Self::Bind { target, .. }
             | Self::Empty { target }
             | Self::Sign { target } => Some(target),
-            Self::Create { .. } | Self::Tell(_) => None,
+            Self::Create { .. } => None,
         }
     }
 
     /// A change of an object itself.
     #[must_use]
     pub fn patch(target: Target, body: Value) -> Self {
-        Self::Patch { target, subresource: None, body: Box::new(body) }
+        Self::Patch { target, subresource: None, body: Box::new(body), note: None }
     }
 
     /// A change of an object's status.
     #[must_use]
     pub fn patch_status(target: Target, status: Value) -> Self {
         let body = Box::new(json!({ "status": status }));
-        Self::Patch { target, subresource: Some("status"), body }
+        Self::Patch { target, subresource: Some("status"), body, note: None }
+    }
+
+    /// The same step, telling this once it is done; only patches, creates and deletes tell.
+    #[must_use]
+    pub fn telling(mut self, told: Note) -> Self {
+        if let Self::Patch { note, .. } | Self::Create { note, .. } | Self::Delete { note, .. } =
+            &mut self
+        {
+            *note = Some(Box::new(told));
+        }
+        self
     }
 
     /// A plain delete.

@@ -268,14 +268,16 @@ impl<'a> Family<'a> {
         if resized && let Some(body) = body.as_object_mut() {
             body.insert("spec".to_owned(), json!({"replicas": size}));
         }
-        steps.push(Action::patch(Target::of(&**set), body));
-        if resized {
-            let way = if size > asked(set) { "up" } else { "down" };
-            let (name, from) = (&set.metadata.name, asked(set));
-            let message = format!("Scaled {way} replica set {name} from {from} to {size}");
-            let about = Target::of(self.deployment);
-            steps.push(Action::Tell(Box::new(Note::normal(&about, "ScalingReplicaSet", message))));
+        let step = Action::patch(Target::of(&**set), body);
+        if !resized {
+            steps.push(step);
+            return;
         }
+        let way = if size > asked(set) { "up" } else { "down" };
+        let (name, from) = (&set.metadata.name, asked(set));
+        let message = format!("Scaled {way} replica set {name} from {from} to {size}");
+        let about = Target::of(self.deployment);
+        steps.push(step.telling(Note::normal(&about, "ScalingReplicaSet", message)));
     }
 
     /// Annotations a set takes over from its deployment.

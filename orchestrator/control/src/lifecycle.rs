@@ -163,8 +163,9 @@ fn tell_silence(node: &Node, now: Timestamp, steps: &mut Steps) -> bool {
     if changed {
         let target = Target::of(node);
         let message = format!("Node {} status is now: NodeNotReady", node.metadata.name);
-        steps.push(Action::Tell(Box::new(Note::normal(&target, "NodeNotReady", message))));
-        steps.push(Action::patch_status(target, json!({ "conditions": conditions })));
+        let note = Note::normal(&target, "NodeNotReady", message);
+        let step = Action::patch_status(target, json!({ "conditions": conditions }));
+        steps.push(step.telling(note));
     }
     changed
 }

@@ -130,11 +130,13 @@ fn tell(pod: &Arc<Pod>, reason: &'static str, message: &str, now: Timestamp, ste
     let mut conditions = pod.status.conditions.clone();
     set_condition(&mut conditions, Condition::new("PodScheduled", false, reason, message), now);
     let target = Target::of(&**pod);
-    if reason == "Unschedulable" {
-        let note = Note::warning(&target, "FailedScheduling", message);
-        steps.push(Action::Tell(Box::new(note)));
-    }
-    steps.push(Action::patch_status(target, json!({ "conditions": conditions })));
+    let note =
+        (reason == "Unschedulable").then(|| Note::warning(&target, "FailedScheduling", message));
+    let step = Action::patch_status(target, json!({ "conditions": conditions }));
+    steps.push(match note {
+        Some(note) => step.telling(note),
+        None => step,
+    });
 }
 
 #[cfg(test)]

@@ -236,7 +236,8 @@ impl World {
                 self.add(kind, *object);
                 self.told.extend(note.map(|note| format!("{} {}", note.reason, note.message)));
             }
-            Action::Patch { target, body, .. } => {
+            Action::Patch { target, body, note, .. } => {
+                self.told.extend(note.map(|note| format!("{} {}", note.reason, note.message)));
                 assert!(self.holds(&target), "stale patch of {target:?}");
                 self.change(target.kind, &target.namespace, &target.name, &body);
                 self.finish(&target);
@@ -245,8 +246,11 @@ impl World {
                 assert!(self.holds(&target), "stale write of {target:?}");
                 self.change(target.kind, &target.namespace, &target.name, &object);
             }
-            Action::Delete { target, grace_seconds, .. }
-            | Action::DeleteIfGone { target, grace_seconds, .. } => {
+            Action::Delete { target, grace_seconds, note } => {
+                self.told.extend(note.map(|note| format!("{} {}", note.reason, note.message)));
+                self.delete(&target, grace_seconds);
+            }
+            Action::DeleteIfGone { target, grace_seconds, .. } => {
                 self.delete(&target, grace_seconds);
             }
             Action::Bind { target, node } => {
@@ -254,7 +258,6 @@ impl World {
                 self.change(&kind::POD, &target.namespace, &target.name, &patch);
             }
             Action::Empty { .. } | Action::Sign { .. } => (),
-            Action::Tell(note) => self.told.push(format!("{} {}", note.reason, note.message)),
         }
     }
 

@@ -99,8 +99,12 @@ impl Hand {
                 }
                 Ok(pending(kind, &made))
             }
-            Action::Patch { target, subresource, body } => {
-                self.patch(target, *subresource, body).await
+            Action::Patch { target, subresource, body, note } => {
+                let done = self.patch(target, *subresource, body).await?;
+                if let (Some(_), Some(note)) = (&done, note) {
+                    self.events.tell(by, note);
+                }
+                Ok(done)
             }
             Action::Replace { target, subresource, object } => {
                 self.replace(target, *subresource, object).await
@@ -123,10 +127,6 @@ impl Hand {
             Action::Bind { target, node } => self.bind(target, node).await,
             Action::Empty { target } => self.empty(target).await,
             Action::Sign { target } => self.sign(target).await,
-            Action::Tell(note) => {
-                self.events.tell(by, note);
-                Ok(None)
-            }
         }
     }
 

@@ -10,6 +10,9 @@ use super::Family;
 use crate::action::{Action, Steps, Target};
 use crate::rollout;
 
+/// Seconds a rollout may stand still when the deployment does not say; upstream's default.
+const DEADLINE: i64 = 600;
+
 /// Plans the write of the status, when it would change.
 pub(super) fn tell(family: &Family<'_>, now: Timestamp, steps: &mut Steps) {
     let deployment = family.deployment;
@@ -75,9 +78,7 @@ fn progress(
     steps: &mut Steps,
 ) {
     let deployment = family.deployment;
-    let Some(deadline) = deployment.spec.progress_deadline_seconds.filter(|one| *one > 0) else {
-        return;
-    };
+    let deadline = deployment.spec.progress_deadline_seconds.unwrap_or(DEADLINE);
     let before = find_condition(conditions, "Progressing").cloned();
     let reason = before.as_ref().map_or("", |one| one.reason.as_str());
     if deployment.spec.paused {

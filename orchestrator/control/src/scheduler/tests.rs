@@ -35,7 +35,9 @@ fn run(nodes: Vec<Arc<Node>>, pods: Vec<Arc<Pod>>) -> String {
     let lines =
         plan(&view, Timestamp::UNIX_EPOCH).actions.into_iter().filter_map(|action| match action {
             Action::Bind { target, node } => Some(format!("{} -> {node}\n", target.name)),
-            Action::Tell(note) => Some(format!("{}: {}\n", note.about.name, note.message)),
+            Action::Patch { note: Some(note), .. } => {
+                Some(format!("{}: {}\n", note.about.name, note.message))
+            }
             _ => None,
         });
     lines.collect()
