@@ -9,6 +9,7 @@ mod first_light;
 mod kubectl;
 mod light;
 mod measure;
+mod ospf;
 mod secret;
 mod story;
 
@@ -25,12 +26,20 @@ pub const ALL: &[Scenario] = &[
     Scenario {
         name: "first_light",
         summary: "a new site comes up, runs pods across racks, loses a worker and gets it back",
+        plan: "examples/lab/rack.yaml",
         run: first_light::run,
     },
     Scenario {
         name: "faults",
         summary: "daemons are killed, strangers plugged in, an image damaged: nothing is lost",
+        plan: "examples/lab/rack.yaml",
         run: faults::run,
+    },
+    Scenario {
+        name: "ospf",
+        summary: "a rack that speaks OSPF, with the seed on its own wire, comes up and runs pods",
+        plan: "examples/university/rack.yaml",
+        run: ospf::run,
     },
 ];
 
@@ -40,6 +49,8 @@ pub struct Scenario {
     pub name: &'static str,
     /// One line that says what is shown to be true.
     pub summary: &'static str,
+    /// The site it is told on, unless said otherwise.
+    plan: &'static str,
     /// Tells it.
     run: fn(&mut Story) -> Result<()>,
 }
@@ -53,9 +64,9 @@ pub struct Options {
     /// The node image, as made by `muster image build`.
     #[arg(long, value_name = "DIR", default_value = "target/image")]
     pub image: PathBuf,
-    /// The site to bring up.
-    #[arg(long, value_name = "FILE", default_value = "examples/lab/rack.yaml")]
-    pub plan: PathBuf,
+    /// Another site to bring up.
+    #[arg(long, value_name = "FILE")]
+    pub plan: Option<PathBuf>,
     /// Where scenarios keep their sites, each below its own name.
     #[arg(long, value_name = "DIR", default_value = "target/rig")]
     pub dir: PathBuf,
@@ -93,7 +104,7 @@ pub fn run(names: &[String], all: bool, options: &Options) -> Result<()> {
     let mut failed = Vec::new();
     for scenario in ALL.iter().filter(|one| all || names.iter().any(|name| name == one.name)) {
         writeln!(out, "=== {}: {}", scenario.name, scenario.summary)?;
-        let mut story = Story::open(scenario.name, options)
+        let mut story = Story::open(scenario, options)
             .with_context(|| format!("preparing {}", scenario.name))?;
         let told = (scenario.run)(&mut story);
         if let Err(err) = &told {

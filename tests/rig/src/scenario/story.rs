@@ -10,8 +10,8 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use cluster::plan::Plan;
 
-use super::Options;
 use super::kubectl::Kubectl;
+use super::{Options, Scenario};
 use crate::machine::tail;
 use crate::{Rig, RigOptions, Stranger};
 
@@ -21,6 +21,7 @@ const LOG_TAIL_LINES: usize = 40;
 /// One scenario's run.
 pub(super) struct Story {
     dir: PathBuf,
+    file: PathBuf,
     options: Options,
     plan: Plan,
     start: Instant,
@@ -29,19 +30,22 @@ pub(super) struct Story {
 
 impl Story {
     /// Reads the plan and clears away what an earlier run left.
-    pub(super) fn open(name: &str, options: &Options) -> Result<Self> {
-        let dir = crate::rig::absolute(&options.dir.join(name))?;
-        let text = fs::read_to_string(&options.plan)
-            .with_context(|| format!("reading {}", options.plan.display()))?;
+    pub(super) fn open(scenario: &Scenario, options: &Options) -> Result<Self> {
+        let dir = crate::rig::absolute(&options.dir.join(scenario.name))?;
+        let file = options.plan.clone().unwrap_or_else(|| PathBuf::from(scenario.plan));
+        let file = crate::rig::absolute(&file)?;
+        let text =
+            fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
         let plan = Plan::parse(&text).map_err(|problems| {
             let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
             anyhow::anyhow!("{}", lines.join("\n"))
         })?;
         let mut options = options.clone();
-        for path in [&mut options.muster, &mut options.image, &mut options.plan] {
+        for path in [&mut options.muster, &mut options.image] {
             *path = crate::rig::absolute(path)?;
         }
-        let mut story = Self { dir, options, plan, start: Instant::now(), report: String::new() };
+        let mut story =
+            Self { dir, file, options, plan, start: Instant::now(), report: String::new() };
         story.clear().context("clearing away an earlier run")?;
         if story.dir.exists() {
             fs::remove_dir_all(&story.dir)
@@ -148,7 +152,7 @@ impl Story {
     /// The arguments of `muster up` for this site, followed by `more`.
     pub(super) fn up_args<'a>(&'a self, more: &[&'a str]) -> Result<Vec<&'a str>> {
         let text = |path: &'a Path| path.to_str().context("a path that is no UTF-8");
-        let mut args = vec!["up", text(&self.options.plan)?, "--sim", "--dir", text(&self.dir)?];
+        let mut args = vec!["up", text(&self.file)?, "--sim", "--dir", text(&self.dir)?];
         args.extend(["--image", text(&self.options.image)?]);
         args.extend(more);
         Ok(args)
