@@ -93,7 +93,7 @@ pub fn prepare_create(
 fn create_from(
     request: &Request,
     value: Value,
-    mut warnings: Vec<String>,
+    warnings: Vec<String>,
     context: &Context<'_>,
 ) -> Result<Prepared, Status> {
     let kind = request.kind;
@@ -105,7 +105,6 @@ fn create_from(
     let causes = validate::validate_create(kind, &object);
     refuse(kind, &object, causes)?;
     apply::track_update(request, None, &mut object, context);
-    warnings.extend(validate::warnings(kind, &object));
     Ok(Prepared { change: Change::Create, object, conditional: false, warnings })
 }
 
@@ -195,7 +194,7 @@ fn update_to(
     request: &Request,
     old: &Value,
     mut new: Value,
-    mut warnings: Vec<String>,
+    warnings: Vec<String>,
     context: &Context<'_>,
 ) -> Result<Prepared, Status> {
     let kind = request.kind;
@@ -208,9 +207,6 @@ fn update_to(
     let causes = validate::validate_update(kind, &request.subresource, old, &new);
     refuse(kind, &new, causes)?;
     apply::track_update(request, Some(old), &mut new, context);
-    if request.is_main() {
-        warnings.extend(validate::warnings(kind, &new));
-    }
     let change = if metadata::is_gone(kind, &new) {
         Change::Remove
     } else if metadata::is_same(old, &new) {

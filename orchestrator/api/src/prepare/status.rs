@@ -75,11 +75,47 @@ pub(super) fn admit_new(kind: &Kind, object: &mut Value) {
 }
 
 /// What built-in admission adds on an update.
-pub(super) fn admit_update(kind: &Kind, _old: &Value, new: &mut Value) {
+pub(super) fn admit_update(kind: &Kind, old: &Value, new: &mut Value) {
+    if *kind == kind::SERVICE {
+        keep_assigned(old, new);
+    }
     if *kind == kind::NAMESPACE {
         let name = str_at(new, "metadata.name").unwrap_or("").to_owned();
         if let Some(meta) = meta_mut(new) {
             child(meta, "labels").insert("kubernetes.io/metadata.name".to_owned(), json!(name));
+        }
+    }
+}
+
+/// A service keeps the address and node ports it was given when an update does not name them.
+fn keep_assigned(old: &Value, new: &mut Value) {
+    let kind_of = |object: &Value| str_at(object, "spec.type").unwrap_or("").to_owned();
+    let (before, after) = (kind_of(old), kind_of(new));
+    if before == "ExternalName" || after == "ExternalName" {
+        return;
+    }
+    let Some(spec) = new.get_mut("spec").and_then(Value::as_object_mut) else { return };
+    for field in ["clusterIP", "clusterIPs"] {
+        let unsaid = match spec.get(field) {
+            None => true,
+            Some(said) => said == &json!("") || said == &json!([]),
+        };
+        if let (true, Some(had)) = (unsaid, old.pointer(&format!("/spec/{field}"))) {
+            spec.insert(field.to_owned(), had.clone());
+        }
+    }
+    let with_ports = |kind: &str| matches!(kind, "NodePort" | "LoadBalancer");
+    if !with_ports(&before) || !with_ports(&after) {
+        return;
+    }
+    let had = old.pointer("/spec/ports").and_then(Value::as_array);
+    let ports = spec.get_mut("ports").and_then(Value::as_array_mut);
+    for port in ports.into_iter().flatten().filter_map(Value::as_object_mut) {
+        let same = had.into_iter().flatten().find(|one| {
+            one.get("port") == port.get("port") && one.get("protocol") == port.get("protocol")
+        });
+        if let Some(number) = same.and_then(|one| one.get("nodePort")) {
+            port.entry("nodePort").or_insert_with(|| number.clone());
         }
     }
 }

@@ -1,0 +1,216 @@
+//! The smaller kinds.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use objects::{Cause, Kind, name};
+use serde_json::{Value, json};
+
+use super::{Check, items, text};
+
+/// The data of a config map or secret.
+const DATA_BYTES_MAX: usize = 1024 * 1024;
+const ADDRESSES_MAX: usize = 100;
+const ENDPOINTS_MAX: usize = 1000;
+
+pub(super) fn check_data(check: &mut Check, kind: &Kind, object: &Value) {
+    let mut size: usize = 0;
+    for half in ["data", "binaryData"] {
+        for (key, value) in object.get(half).and_then(Value::as_object).into_iter().flatten() {
+            check.rule(&format!("{half}[{key}]"), key, name::check_config_key);
+            size = size.saturating_add(value.as_str().map_or(0, str::len));
+            if half == "binaryData" && object.pointer("/data").is_some_and(|d| d.get(key).is_some())
+            {
+                let why = "duplicate of key present in data";
+                check.invalid(format!("binaryData[{key}]"), &json!(key), why);
+            }
+        }
+    }
+    // Base64 is a third longer than what it stands for.
+    let limit = if kind.kind == "Secret" { DATA_BYTES_MAX / 3 * 4 + 4 } else { DATA_BYTES_MAX };
+    if size > limit {
+        check.causes.push(Cause {
+            reason: "FieldValueTooLong".to_owned(),
+            message: format!("Too long: may not be more than {DATA_BYTES_MAX} bytes"),
+            field: if kind.kind == "Secret" { "data".to_owned() } else { String::new() },
+        });
+    }
+    if kind.kind == "Secret" {
+        check_secret_type(check, object);
+    }
+}
+
+/// Some types of secrets promise keys.
+fn check_secret_type(check: &mut Check, object: &Value) {
+    let needed: &[&str] = match text(object, "type") {
+        "kubernetes.io/tls" => &["tls.crt", "tls.key"],
+        "kubernetes.io/dockerconfigjson" => &[".dockerconfigjson"],
+        "kubernetes.io/ssh-auth" => &["ssh-privatekey"],
+        _ => &[],
+    };
+    for key in needed {
+        if object.get("data").and_then(|data| data.get(*key)).is_none() {
+            check.required(format!("data[{key}]"), "");
+        }
+    }
+}
+
+pub(super) fn check_node(check: &mut Check, spec: &Value) {
+    let mut seen = BTreeSet::new();
+    for (at, taint) in items(spec, "taints").iter().enumerate() {
+        let path = format!("spec.taints[{at}]");
+        check.name(&format!("{path}.key"), text(taint, "key"), name::check_label_key);
+        check.rule(&format!("{path}.value"), text(taint, "value"), name::check_label_value);
+        let effect = text(taint, "effect");
+        if effect.is_empty() {
+            check.required(format!("{path}.effect"), "");
+        }
+        let effects = ["NoExecute", "NoSchedule", "PreferNoSchedule"];
+        check.one_of(&format!("{path}.effect"), taint.get("effect"), &effects);
+        check.once(&path, &format!("{}:{effect}", text(taint, "key")), &mut seen);
+    }
+    for (at, range) in items(spec, "podCIDRs").iter().enumerate() {
+        let fits = range.as_str().and_then(|text| text.split_once('/')).is_some_and(|(ip, len)| {
+            ip.parse::<IpAddr>().is_ok() && len.parse::<u8>().is_ok_and(|len| len <= 128)
+        });
+        if !fits {
+            check.invalid(format!("spec.podCIDRs[{at}]"), range, "must be a valid CIDR value");
+        }
+    }
+}
+
+pub(super) fn check_event(check: &mut Check, object: &Value) {
+    let own = text(object, "metadata.namespace");
+    let about = text(object, "involvedObject.namespace");
+    // Events about things without a namespace live in `default`.
+    let fits =
+        if about.is_empty() { own == "default" || own == "kube-system" } else { own == about };
+    if !fits {
+        let why = "does not match event.namespace";
+        check.invalid("involvedObject.namespace", &json!(about), why);
+    }
+}
+
+pub(super) fn check_slice(check: &mut Check, object: &Value) {
+    let kinds = ["FQDN", "IPv4", "IPv6"];
+    if text(object, "addressType").is_empty() {
+        check.required("addressType", "");
+    }
+    check.one_of("addressType", object.get("addressType"), &kinds);
+    let endpoints = items(object, "endpoints");
+    if endpoints.len() > ENDPOINTS_MAX {
+        check.causes.push(Cause {
+            reason: "FieldValueTooMany".to_owned(),
+            message: format!(
+                "Too many: {}: must have at most {ENDPOINTS_MAX} items",
+                endpoints.len()
+            ),
+            field: "endpoints".to_owned(),
+        });
+    }
+    for (at, endpoint) in endpoints.iter().enumerate() {
+        let path = format!("endpoints[{at}].addresses");
+        let addresses = items(endpoint, "addresses");
+        if addresses.is_empty() {
+            check.required(&path, "must contain at least 1 address");
+        } else if addresses.len() > ADDRESSES_MAX {
+            check.invalid(&path, &json!(addresses.len()), "must have at most 100 items");
+        }
+        for (number, address) in addresses.iter().enumerate() {
+            let said = address.as_str().unwrap_or("");
+            let fits = match text(object, "addressType") {
+                "IPv4" => matches!(said.parse(), Ok(IpAddr::V4(_))),
+                "IPv6" => matches!(said.parse(), Ok(IpAddr::V6(_))),
+                _ => true,
+            };
+            if !fits {
+                let place = format!("{path}[{number}]");
+                check.invalid(place, address, "must be an address of the slice's addressType");
+            }
+        }
+    }
+}
+
+pub(super) fn check_csr(check: &mut Check, spec: &Value) {
+    let request = text(spec, "request");
+    let pem = STANDARD.decode(request).unwrap_or_default();
+    if request.is_empty() {
+        check.required("spec.request", "");
+    } else if !pem.starts_with(b"-----BEGIN CERTIFICATE REQUEST-----") {
+        let why = "PEM block type must be CERTIFICATE REQUEST";
+        check.invalid("spec.request", &json!("..."), why);
+    }
+    let signer = text(spec, "signerName");
+    match signer.split_once('/') {
+        None if signer.is_empty() => check.required("spec.signerName", ""),
+        Some((domain, rest)) if name::check_dns_subdomain(domain).is_ok() && !rest.is_empty() => {}
+        _ => {
+            let why = "must be a fully qualified domain and path of the form \
+                       'example.com/signer-name'";
+            check.invalid("spec.signerName", &json!(signer), why);
+        }
+    }
+    if items(spec, "usages").is_empty() {
+        check.required("spec.usages", "usages must be specified");
+    }
+    check.range("spec.expirationSeconds", spec.get("expirationSeconds"), 600, i64::MAX);
+}
+
+/// A request is approved or denied, never both, and never taken back.
+pub(super) fn check_approval(check: &mut Check, old: &Value, new: &Value) {
+    let has = |object: &Value, kind: &str| {
+        items(object, "status.conditions").iter().any(|condition| text(condition, "type") == kind)
+    };
+    let conditions = items(new, "status.conditions");
+    if has(new, "Approved") && has(new, "Denied") {
+        let why = "Approved and Denied conditions are mutually exclusive";
+        check.invalid("status.conditions", &json!(conditions.len()), why);
+    }
+    for kind in ["Approved", "Denied", "Failed"] {
+        if has(old, kind) && !has(new, kind) {
+            let why = format!("updates may not remove a condition of type \"{kind}\"");
+            check.forbidden("status.conditions", &why);
+        }
+    }
+    for (at, condition) in conditions.iter().enumerate() {
+        if text(condition, "type").is_empty() {
+            check.required(format!("status.conditions[{at}].type"), "");
+        }
+    }
+}
+
+pub(super) fn check_lease(check: &mut Check, spec: &Value) {
+    check.range("spec.leaseDurationSeconds", spec.get("leaseDurationSeconds"), 1, i64::MAX);
+    check.not_negative("spec.leaseTransitions", spec.get("leaseTransitions"));
+}
+
+pub(super) fn check_machine(check: &mut Check, spec: &Value) {
+    for field in ["rack", "role", "mac"] {
+        if text(spec, field).is_empty() {
+            check.required(format!("spec.{field}"), "");
+        }
+    }
+    check.one_of("spec.role", spec.get("role"), &["master", "worker"]);
+    check.one_of("spec.boot", spec.get("boot"), &["bios", "uefi-http", "uefi-pxe"]);
+    for field in ["address", "gateway"] {
+        check_address(check, &format!("spec.{field}"), text(spec, field));
+    }
+    check.range("spec.node", spec.get("node"), 0, i64::MAX);
+}
+
+pub(super) fn check_rack(check: &mut Check, spec: &Value) {
+    for field in ["subnet", "gateway"] {
+        if text(spec, field).is_empty() {
+            check.required(format!("spec.{field}"), "");
+        }
+    }
+    check_address(check, "spec.gateway", text(spec, "gateway"));
+    let modes = ["bgp", "ospf"];
+    check.one_of("spec.routing.mode", spec.pointer("/routing/mode"), &modes);
+}
+
+fn check_address(check: &mut Check, path: &str, said: &str) {
+    if !said.is_empty() && said.parse::<IpAddr>().is_err() {
+        check.invalid(path, &json!(said), "must be a valid IP address");
+    }
+}
