@@ -49,7 +49,8 @@ pub(crate) struct Known {
     pub(crate) machines: Vec<Machine>,
     pub(crate) racks: Vec<Rack>,
     pub(crate) networks: Networks,
-    pub(crate) pods: Ipv4Net,
+    /// `Node.spec.podCIDR`; `None` until the node has one.
+    pub(crate) pods: Option<Ipv4Net>,
 }
 
 impl Site {
@@ -86,8 +87,8 @@ impl Site {
             warn!(%err, "the site's networks do not decode");
             "readable networks in config map muster-site"
         })?;
-        let node = self.node.get("", &self.node_name).ok_or("this node's Node object")?;
-        let pods = node.spec.pod_cidr.ok_or("the node's podCIDR")?;
+        let node = self.node.get("", &self.node_name);
+        let pods = node.and_then(|node| node.spec.pod_cidr);
         let machines: Vec<Machine> = specs(&self.machines);
         if !machines.iter().any(|machine| machine.name == self.node_name) {
             return Err("this node's Machine object");

@@ -259,6 +259,7 @@ impl World for Node {
         let plan = plan(&intent, seen, &self.paths);
         // While pods wait for a neighbour there is nothing to report yet.
         if plan.actions.is_empty() && plan.again_after.is_none() {
+            now.missing = seen.known.pods.is_none().then_some("the node's podCIDR");
             now.down = neighbours(seen).filter(|row| !row.is_running()).map(describe).collect();
             // While neighbours come up the table is still filling.
             if now.down.is_empty() {
@@ -306,8 +307,12 @@ fn plan(intent: &Intent, seen: &Everything, paths: &Paths) -> Plan<Action> {
         actions.push(Action::Configure { text });
         return Plan { actions, again_after: Some(NEIGHBOUR_BEAT) };
     }
+    // BIRD is told before, so that the neighbours are there when the pods come.
+    let Some(pod_cidr) = seen.known.pods else {
+        return Plan::of(actions);
+    };
     let network = PodNetwork {
-        pod_cidr: intent.pods,
+        pod_cidr,
         gateway: GATEWAY,
         mtu: seen.uplink.mtu,
         node_address: intent.address,

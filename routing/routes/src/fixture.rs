@@ -48,7 +48,7 @@ pub(crate) fn intent(node: &str) -> crate::Intent {
     let source = crate::intent::Source {
         node,
         interface: "eth0",
-        pods: machine.pod_cidr,
+        pods: Some(machine.pod_cidr),
         racks: &plan.racks,
         machines: &plan.machines,
         networks: &networks,

@@ -147,8 +147,9 @@ pub struct Source<'a> {
     pub node: &'a str,
     /// The link to its rack.
     pub interface: &'a str,
-    /// The pod network it was given (`Node.spec.podCIDR`).
-    pub pods: Ipv4Net,
+    /// The pod network it was given (`Node.spec.podCIDR`); `None` before it was. Sessions may
+    /// come up meanwhile with what the plan says: the neighbours accept nothing else anyway.
+    pub pods: Option<Ipv4Net>,
     /// All racks.
     pub racks: &'a [Rack],
     /// All machines.
@@ -171,9 +172,9 @@ impl Intent {
         let Some(rack) = source.racks.iter().find(|rack| rack.name == machine.rack) else {
             return Err(IntentError::NoRack { node, rack: machine.rack.clone() });
         };
-        if source.pods != machine.pod_cidr {
-            let planned = machine.pod_cidr;
-            return Err(IntentError::ForeignPods { node, given: source.pods, planned });
+        let planned = machine.pod_cidr;
+        if let Some(given) = source.pods.filter(|given| *given != planned) {
+            return Err(IntentError::ForeignPods { node, given, planned });
         }
         let mut others: Vec<Origin> =
             source.machines.iter().filter(|other| other.name != node).map(Origin::of).collect();
@@ -186,7 +187,7 @@ impl Intent {
             address: machine.address,
             subnet: rack.subnet,
             interface: source.interface.to_owned(),
-            pods: machine.pod_cidr,
+            pods: planned,
             networks: source.networks.clone(),
             underlay,
             announce: Vec::new(),

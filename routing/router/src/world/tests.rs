@@ -12,7 +12,7 @@ fn everything() -> (Intent, Everything) {
         machines: vec![serde_json::from_value(machine).unwrap()],
         racks: vec![serde_json::from_value(rack).unwrap()],
         networks: serde_json::from_value(networks).unwrap(),
-        pods: "172.20.11.0/24".parse().unwrap(),
+        pods: Some("172.20.11.0/24".parse().unwrap()),
     };
     let uplink = Link {
         index: LinkIndex(2),
@@ -103,6 +103,18 @@ fn pods_wait_for_a_neighbour_but_not_for_ever() {
     assert_eq!(plan(&intent, &seen, &Paths::default()).again_after, Some(NEIGHBOUR_BEAT));
     seen.configured_for = Some(NEIGHBOUR_WAIT);
     settle(&intent, &mut seen, "Connect");
+    assert!(seen.list.is_some());
+}
+
+#[test]
+fn sessions_come_up_before_the_node_has_its_pod_network() {
+    let (intent, mut seen) = everything();
+    let pods = seen.known.pods.take();
+    settle(&intent, &mut seen, "Established");
+    assert!(seen.bird_config.is_some());
+    assert_eq!((&seen.pod_network, &seen.list), (&None, &None));
+    seen.known.pods = pods;
+    settle(&intent, &mut seen, "Established");
     assert!(seen.list.is_some());
 }
 

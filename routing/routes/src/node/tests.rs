@@ -64,7 +64,7 @@ fn a_pod_network_the_neighbours_would_refuse_is_no_intent() {
     let source = crate::intent::Source {
         node: "a-worker",
         interface: "eth0",
-        pods: "172.20.99.0/24".parse().unwrap(),
+        pods: Some("172.20.99.0/24".parse().unwrap()),
         racks: &plan.racks,
         machines: &plan.machines,
         networks: &plan.networks,
