@@ -1,2 +1,63 @@
-//! To be written.
-fn main() {}
+//! The `muster` program: the operator's commands, and every daemon by subcommand.
+//!
+//! This is where sister parts meet: it reads arguments, wires services together and
+//! prints. Decisions live in the crates below.
+
+mod approve;
+mod args;
+mod check;
+mod daemon;
+mod follow;
+mod ground;
+mod image;
+mod inventory;
+mod plan;
+mod process;
+mod site;
+mod status;
+mod up;
+mod waterfall;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+use runtime::telemetry::Format;
+
+use crate::args::{Args, Command};
+
+fn main() -> ExitCode {
+    // The container runtime calls us as its CNI plugin: no arguments, all by environment.
+    if std::env::var_os("CNI_COMMAND").is_some() {
+        return daemon::cni();
+    }
+    let args = Args::parse();
+    runtime::telemetry::init(args.log.as_deref().unwrap_or("info"), Format::Text);
+    match run(args.command) {
+        Ok(code) => code,
+        Err(err) => {
+            drop(writeln!(std::io::stderr(), "error: {err:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Plan(args) => plan::run(&args),
+        Command::Up(args) => done(up::run(&args)),
+        Command::Down(args) => done(up::down(&args)),
+        Command::Status(args) => done(status::run(&args)),
+        Command::Approve(args) => done(approve::run(&args)),
+        Command::Image(args) => done(image::run(&args)),
+        Command::Inventory(args) => done(inventory::run(&args)),
+        Command::Master(args) => done(daemon::master(args)),
+        Command::Boot(args) => done(daemon::boot(args)),
+        Command::Agent(args) => done(daemon::agent(args)),
+        Command::Cni => Ok(daemon::cni()),
+    }
+}
+
+fn done(result: anyhow::Result<()>) -> anyhow::Result<ExitCode> {
+    result.map(|()| ExitCode::SUCCESS)
+}

@@ -1,0 +1,232 @@
+//! The command line, as people read it in `--help`.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+
+/// Turns racks of bare machines into a running cluster.
+///
+/// Write one file, rack.yaml; see what will happen with `muster plan rack.yaml`; then
+/// `muster up rack.yaml`, and power the machines on. With `--sim` the same file drives a
+/// simulated rack of QEMU machines on this host.
+#[derive(Debug, Parser)]
+#[command(name = "muster", version)]
+pub(crate) struct Args {
+    /// What daemons log, as in `info` or `warn,boot=debug`
+    #[arg(long, global = true, env = "MUSTER_LOG", value_name = "FILTER")]
+    pub log: Option<String>,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Check rack.yaml and show what `up` would do to each machine
+    Plan(PlanArgs),
+    /// Bring a site up: boot server, control plane, and every machine to Ready
+    Up(UpArgs),
+    /// Stop what `up` started on this host; with a simulated rack, remove it
+    Down(SiteArgs),
+    /// Show each machine's way from power-on to Ready, and what holds it up
+    Status(StatusArgs),
+    /// Let a machine join that the plan does not name, or whose hardware differs
+    Approve(ApproveArgs),
+    /// Build the node image, or show what is in it
+    Image(ImageArgs),
+    /// List the machines for Ansible
+    Inventory(InventoryArgs),
+    /// Run the control plane: API server, store, scheduler and controllers
+    Master(MasterArgs),
+    /// Run the boot server: DHCP, TFTP and HTTP
+    Boot(BootArgs),
+    /// Run the node agent; started on nodes by their image
+    Agent(AgentArgs),
+    /// Act as a CNI plugin; called by the container runtime
+    #[command(hide = true)]
+    Cni,
+}
+
+/// How an answer is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// A table for people
+    Table,
+    /// JSON for machines
+    Json,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct PlanArgs {
+    /// The site's rack.yaml
+    pub file: PathBuf,
+    /// How to print the plan
+    #[arg(long, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct UpArgs {
+    /// The site's rack.yaml
+    pub file: PathBuf,
+    /// Simulate the racks on this host: QEMU machines, ToR routers in network namespaces
+    #[arg(long)]
+    pub sim: bool,
+    /// Go on only if the plan still has this hash, as printed by `muster plan`
+    #[arg(long, value_name = "HASH")]
+    pub plan: Option<String>,
+    /// The node image, as made by `muster image build`
+    #[arg(long, value_name = "DIR", default_value = "target/image")]
+    pub image: PathBuf,
+    /// Where the site's state is kept [default: .muster/SITE]
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// Give up on machines that are not Ready after this many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 900)]
+    pub limit: u64,
+    /// Words to add to the kernel's command line
+    #[arg(long, value_name = "WORDS")]
+    pub append: Option<String>,
+    /// Do not let probe pods check that every node's pods reach each other
+    #[arg(long)]
+    pub skip_check: bool,
+    /// How to print the result
+    #[arg(long, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct SiteArgs {
+    /// Where the site's state is kept [default: the only site below .muster]
+    #[arg(long, value_name = "DIR", env = "MUSTER_DIR")]
+    pub dir: Option<PathBuf>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct StatusArgs {
+    #[command(flatten)]
+    pub site: SiteArgs,
+    /// How to print the status
+    #[arg(long, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ApproveArgs {
+    /// The machine's name, as `kubectl get csr` shows it after `node-`
+    pub name: String,
+    #[command(flatten)]
+    pub site: SiteArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ImageArgs {
+    #[command(subcommand)]
+    pub verb: ImageVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImageVerb {
+    /// Build the node image from Debian packages; needs root
+    Build(ImageBuildArgs),
+    /// Show packages, sizes and hashes of an image
+    Show(ImageShowArgs),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ImageBuildArgs {
+    /// Where the image goes
+    #[arg(long, value_name = "DIR", default_value = "target/image")]
+    pub out: PathBuf,
+    /// Where downloaded packages and finished stages are kept
+    #[arg(long, value_name = "DIR", default_value = "target/image-cache")]
+    pub cache: PathBuf,
+    /// The directory of the static programs `init` and `pause` [default: beside muster]
+    #[arg(long, value_name = "DIR")]
+    pub programs: Option<PathBuf>,
+    /// zstd level of the root image: 3 builds fast, 15 is for releases
+    #[arg(long, default_value_t = 3)]
+    pub level: u32,
+    /// Where the key that signs the image is kept; made when missing
+    #[arg(long, value_name = "DIR", default_value = "target/image-keys")]
+    pub keys: PathBuf,
+    /// Ask the mirrors for newer packages instead of taking those of the last build
+    #[arg(long)]
+    pub latest: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ImageShowArgs {
+    /// The image
+    #[arg(default_value = "target/image")]
+    pub dir: PathBuf,
+    /// How to print it
+    #[arg(long, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct InventoryArgs {
+    /// Print all groups, hosts and variables
+    #[arg(long, conflicts_with = "host", required_unless_present = "host")]
+    pub list: bool,
+    /// Print the variables of one machine
+    #[arg(long, value_name = "NAME")]
+    pub host: Option<String>,
+    /// The site's rack.yaml [default: the site that is up]
+    #[arg(long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    #[command(flatten)]
+    pub site: SiteArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct MasterArgs {
+    /// Where certificates, kubeconfigs and the store are kept
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// Address and port to serve the API on
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:6443")]
+    pub listen: std::net::SocketAddr,
+    /// More addresses that clients reach this master by
+    #[arg(long, value_name = "ADDR")]
+    pub advertise: Vec<IpAddr>,
+    /// The range of service addresses
+    #[arg(long, value_name = "CIDR", default_value = "172.21.0.0/24")]
+    pub service_cidr: ipnet::Ipv4Net,
+    /// Silence after which a node counts as Unknown, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 40)]
+    pub node_monitor_grace_period: u32,
+    /// How long pods stay on an unreachable node, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    pub pod_eviction_timeout: u32,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct BootArgs {
+    /// The site's rack.yaml
+    #[arg(long, value_name = "FILE")]
+    pub plan: PathBuf,
+    /// Where leases and events are kept
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// The node image
+    #[arg(long, value_name = "DIR")]
+    pub image: PathBuf,
+    /// What `muster up` made for this site: its UKI, CA certificate and command line
+    #[arg(long, value_name = "DIR")]
+    pub site: PathBuf,
+    /// Report machines to the API with this kubeconfig
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct AgentArgs {
+    /// What init learnt about this machine
+    #[arg(long, value_name = "FILE", default_value = "/run/muster/node.json")]
+    pub node: PathBuf,
+    /// The container runtime's socket
+    #[arg(long, value_name = "PATH", default_value = "/run/containerd/containerd.sock")]
+    pub runtime: PathBuf,
+}

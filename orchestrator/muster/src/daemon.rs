@@ -1,0 +1,147 @@
+//! The daemons: arguments in, services wired, signals heard.
+
+use std::fmt;
+use std::future::Future;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use runtime::Supervisor;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::args::{AgentArgs, BootArgs, MasterArgs};
+
+/// Runs one future of a command that is not a daemon.
+pub(crate) fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(future)
+}
+
+/// Runs the control plane: API server, scheduler and controllers.
+pub(crate) fn master(args: MasterArgs) -> Result<()> {
+    let config = apiserver::Config {
+        data_dir: args.data_dir.clone(),
+        listen: args.listen,
+        advertise: args.advertise.iter().map(ToString::to_string).collect(),
+        service_cidr: args.service_cidr,
+    };
+    serve(|stop| async move {
+        let server = apiserver::ApiServer::open(stop.clone(), &config).await?;
+        let mut tasks: Supervisor<ServiceError> = Supervisor::new(stop.clone());
+        tasks.spawn_fallible("api", async move { ServiceError::of(server.serve().await) });
+        let manager = manager_config(&args);
+        tasks.spawn_fallible("manager", async move {
+            ServiceError::of(manager::run(stop, manager).await)
+        });
+        Ok(tasks.join().await?)
+    })
+}
+
+fn manager_config(args: &MasterArgs) -> manager::Config {
+    let pki = args.data_dir.join("pki");
+    manager::Config {
+        kubeconfig: args.data_dir.join("manager.kubeconfig"),
+        ca_cert: pki.join("ca.crt"),
+        ca_key: pki.join("ca.key"),
+        timings: cluster::plan::Timings {
+            node_monitor_grace_period_seconds: args.node_monitor_grace_period,
+            pod_eviction_timeout_seconds: args.pod_eviction_timeout,
+        },
+    }
+}
+
+/// Joins the cluster, then runs agent, router and proxy of this node.
+pub(crate) fn agent(args: AgentArgs) -> Result<()> {
+    let config = agent::Config {
+        node_json: args.node,
+        cri_socket: args.runtime,
+        ..agent::Config::default()
+    };
+    serve(|stop| async move {
+        let Some(joined) = agent::join(&stop, &config).await? else { return Ok(()) };
+        let (client, node) = (joined.client_config.clone(), joined.node.name.clone());
+        let router = router::Config {
+            client: client.clone(),
+            node: node.clone(),
+            paths: router::Paths::default(),
+        };
+        let proxy = agent::proxy::Config { client, node };
+        let mut tasks: Supervisor<ServiceError> = Supervisor::new(stop.clone());
+        let signal = stop.clone();
+        tasks.spawn_fallible("router", async move {
+            ServiceError::of(router::run(signal, router).await)
+        });
+        let signal = stop.clone();
+        tasks.spawn_fallible("proxy", async move {
+            ServiceError::of(agent::proxy::run(signal, proxy).await)
+        });
+        tasks.spawn_fallible("agent", async move {
+            ServiceError::of(agent::run_joined(stop, config, joined).await)
+        });
+        Ok(tasks.join().await?)
+    })
+}
+
+/// Answers the container runtime as a CNI plugin.
+pub(crate) fn cni() -> ExitCode {
+    ExitCode::from(router::cni::main(std::io::stdin(), std::env::vars()))
+}
+
+/// A service ended with an error; the sister services then stop with it.
+#[derive(Debug)]
+struct ServiceError(Box<dyn std::error::Error + Send + Sync>);
+
+impl ServiceError {
+    fn of<E: std::error::Error + Send + Sync + 'static>(ended: Result<(), E>) -> Result<(), Self> {
+        ended.map_err(|err| Self(Box::new(err)))
+    }
+}
+
+impl fmt::Display for ServiceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for ServiceError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source()
+    }
+}
+
+/// Runs the boot server.
+pub(crate) fn boot(args: BootArgs) -> Result<()> {
+    let (plan, _) = crate::plan::load(&args.plan)?;
+    let mut config = bootserver::Config::new(plan, args.image, args.data_dir);
+    config.uki = Some(args.site.join("uki.efi"));
+    config.ca_pem = Some(args.site.join("ca.pem"));
+    config.command_line = read(&args.site.join("cmdline"))?;
+    config.kubeconfig = args.kubeconfig;
+    serve(|stop| async move { Ok(bootserver::run(stop, config).await?) })
+}
+
+fn read(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// Runs a service until SIGTERM or SIGINT.
+fn serve<F: Future<Output = Result<()>>>(
+    service: impl FnOnce(CancellationToken) -> F,
+) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let stop = CancellationToken::new();
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let service = service(stop.clone());
+        tokio::pin!(service);
+        tokio::select! { biased;
+            _ = terminate.recv() => (),
+            _ = interrupt.recv() => (),
+            ended = &mut service => return ended,
+        }
+        stop.cancel();
+        service.await
+    })
+}

@@ -1,0 +1,190 @@
+//! Waiting, with the last state seen; and registering what the plan names.
+
+use std::collections::BTreeMap;
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use cluster::plan::Plan;
+use comfy_table::{Table, presets};
+use objects::node::Node;
+use runtime::client::{ListParams, Patch};
+use runtime::resource::{CONFIG_MAPS, MACHINES, NODES, RACKS, Resource};
+use runtime::{Client, ClientError};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use crate::process::Daemon;
+use crate::status;
+use crate::waterfall::{self, Progress};
+
+/// Time between looks.
+const PACE: Duration = Duration::from_millis(500);
+
+/// How often progress is said when nobody's terminal shows it live.
+const BEAT: Duration = Duration::from_secs(30);
+
+/// Waits for a daemon to answer; a dead daemon ends the wait with its last words.
+pub(crate) fn wait_for(
+    what: &str,
+    limit: Duration,
+    daemon: &Daemon,
+    mut done: impl FnMut() -> Result<bool>,
+) -> Result<()> {
+    let mut waited = Duration::ZERO;
+    while !done()? {
+        if !daemon.is_running() {
+            bail!(
+                "{what} ended; its last words, from {}:\n{}",
+                daemon.log().display(),
+                daemon.last_words()
+            );
+        }
+        if waited > limit {
+            bail!("{what} does not answer after {limit:?}; last words:\n{}", daemon.last_words());
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        waited += Duration::from_millis(100);
+    }
+    Ok(())
+}
+
+/// Puts the plan's racks and machines into the API; what is there is brought up to date.
+pub(crate) async fn register(client: &Client, plan: &Plan) -> Result<()> {
+    put_networks(client, &plan.networks).await?;
+    for rack in &plan.racks {
+        put(client, &RACKS, None, &rack.name, json!({ "spec": rack })).await?;
+    }
+    for machine in &plan.machines {
+        put(client, &MACHINES, None, &machine.name, json!({ "spec": machine })).await?;
+    }
+    Ok(())
+}
+
+/// Puts the address ranges where router and proxy of each node look for them.
+async fn put_networks(client: &Client, networks: &cluster::plan::Networks) -> Result<()> {
+    let (namespace, name) = ("kube-system", "muster-site");
+    let data = json!({ "networks": serde_json::to_string(networks)? });
+    let object = json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": name, "namespace": namespace}, "data": data,
+    });
+    let answer = match client.create(&CONFIG_MAPS, Some(namespace), &object).await {
+        Err(err) if err.is_already_exists() => {
+            let patch = Patch::merge(json!({ "data": data }));
+            client.patch(&CONFIG_MAPS, Some(namespace), name, &patch).await
+        }
+        other => other,
+    };
+    answer.context("cannot register the site's networks").map(drop)
+}
+
+/// Creates an object, or merges `content` into the one that is there.
+async fn put(
+    client: &Client,
+    resource: &Resource,
+    namespace: Option<&str>,
+    name: &str,
+    content: Value,
+) -> Result<()> {
+    let mut object = json!({
+        "apiVersion": resource.api_version(), "kind": resource.kind, "metadata": {"name": name},
+    });
+    if let (Some(object), Some(content)) = (object.as_object_mut(), content.as_object()) {
+        object.extend(content.clone());
+    }
+    let answer = match client.create(resource, namespace, &object).await {
+        Err(err) if err.is_already_exists() => {
+            client.patch(resource, namespace, name, &Patch::merge(content)).await
+        }
+        other => other,
+    };
+    answer.with_context(|| format!("cannot register {resource} {name}")).map(drop)
+}
+
+/// Follows machines until all are Ready; each phase is said once.
+pub(crate) async fn until_ready(
+    client: &Client,
+    plan: &Plan,
+    limit: Duration,
+) -> Result<Vec<Progress>> {
+    let deadline = Instant::now() + limit;
+    let mut said: BTreeMap<String, String> = BTreeMap::new();
+    let mut last_beat = Instant::now();
+    loop {
+        let machines = observe(client).await?;
+        let wanted: Vec<Progress> =
+            machines.into_iter().filter(|m| plan.machine(&m.name).is_some()).collect();
+        for machine in &wanted {
+            tell(machine, &mut said);
+        }
+        if wanted.len() == plan.machines.len() && wanted.iter().all(Progress::is_ready) {
+            return Ok(wanted);
+        }
+        if Instant::now() > deadline {
+            let table = waterfall::render_table(&wanted);
+            bail!("not every machine is Ready after {limit:?}; last seen:\n{table}");
+        }
+        if last_beat.elapsed() > BEAT && !std::io::stderr().is_terminal() {
+            last_beat = Instant::now();
+            let waiting = wanted.iter().filter(|machine| !machine.is_ready());
+            let names: Vec<&str> = waiting.map(|machine| machine.name.as_str()).collect();
+            say(&format!("  waiting for {}", names.join(", ")));
+        }
+        tokio::time::sleep(PACE).await;
+    }
+}
+
+/// A control plane that restarts meanwhile is waited for, not reported.
+async fn observe(client: &Client) -> Result<Vec<Progress>> {
+    match status::observe(client).await {
+        Ok(machines) => Ok(machines),
+        Err(err) if err.downcast_ref::<ClientError>().is_some_and(|e| e.status().is_none()) => {
+            Ok(Vec::new())
+        }
+        Err(err) => Err(err),
+    }
+}
+
+fn tell(machine: &Progress, said: &mut BTreeMap<String, String>) {
+    let at = machine.reached.iter().rev().find_map(|seconds| *seconds).unwrap_or_default();
+    let line = match machine.cause.as_str() {
+        "" if machine.phase.is_empty() => return,
+        "" => format!("{} {}", machine.name, machine.phase),
+        cause => format!("{} hangs: {cause}", machine.name),
+    };
+    if said.insert(machine.name.clone(), line.clone()).as_ref() != Some(&line) {
+        say(&format!("  {at:6.1}s  {line}"));
+    }
+}
+
+/// Renders the cluster's nodes for people.
+pub(crate) async fn render_nodes(client: &Client) -> Result<String> {
+    let list = client.list(&NODES, None, &ListParams::default()).await?;
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(["NODE", "STATUS", "ROLE", "RACK", "ADDRESS", "PODS"]);
+    for item in list.items {
+        let node: Node = serde_json::from_value(item)?;
+        let ready = node.status.conditions.iter().find(|c| c.kind == "Ready");
+        let ready = if ready.is_some_and(|c| c.status == "True") { "Ready" } else { "NotReady" };
+        let labels = &node.metadata.labels;
+        let role = labels.keys().find_map(|key| key.strip_prefix("node-role.kubernetes.io/"));
+        let rack = labels.get("topology.kubernetes.io/zone").map_or("", String::as_str);
+        let address = node.status.addresses.first().map_or("", |a| a.address.as_str());
+        table.add_row([
+            &node.metadata.name,
+            ready,
+            role.unwrap_or("worker"),
+            rack,
+            address,
+            &node.spec.pod_cidr,
+        ]);
+    }
+    Ok(table.to_string())
+}
+
+fn say(line: &str) {
+    // A closed terminal must not stop the work.
+    drop(writeln!(std::io::stderr(), "{line}"));
+}

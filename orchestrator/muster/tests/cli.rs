@@ -1,0 +1,118 @@
+//! What operators type, run as they run it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap().to_owned()
+}
+
+fn muster(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_muster")).args(args).current_dir(root()).output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}: {stderr}", output.status);
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+const LAB: &str = "examples/lab/rack.yaml";
+const UNIVERSITY: &str = "examples/university/rack.yaml";
+
+#[test]
+fn the_same_file_gives_the_same_bytes() {
+    for file in [LAB, UNIVERSITY] {
+        for output in ["table", "json"] {
+            let plan = || stdout(&muster(&["plan", file, "--output", output]));
+            assert_eq!(plan(), plan());
+        }
+    }
+}
+
+#[test]
+fn a_plan_names_every_machine_of_the_lab() {
+    let plan = stdout(&muster(&["plan", LAB]));
+    for word in ["a-master", "a-worker", "b-worker", "10.98.1.11", "172.20.21.0/24", "--plan"] {
+        assert!(plan.contains(word), "{word} is not in\n{plan}");
+    }
+}
+
+#[test]
+fn every_problem_is_named_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = std::fs::read_to_string(root().join(LAB)).unwrap();
+    let broken =
+        text.replace("gateway: 10.98.1.1", "gateway: 10.99.1.1").replace("uefi-http", "floppy");
+    let file = dir.path().join("rack.yaml");
+    std::fs::write(&file, broken).unwrap();
+    let output = muster(&["plan", &file.to_string_lossy()]);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success());
+    assert!(stderr.contains("racks[0].gateway"), "{stderr}");
+    assert!(stderr.contains("machines[2].boot"), "{stderr}");
+    assert!(stderr.contains("line "), "{stderr}");
+}
+
+#[test]
+fn up_refuses_a_plan_that_no_longer_fits() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().to_string_lossy().into_owned();
+    let stale = "0".repeat(64);
+    let output = muster(&["up", LAB, "--sim", "--dir", &dir, "--plan", &stale]);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success());
+    assert!(stderr.contains("has changed since it was planned"), "{stderr}");
+}
+
+#[test]
+fn up_asks_before_it_changes_a_site_that_is_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let record = r#"{"site":"lab","planHash":"beef","simulated":true,"image":"/nowhere"}"#;
+    std::fs::write(dir.path().join("site.json"), record).unwrap();
+    let output = muster(&["up", LAB, "--sim", "--dir", &dir.path().to_string_lossy()]);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success());
+    assert!(stderr.contains("is up with plan beef"), "{stderr}");
+    assert!(stderr.contains("--plan"), "{stderr}");
+}
+
+#[test]
+fn the_inventory_plugin_lists_a_site_in_ansibles_own_words() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("site.muster.yml");
+    let rack_file = root().join(UNIVERSITY);
+    let text = format!("plugin: muster\nrack_file: {}\n", rack_file.display());
+    std::fs::write(&source, text).unwrap();
+    let output = Command::new("ansible-inventory")
+        .arg("-i")
+        .arg(&source)
+        .arg("--list")
+        .env("ANSIBLE_INVENTORY_PLUGINS", root().join("ansible/plugins/inventory"))
+        .env("ANSIBLE_INVENTORY_ENABLED", "muster")
+        .env("ANSIBLE_LOCAL_TEMP", dir.path())
+        .env("MUSTER_BINARY", env!("CARGO_BIN_EXE_muster"))
+        .output()
+        .expect("ansible-inventory runs; `cargo xtask deps` installs it");
+    let listed: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    let own: Value =
+        serde_json::from_str(&stdout(&muster(&["inventory", "--list", "--file", UNIVERSITY])))
+            .unwrap();
+    assert_eq!(listed["_meta"]["hostvars"], own["_meta"]["hostvars"]);
+    for (group, content) in own.as_object().unwrap() {
+        if group.starts_with("rack_") || group == "masters" || group == "workers" {
+            assert_eq!(listed[group]["hosts"], content["hosts"], "group {group}");
+        }
+    }
+}
+
+#[test]
+fn one_machine_has_the_same_variables_as_in_the_list() {
+    let list = stdout(&muster(&["inventory", "--list", "--file", LAB]));
+    let list: Value = serde_json::from_str(&list).unwrap();
+    let host = stdout(&muster(&["inventory", "--host", "b-worker", "--file", LAB]));
+    let host: Value = serde_json::from_str(&host).unwrap();
+    assert_eq!(list["_meta"]["hostvars"]["b-worker"], host);
+}
