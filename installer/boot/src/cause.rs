@@ -42,10 +42,12 @@ pub(crate) fn cause(machine: &Machine, standing: &Standing, now: Moment) -> Opti
     if phase == Phase::Ready {
         return None;
     }
-    if let (Some((server, _)), true) = (machine.rival, phase <= Phase::Dhcp) {
+    let activity = machine.activity.as_ref();
+    // What it did with us later matters more.
+    let listened = machine.rival.filter(|(_, at)| activity.is_none_or(|(_, last)| last <= at));
+    if let (Some((server, _)), true) = (listened, phase <= Phase::Dhcp) {
         return Some(format!("another DHCP server, {server}, answered the machine"));
     }
-    let activity = machine.activity.as_ref();
     let last = activity.map_or(reached, |(_, at)| (*at).max(reached));
     let silence = step(now.since(last))?;
     // The activity of a phase before says nothing of the phase now.

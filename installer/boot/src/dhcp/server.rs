@@ -253,18 +253,17 @@ impl Site {
         }
     }
 
-    /// The address a client gets: the plan's for a machine that is where and who the plan says,
-    /// one of the pool for all others.
+    /// The address a client gets: the plan's for a MAC of the plan in its rack, one of the pool
+    /// for all others. Quarantine changes nothing here: a machine that was offered its address
+    /// and is then refused it, because a twin showed up in between, gives up for good.
     fn binding(&mut self, call: &Call<'_>, wanted: Option<Ipv4Addr>) -> Option<Binding> {
         let Call { now, mac, .. } = *call;
-        if self.standing(mac, now) == Standing::Planned
-            && let Some(planned) = self.planned(mac)
-        {
-            let address = planned.address;
+        let subnet = self.subnets.get(call.subnet)?;
+        let planned = self.planned(mac).map(|planned| planned.address);
+        if let Some(address) = planned.filter(|address| subnet.net.contains(address)) {
             let usable = !self.leases.is_declined(address, now);
             return usable.then_some(Binding { address, expires: None });
         }
-        let subnet = self.subnets.get(call.subnet)?;
         let address = self.leases.pick(subnet, mac, wanted, now)?;
         Some(Binding { address, expires: Some(now.plus(POOL_LEASE)) })
     }

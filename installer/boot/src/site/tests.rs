@@ -457,6 +457,17 @@ fn two_machines_with_one_uuid_are_both_held_and_named() {
 }
 
 #[test]
+fn a_twin_that_shows_up_in_between_does_not_cost_the_address() {
+    let mut bench = Bench::new();
+    let offer = bench.relayed(&request(Kind::Discover, WORKER, "iPXE", Some(UUID))).unwrap();
+    bench.relayed(&request(Kind::Discover, STRANGER, "iPXE", Some(UUID))).unwrap();
+    let message = select(WORKER, "iPXE", Some(UUID), SEED, offer.your_address);
+    assert_eq!(bench.relayed(&message).unwrap().kind(), Some(Kind::Ack));
+    assert!(bench.script(&format!("mac={WORKER}")).contains("is held"));
+    assert_eq!(bench.fetch(offer.your_address, Fetch::Kernel), Verdict::Refuse);
+}
+
+#[test]
 fn a_machine_that_is_not_what_the_plan_says_is_held() {
     let mut bench = Bench::new();
     bench.lease(WORKER, BIOS, Some(OTHER_UUID));
@@ -465,7 +476,7 @@ fn a_machine_that_is_not_what_the_plan_says_is_held() {
     assert_eq!(cause, Some(expected));
     let misplaced: Mac = "52:54:00:00:01:15".parse().unwrap();
     let address = bench.lease(misplaced, BIOS, None);
-    assert_eq!(address, Ipv4Addr::new(10, 98, 1, 225), "an address of the rack it stands in");
+    assert_eq!(address, Ipv4Addr::new(10, 98, 1, 224), "an address of the rack it stands in");
     let cause = bench.view_of(misplaced).cause;
     let expected = "quarantined: it stands in rack a, the plan says b";
     assert_eq!(cause.as_deref(), Some(expected));
