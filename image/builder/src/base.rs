@@ -8,7 +8,7 @@ use layout::manifest::PackageEntry;
 
 use crate::cache::{Cache, Key, read_file, write_file};
 use crate::debian::Downloads;
-use crate::rules::{STRIPPED, STRIPPED_PROGRAMS, UNITS};
+use crate::rules::{STRIPPED, UNITS, entries};
 use crate::tree::{Kind, Tree};
 use crate::{BuildError, Progress, say, say_cached};
 
@@ -39,7 +39,7 @@ pub(crate) fn build(
     downloads: &Downloads,
     progress: &dyn Fn(Progress),
 ) -> Result<Base, BuildError> {
-    let rules = format!("{STRIPPED:?}{STRIPPED_PROGRAMS:?}{UNITS:?} links 1");
+    let rules = format!("{STRIPPED}{UNITS} links 1");
     let key = Key::of(&[downloads.key.bytes(), rules.as_bytes()]);
     let (path, list) = (cache.path("base", &key), cache.path("base-packages", &key));
     if path.exists() && list.exists() {
@@ -75,20 +75,21 @@ pub(crate) fn build(
 }
 
 fn is_kept(path: &str) -> bool {
-    let below = |prefix: &&str| {
-        path.strip_prefix(*prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-    };
-    if STRIPPED.iter().any(|prefix| below(prefix)) || STRIPPED_PROGRAMS.contains(&path) {
+    if entries(STRIPPED).any(|prefix| is_below(path, prefix)) {
         return false;
     }
     if let Some(unit) = path.strip_prefix(UNIT_DIR) {
-        return UNITS.contains(&unit);
+        return entries(UNITS).any(|name| name == unit);
     }
     // Licences must travel with the programs; nothing else of the documentation does.
     if path.starts_with("usr/share/doc/") {
         return path.ends_with("/copyright");
     }
     true
+}
+
+fn is_below(path: &str, prefix: &str) -> bool {
+    path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// Directories that only held what was stripped. Those of the system itself are made again.

@@ -13,7 +13,9 @@ use std::sync::Mutex;
 use std::thread;
 
 use crate::cache::{Cache, Key, write_file};
-use crate::rules::{KERNEL_META, ROOT_PACKAGES, SIDE_PACKAGES, SOURCES, UNWANTED_PACKAGES};
+use crate::rules::{
+    KERNEL_META, ROOT_PACKAGES, SIDE_PACKAGES, SOURCES, UNWANTED_PACKAGES, entries,
+};
 use crate::tree::Tree;
 use crate::{BuildError, Freshness, Progress, say, say_cached, tool};
 
@@ -36,7 +38,7 @@ pub(crate) fn fetch(
     freshness: Freshness,
     progress: &dyn Fn(Progress),
 ) -> Result<Downloads, BuildError> {
-    let wanted = format!("{ROOT_PACKAGES:?}{SIDE_PACKAGES:?}{UNWANTED_PACKAGES:?}{SOURCES:?}");
+    let wanted = format!("{ROOT_PACKAGES}{SIDE_PACKAGES:?}{UNWANTED_PACKAGES}{SOURCES:?}");
     let lock = cache.path("packages", &Key::of(&[wanted.as_bytes()]));
     let apt = Apt { dir: cache.dir.join("apt") };
     if freshness == Freshness::Pinned
@@ -52,8 +54,9 @@ pub(crate) fn fetch(
     tool::output(apt.get().arg("update"))?;
     let kernel = apt.kernel_package()?;
     let side: Vec<&str> = SIDE_PACKAGES.iter().copied().chain([kernel.as_str()]).collect();
-    let mut root = apt.resolve(&ROOT_PACKAGES)?;
-    root.retain(|name, _| !UNWANTED_PACKAGES.contains(&name.as_str()));
+    let wanted: Vec<&str> = entries(ROOT_PACKAGES).collect();
+    let mut root = apt.resolve(&wanted)?;
+    root.retain(|name, _| entries(UNWANTED_PACKAGES).all(|unwanted| unwanted != name));
     let names: Vec<&str> = root.keys().map(String::as_str).chain(side.iter().copied()).collect();
     say(progress, "downloading packages", &format!("{} packages", names.len()));
     tool::output(apt.get().arg("download").args(&names).current_dir(apt.archives()))?;

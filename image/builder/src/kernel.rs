@@ -10,9 +10,7 @@ use tempfile::TempDir;
 
 use crate::cache::{Cache, Key, read_file};
 use crate::debian::Downloads;
-use crate::rules::{
-    DROPPED_MODULES, DROPPED_MODULES_MORE, DROPPED_TREES, HOT_MODULES, INITRD_MODULES, INITRD_TREES,
-};
+use crate::rules::{DROPPED_MODULES, HOT_MODULES, INITRD_MODULES, INITRD_TREES, entries};
 use crate::tree::Tree;
 use crate::{BuildError, Progress, say, say_cached, tool};
 
@@ -48,9 +46,7 @@ pub(crate) fn build(
 ) -> Result<Modules, BuildError> {
     let (name, file) = downloads.kernel()?;
     let version = name.trim_start_matches("linux-image-").to_owned();
-    let rules = format!(
-        "{DROPPED_MODULES:?}{DROPPED_MODULES_MORE:?}{DROPPED_TREES:?}{HOT_MODULES:?}{INITRD_MODULES:?}{INITRD_TREES:?} modules 1"
-    );
+    let rules = format!("{DROPPED_MODULES}{HOT_MODULES}{INITRD_MODULES}{INITRD_TREES} modules 1");
     let key = Key::of(&[file.as_bytes(), rules.as_bytes()]);
     let root = cache.path("modules", &key);
     let initrd = cache.path("modules-initrd", &key);
@@ -68,9 +64,9 @@ pub(crate) fn build(
     let workshop = Workshop::open(&downloads.unpack(file)?, &version)?;
     workshop.depmod()?;
     let needs = Needs::parse(&workshop.read("modules.dep")?);
-    let hot = needs.close(|file| is_named(file, &HOT_MODULES));
+    let hot = needs.close(|file| is_named(file, HOT_MODULES));
     let early = needs.close(|file| {
-        is_named(file, &INITRD_MODULES) || INITRD_TREES.iter().any(|tree| is_below(file, tree))
+        is_named(file, INITRD_MODULES) || entries(INITRD_TREES).any(|tree| is_below(file, tree))
     });
     workshop.unpack(hot.union(&early))?;
     save(&workshop.initrd_tree(&needs, &early)?, &initrd)?;
@@ -234,18 +230,13 @@ fn choose_aliases(text: &str, files: &BTreeSet<String>) -> String {
 
 fn is_wanted(name: &str) -> bool {
     let Some(place) = name.strip_prefix("kernel/") else { return name.starts_with("modules.") };
-    let lists =
-        [DROPPED_MODULES.as_slice(), DROPPED_MODULES_MORE.as_slice(), DROPPED_TREES.as_slice()];
-    !lists
-        .iter()
-        .copied()
-        .flatten()
+    !entries(DROPPED_MODULES)
         .any(|tree| place.strip_prefix(tree).is_some_and(|rest| rest.starts_with('/')))
 }
 
-fn is_named(file: &str, names: &[&str]) -> bool {
+fn is_named(file: &str, table: &'static str) -> bool {
     let name = module_name(file);
-    names.iter().any(|wanted| wanted.replace('-', "_") == name)
+    entries(table).any(|wanted| wanted.replace('-', "_") == name)
 }
 
 fn is_below(file: &str, tree: &str) -> bool {
@@ -284,7 +275,7 @@ mod tests {
         let needs = Needs::parse(
             "k/a.ko.xz: k/b.ko.xz k/c.ko.xz\nk/b.ko.xz: k/c.ko.xz\nk/c.ko.xz:\nk/d.ko.xz:\n",
         );
-        let chosen = needs.close(|file| is_named(file, &["a"]));
+        let chosen = needs.close(|file| is_named(file, "a"));
         assert_eq!(chosen.len(), 3);
         assert_eq!(needs.render(&chosen), "k/a.ko: k/b.ko k/c.ko\nk/b.ko: k/c.ko\nk/c.ko:\n");
         let aliases = "# x\nalias pci:1 a\nalias pci:2 d\n";
