@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 pub(crate) use crate::prepare::Decoded;
 use crate::{
     prepare::Body,
+    protobuf,
     request::{FieldValidation, Request},
     schema,
 };
@@ -38,9 +39,10 @@ fn read(body: &Body<'_>) -> Result<(Value, Vec<String>), Status> {
             .map_err(|err| Status::bad_request(format!("the body is not JSON: {err}"))),
         "application/yaml" | "application/apply-patch+yaml" => tree::parse_yaml(body.bytes)
             .map_err(|err| Status::bad_request(format!("error decoding YAML: {err}"))),
+        protobuf::MEDIA_TYPE => protobuf::decode(body.bytes).map(|value| (value, Vec::new())),
         other => Err(Status::unsupported_media_type(format!(
             "the body of the request was in an unknown format - accepted media types include: \
-             application/json, application/yaml; found {other:?}"
+             application/json, application/yaml, application/vnd.kubernetes.protobuf; found {other:?}"
         ))),
     }
 }

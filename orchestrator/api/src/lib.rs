@@ -8,7 +8,7 @@
 //! Everything is a function of its arguments: the time, the fresh uid and the random suffix of a
 //! generated name come with [`prepare::Context`].
 //!
-//! *Limits*: requests in protobuf are not read yet (415); CRDs, admission webhooks and RBAC
+//! *Limits*: answers are never protobuf; CRDs, admission webhooks and RBAC
 //! objects are not there; owners of fields under server-side apply are kept per field, see
 //! `apply`.
 
@@ -17,6 +17,7 @@ pub mod authority;
 pub mod document;
 pub mod list;
 pub mod prepare;
+pub mod protobuf;
 pub mod request;
 pub mod schema;
 pub mod service;
