@@ -38,15 +38,15 @@ pub(crate) fn answer(
 }
 
 fn read(content_type: &str, bytes: &Bytes) -> Result<Value, Status> {
-    let media = content_type.split(';').next().unwrap_or_default().trim();
-    if !matches!(media, "" | "application/json") {
-        return Err(Status::unsupported_media_type(format!(
+    match content_type.split(';').next().unwrap_or_default().trim() {
+        "" | "application/json" => serde_json::from_slice(bytes)
+            .map_err(|err| Status::bad_request(format!("the review cannot be read: {err}"))),
+        api::protobuf::MEDIA_TYPE => api::protobuf::decode(bytes),
+        media => Err(Status::unsupported_media_type(format!(
             "the body of the request was in an unknown format - accepted media types include: \
-             application/json; found {media:?}"
-        )));
+             application/json, application/vnd.kubernetes.protobuf; found {media:?}"
+        ))),
     }
-    serde_json::from_slice(bytes)
-        .map_err(|err| Status::bad_request(format!("the review cannot be read: {err}")))
 }
 
 fn access(server: &Server, user: &User, spec: &Value) -> Value {

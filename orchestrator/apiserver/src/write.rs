@@ -169,8 +169,11 @@ pub(crate) async fn delete_collection(call: &Call<'_>, bytes: &Bytes) -> Result<
 ///
 /// *Limits*: there are no disruption budgets yet, so every eviction is granted.
 pub(crate) async fn evict(call: &Call<'_>, bytes: &Bytes) -> Result<Answer, Status> {
-    let eviction: Value = serde_json::from_slice(bytes)
-        .map_err(|err| Status::bad_request(format!("the eviction cannot be read: {err}")))?;
+    let eviction = match body(call, bytes).media_type() {
+        api::protobuf::MEDIA_TYPE => api::protobuf::decode(bytes)?,
+        _ => serde_json::from_slice(bytes)
+            .map_err(|err| Status::bad_request(format!("the eviction cannot be read: {err}")))?,
+    };
     let options = eviction.get("deleteOptions").cloned().unwrap_or_else(|| serde_json::json!({}));
     let options = serde_json::to_vec(&options).unwrap_or_default();
     let mut request = call.request.clone();
