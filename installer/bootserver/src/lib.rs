@@ -196,7 +196,7 @@ impl Server {
         };
         let settings = Settings {
             http_port: addresses.http.port(),
-            command_line: config.command_line.clone(),
+            command_line: config.command_line.trim().to_owned(),
             relay_port: listen.relay_port,
             client_port: listen.client_port,
             ..Settings::default()

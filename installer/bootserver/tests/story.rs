@@ -1,5 +1,7 @@
 //! Machines boot from a real server over loopback sockets; the server is killed and comes back.
 
+#![expect(clippy::unwrap_used, reason = "a test ends by a panic, in its helpers too")]
+
 #[path = "../src/bin/bootstorm/fleet.rs"]
 mod fleet;
 #[path = "../src/bin/bootstorm/wire.rs"]
