@@ -18,6 +18,7 @@ use node::config::{Names, Profile, Rights, dns, parse_resolv, render_hosts, righ
 use node::env::{Sources, expand, resolve};
 use node::field::{field_value, resource_value};
 use node::names;
+use node::plan::CONFIG_ERROR;
 use node::resources::limits;
 use node::seen::Volumes;
 use objects::meta::Object;
@@ -145,6 +146,12 @@ pub(crate) async fn container(
 ) {
     let mut all = pod.spec.init_containers.iter().chain(&pod.spec.containers);
     let Some(container) = all.find(|container| container.name == name) else { return };
+    let before = worker.memory.failures.get(name);
+    if before.is_some_and(|failure| failure.reason == CONFIG_ERROR)
+        && let Ok(sources) = fetch(&worker.shared, pod).await
+    {
+        worker.materials.sources = sources;
+    }
     match try_start(worker, pod, container, (sandbox, attempt)).await {
         Ok(()) => {
             worker.memory.failures.remove(name);
@@ -299,7 +306,7 @@ async fn container_config(
         known.status.pod_ip.clone_from(first);
         known.status.host_ip = shared.node.address.to_string();
     }
-    let failed = |message: String| Failed("CreateContainerConfigError", message);
+    let failed = |message: String| Failed(CONFIG_ERROR, message);
     let sources = &worker.materials.sources;
     let services = BTreeMap::new();
     let list = resolve(&known, container, sources, &services, shared.allocatable)
@@ -351,7 +358,7 @@ async fn mounts(
     addresses: &[String],
     env: &BTreeMap<String, String>,
 ) -> Result<Vec<Mount>, Failed> {
-    let failed = |message: String| Failed("CreateContainerConfigError", message);
+    let failed = |message: String| Failed(CONFIG_ERROR, message);
     let planned = plan_mounts(pod, container, &|text| expand(text, env))
         .map_err(|err| failed(report(&err)))?;
     let mut mounts = Vec::new();

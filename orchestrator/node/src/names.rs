@@ -81,13 +81,14 @@ pub fn grace_seconds(pod: &Pod) -> i64 {
     pod.spec.termination_grace_period_seconds.unwrap_or(30).max(0)
 }
 
-/// A digest of what a container is; it changes when the spec does.
+/// A digest of the part of a container that may change while its pod lives: the image.
 ///
-/// Not for security: FNV-1a over the canonical JSON, stable between releases of ours.
+/// Not for security. Only name and image are in it, as upstream does: defaults that a newer API
+/// adds to the rest must not restart every pod of a cluster.
 #[must_use]
 pub fn container_hash(container: &Container) -> String {
-    let text = serde_json::to_vec(container).unwrap_or_default();
-    format!("{:016x}", fnv(&text))
+    let text = format!("{}\n{}", container.name, container.image);
+    format!("{:016x}", fnv(text.as_bytes()))
 }
 
 fn fnv(bytes: &[u8]) -> u64 {

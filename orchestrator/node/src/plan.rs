@@ -29,6 +29,10 @@ const LONG_RUN: i64 = 600;
 const SETUP_BACKOFF_MAX: i64 = 30;
 /// Lives of a container kept for its logs: the present and the one before.
 const LIVES_KEPT: usize = 2;
+/// Why a container waits whose variables cannot be resolved.
+pub const CONFIG_ERROR: &str = "CreateContainerConfigError";
+/// Seconds a failure is shown by its own name before it is shown as a back-off.
+pub(crate) const FRESH_SECONDS: i64 = 2;
 /// The exit code of a container whose end nobody saw.
 pub const LOST_CODE: i32 = 137;
 
@@ -257,7 +261,9 @@ fn doubled(count: u32, first: i64, max: i64) -> i64 {
 
 /// When a failed start of a container is tried again.
 pub(crate) fn retry_at(failure: &Failure) -> Timestamp {
-    later(failure.at, doubled(failure.count, BACKOFF_FIRST, BACKOFF_MAX))
+    // A config map may come at any time, and asking for it costs little.
+    let max = if failure.reason == CONFIG_ERROR { SETUP_BACKOFF_MAX } else { BACKOFF_MAX };
+    later(failure.at, doubled(failure.count, BACKOFF_FIRST, max))
 }
 
 fn setup_retry_at(failure: &Failure) -> Timestamp {
@@ -536,11 +542,19 @@ impl Plan {
                     attempt,
                 });
             }
-            Step::Wait { until, .. } => self.wait(until),
+            Step::Wait { until, .. } => {
+                self.wait(until);
+                // The status has another name for a failure that is no longer fresh.
+                let stale = memory.failures.get(&container.name);
+                let stale = stale.map(|failure| later(failure.at, FRESH_SECONDS));
+                if let Some(stale) = stale.filter(|stale| now < *stale) {
+                    self.wait(stale);
+                }
+            }
             Step::Running | Step::Done { .. } | Step::Stop => {}
         }
     }
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

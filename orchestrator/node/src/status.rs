@@ -17,7 +17,8 @@ use objects::pod::{
 use objects::{Condition, Time};
 
 use crate::plan::{
-    self, Outcome, Step, Why, is_sidecar, lost_attempt, lost_code, outcome, policy_of,
+    self, FRESH_SECONDS, Outcome, Step, Why, is_sidecar, lost_attempt, lost_code, outcome,
+    policy_of,
 };
 use crate::resources::qos_class;
 use crate::seen::{self, Exit, Failure, Life, Memory, Seen, Volumes};
@@ -30,9 +31,6 @@ pub struct Place {
     /// What time it is.
     pub now: Timestamp,
 }
-
-/// Seconds a failure is shown by its own name before it is shown as a back-off.
-const FRESH_SECONDS: i64 = 2;
 
 /// Writes the status of a pod.
 #[must_use]
