@@ -103,6 +103,7 @@ pub(crate) fn compose_site(
         boot,
     };
     let dir = site.path("site");
+    std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     let uki = dir.join("uki.efi");
     runtime::pki::write_public(&dir.join("ca.pem"), &ca)?;
     let words = append.unwrap_or_default();

@@ -63,7 +63,7 @@ impl Daemon {
         let Some(pid) = self.pid() else { return Ok(()) };
         let pid = Pid::from_raw(i32::try_from(pid)?);
         // It may be gone already, which is what we want.
-        drop(kill(pid, Signal::SIGTERM));
+        let _gone = kill(pid, Signal::SIGTERM);
         let mut waited = Duration::ZERO;
         while self.is_running() {
             ensure!(
