@@ -14,7 +14,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::Method;
 use hyper::body::Incoming;
-use objects::{Status, kind, name};
+use jiff::Timestamp;
+use objects::{Status, field, kind, name};
 use runtime::pki;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -23,7 +24,7 @@ use sha2::{Digest as _, Sha256};
 use crate::handle::read_limited;
 use crate::object;
 use crate::respond::{self, Answer};
-use crate::server::Server;
+use crate::server::{Server, now};
 use crate::write;
 
 /// Where the door is.
@@ -34,6 +35,12 @@ const BODY_BYTES_MAX: usize = 16 << 10;
 const EVIDENCE_CHARS_MAX: usize = 128;
 /// Requests that may wait for approval at a time.
 const WAITING_MAX: usize = 10_000;
+/// From this many on, those that are done with are removed before another is taken.
+const PRUNE_FROM: usize = 500;
+/// How long a request that got its answer is kept, so that the machine can fetch it.
+const ANSWERED_SECONDS: i64 = 3600;
+/// How long a request may wait for its answer.
+const WAITING_SECONDS: i64 = 24 * 3600;
 /// The user recorded in requests that come through the door.
 const USER: &str = "muster:enrolling";
 
@@ -95,6 +102,9 @@ async fn submit(server: &Server, bytes: &[u8]) -> Result<Answer, Status> {
         return Ok(accepted);
     }
     let shelf = server.shelf(&kind::CERTIFICATE_SIGNING_REQUEST);
+    if server.store.count(&shelf, "node-") >= PRUNE_FROM {
+        prune(server).await;
+    }
     if server.store.count(&shelf, "node-") >= WAITING_MAX {
         return Err(Status::too_many_requests("too many enrolments are waiting", 30));
     }
@@ -103,6 +113,32 @@ async fn submit(server: &Server, bytes: &[u8]) -> Result<Answer, Status> {
     write::create_own(server, USER, &path, &object).await?;
     tracing::info!(node = submission.name, mac = submission.evidence.mac, "a machine enrols");
     Ok(accepted)
+}
+
+/// Removes requests nobody waits for any more: every boot of a machine makes a new one.
+async fn prune(server: &Server) {
+    let now = now();
+    for item in server.items(&kind::CERTIFICATE_SIGNING_REQUEST, "") {
+        if item.name().starts_with("node-") && is_over(&object::decode(&item, 0), now) {
+            let removal = store::Write {
+                shelf: server.shelf(&kind::CERTIFICATE_SIGNING_REQUEST),
+                name: item.name().into(),
+                expect: store::Expect::Revision(item.modified()),
+                value: None,
+                head: None,
+            };
+            // One that changed just now is not over after all.
+            let _removed = server.store.write(removal).await.is_ok();
+        }
+    }
+}
+
+fn is_over(request: &Value, now: Timestamp) -> bool {
+    let created = field::str_at(request, "metadata.creationTimestamp").unwrap_or_default();
+    let Some(created) = objects::time::parse_time(created) else { return false };
+    let (state, _) = standing(request);
+    let kept = if state == "pending" { WAITING_SECONDS } else { ANSWERED_SECONDS };
+    objects::time::seconds_between(created, now) > kept
 }
 
 fn check(submission: &Submission) -> Result<(), Status> {
@@ -159,35 +195,34 @@ fn state(server: &Server, request: &str) -> Result<Answer, Status> {
         .filter(|_| request.starts_with("node-"))
         .ok_or_else(|| Status::not_found(&kind::CERTIFICATE_SIGNING_REQUEST, request))?;
     let object = object::decode(&found, 0);
-    let conditions = object.pointer("/status/conditions").and_then(Value::as_array);
-    let condition = |wanted: &[&str]| {
-        conditions.into_iter().flatten().find(|condition| {
-            let what = condition.get("type").and_then(Value::as_str).unwrap_or_default();
-            wanted.contains(&what)
-        })
-    };
-    let reason = |condition: &Value| {
-        ["message", "reason"]
-            .iter()
-            .filter_map(|key| condition.get(key).and_then(Value::as_str))
-            .find(|text| !text.is_empty())
-            .unwrap_or_default()
-            .to_owned()
-    };
-    let certificate = object
-        .pointer("/status/certificate")
-        .and_then(Value::as_str)
+    let certificate = field::str_at(&object, "status.certificate")
         .and_then(|encoded| STANDARD.decode(encoded).ok())
         .and_then(|bytes| String::from_utf8(bytes).ok());
-    let (state, reason) = match (condition(&["Denied", "Failed"]), condition(&["Approved"])) {
-        (Some(denied), _) => ("denied", reason(denied)),
-        (None, Some(approved)) if certificate.is_some() => ("issued", reason(approved)),
-        (None, Some(approved)) => ("approved", reason(approved)),
-        (None, None) => ("pending", "waiting for approval".to_owned()),
-    };
+    let (state, reason) = standing(&object);
     let certificate = certificate.filter(|_| state == "issued");
     let told = json!({"state": state, "certificate": certificate, "reason": reason});
     Ok(respond::json(200, &told))
+}
+
+/// The state of a request, and why.
+fn standing(request: &Value) -> (&'static str, &str) {
+    let conditions = request.pointer("/status/conditions").and_then(Value::as_array);
+    let condition = |wanted: &[&str]| {
+        let mut all = conditions.into_iter().flatten();
+        all.find(|one| field::str_at(one, "type").is_some_and(|what| wanted.contains(&what)))
+    };
+    let issued = field::str_at(request, "status.certificate").is_some_and(|c| !c.is_empty());
+    match (condition(&["Denied", "Failed"]), condition(&["Approved"])) {
+        (Some(denied), _) => ("denied", reason(denied)),
+        (None, Some(approved)) if issued => ("issued", reason(approved)),
+        (None, Some(approved)) => ("approved", reason(approved)),
+        (None, None) => ("pending", "waiting for approval"),
+    }
+}
+
+fn reason(condition: &Value) -> &str {
+    let said = ["message", "reason"].iter().filter_map(|key| field::str_at(condition, key));
+    said.into_iter().find(|text| !text.is_empty()).unwrap_or_default()
 }
 
 /// How many requests each address may make.
@@ -230,6 +265,21 @@ impl Limiter {
 mod tests {
     use super::*;
     use std::time::Duration;
+
+    #[test]
+    fn requests_are_kept_as_long_as_someone_may_ask() {
+        let now: Timestamp = "2026-11-21T12:00:00Z".parse().unwrap();
+        let check = |created: &str, status: Value, over: bool| {
+            let request = json!({"metadata": {"creationTimestamp": created}, "status": status});
+            assert_eq!(is_over(&request, now), over, "{request}");
+        };
+        let issued = json!({"conditions": [{"type": "Approved"}], "certificate": "Yw=="});
+        check("2026-11-21T11:30:00Z", issued.clone(), false);
+        check("2026-11-21T10:30:00Z", issued, true);
+        check("2026-11-21T10:30:00Z", json!({}), false);
+        check("2026-11-20T10:30:00Z", json!({}), true);
+        check("never", json!({}), false);
+    }
 
     #[test]
     fn an_address_is_slowed_and_others_are_not() {
