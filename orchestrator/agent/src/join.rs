@@ -289,7 +289,7 @@ async fn enroll(
 ) -> Result<pki::Identity, JoinError> {
     let user = format!("system:node:{}", node.name);
     let subject = Subject::new(&user, &["system:nodes"]);
-    let sans = Sans { names: vec![node.name.clone()], addresses: vec![node.address] };
+    let sans = Sans { names: Vec::new(), addresses: vec![node.address] };
     let request = Request::generate(&subject, &sans).map_err(JoinError::Pki)?;
     let door = Client::new(ClientConfig {
         server: node.api.clone(),
