@@ -290,3 +290,5 @@ impl World {
         }
     }
 }
+
+mod tests;

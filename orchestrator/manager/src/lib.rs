@@ -5,12 +5,13 @@
 //! certificates, because it alone of these parts may hold the authority's key.
 //!
 //! Tasks: one reflector per kind, one loop per controller, the scheduler's loop, the event
-//! recorder, the leader's lease.
+//! recorder and their expiry, the leader's lease.
 
 #![forbid(unsafe_code)]
 
 mod apply;
 mod event;
+mod expiry;
 mod hub;
 mod leader;
 mod scheduling;
@@ -117,6 +118,7 @@ pub async fn run(stop: CancellationToken, config: Config) -> Result<(), RunError
     let hub = Arc::new(Hub::start(&client, &mut tasks));
     let (events, recorder) = event::channel(client.clone());
     tasks.spawn("events", recorder.run(stop.clone()));
+    tasks.spawn("event expiry", expiry::run(stop.clone(), client.clone()));
     let hand = Arc::new(Hand { client, hub: Arc::clone(&hub), events, signer });
     start_loops(&mut tasks, &hub, &hand, &config);
     tasks.join().await.map_err(|failed| RunError::Task(Box::new(failed)))

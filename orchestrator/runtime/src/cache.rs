@@ -339,3 +339,6 @@ fn revision_text(object: &Value) -> String {
 pub async fn all_synced(waits: impl Future<Output = ()>, limit: Duration) -> bool {
     tokio::time::timeout(limit, waits).await.is_ok()
 }
+
+#[cfg(test)]
+mod tests;
