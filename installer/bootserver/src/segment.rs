@@ -10,6 +10,8 @@ use std::sync::Arc;
 use boot::Arrival;
 use ipnet::Ipv4Net;
 use nix::ifaddrs::getifaddrs;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::RcvBufForce;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::UdpSocket;
 
@@ -69,8 +71,9 @@ pub(crate) fn open(address: SocketAddrV4, interface: Option<&str>) -> std::io::R
     socket.set_reuse_address(true)?;
     socket.set_broadcast(true)?;
     socket.set_nonblocking(true)?;
-    // Best effort: without root the kernel grants less.
-    let _granted = socket.set_recv_buffer_size(RECEIVE_BUFFER_LEN).is_ok();
+    // Best effort: beyond the system's limit only root may go.
+    let _granted = setsockopt(&socket, RcvBufForce, &RECEIVE_BUFFER_LEN).is_ok()
+        || socket.set_recv_buffer_size(RECEIVE_BUFFER_LEN).is_ok();
     if let Some(interface) = interface {
         socket.bind_device(Some(interface.as_bytes()))?;
     }

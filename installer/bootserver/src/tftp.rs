@@ -136,13 +136,10 @@ async fn transfer(
     desk: DeskHandle,
 ) -> SocketAddr {
     let host = peer_v4(peer);
-    if desk.fetched(host, Fetch::Loader).await.is_err() {
-        return peer;
-    }
-    let ended = match local {
-        Ok(local) => drive(local, peer, &request, file).await,
-        Err(err) => Err(err),
-    };
+    // The desk may be busy with a storm; the machine need not wait for it.
+    let (_told, ended) = tokio::join!(desk.fetched(host, Fetch::Loader), async {
+        drive(local?, peer, &request, file).await
+    });
     let (fetch, level) = match ended {
         Ok(Progress::Done) => (Some(Fetch::LoaderSent), "sent"),
         // Asking for the size alone and stopping is what UEFI does first.

@@ -265,8 +265,11 @@ fn render(figures: &Figures) -> String {
         (_, Some(why), _) => text += &format!("dnsmasq was not run: {why}\n"),
         _ => {}
     }
-    for reason in figures.whole_road.reasons.iter().chain(&figures.dhcp_tftp.reasons) {
-        text += &format!("gave up: {reason}\n");
+    let theirs = figures.dnsmasq.iter();
+    for run in [&figures.whole_road, &figures.dhcp_tftp].into_iter().chain(theirs) {
+        for reason in &run.reasons {
+            text += &format!("gave up: {reason}\n");
+        }
     }
     text
 }

@@ -18,8 +18,8 @@ use crate::fleet;
 
 const BLOCK: usize = 1468;
 const WINDOW: u64 = 4;
-const TFTP_PATIENCE: Duration = Duration::from_secs(1);
-const TFTP_TRIES: u32 = 10;
+/// As iPXE waits, about.
+const TFTP_PATIENCE_S: [u64; 6] = [1, 2, 4, 8, 10, 10];
 const HTTP_LIMIT: Duration = Duration::from_secs(40);
 
 /// A server under test.
@@ -140,10 +140,11 @@ pub(crate) async fn fetch_tftp(
     let mut window = 1;
     let mut buffer = vec![0; 2048];
     loop {
-        let received = tokio::time::timeout(TFTP_PATIENCE, socket.recv_from(&mut buffer)).await;
+        let patience = TFTP_PATIENCE_S.get(tries).map(|seconds| Duration::from_secs(*seconds));
+        let patience = patience.with_context(|| format!("silence after {len} bytes"))?;
+        let received = tokio::time::timeout(patience, socket.recv_from(&mut buffer)).await;
         let Ok(received) = received else {
             tries += 1;
-            ensure!(tries < TFTP_TRIES, "silence after {len} bytes");
             socket.send_to(&answer, peer).await?;
             continue;
         };
