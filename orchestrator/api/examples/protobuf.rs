@@ -5,6 +5,8 @@
 //! cargo run -p api --example protobuf -- k8s-pb-0.9.0/src > orchestrator/api/schema/protobuf.txt
 //! ```
 
+#![expect(clippy::disallowed_methods, reason = "a developer's chore reads sources from disk")]
+
 use std::{error::Error, fs, io::Write as _, path::Path};
 
 use api::protobuf::{Sources, distil};

@@ -158,10 +158,8 @@ fn descend(schema: &Schema, node: &Node, value: &mut Value) {
 fn special(name: &str, fields: &mut Map<String, Value>) {
     match name {
         "core.v1.Container" | "core.v1.EphemeralContainer" => pull_policy(fields),
-        "core.v1.Volume" => {
-            if fields.keys().all(|key| key == NO_VOLUME_SOURCE) {
-                fields.insert("emptyDir".to_owned(), json!({}));
-            }
+        "core.v1.Volume" if fields.keys().all(|key| key == NO_VOLUME_SOURCE) => {
+            fields.insert("emptyDir".to_owned(), json!({}));
         }
         "core.v1.PodSpec" => host_ports(fields),
         "core.v1.ServiceSpec" => service_spec(fields),
@@ -176,10 +174,10 @@ fn special(name: &str, fields: &mut Map<String, Value>) {
         }
         "apps.v1.DeploymentStrategy"
         | "apps.v1.DaemonSetUpdateStrategy"
-        | "apps.v1.StatefulSetUpdateStrategy" => {
-            if fields.get("type") == Some(&json!("RollingUpdate")) {
-                fields.entry("rollingUpdate").or_insert(json!({}));
-            }
+        | "apps.v1.StatefulSetUpdateStrategy"
+            if fields.get("type") == Some(&json!("RollingUpdate")) =>
+        {
+            fields.entry("rollingUpdate").or_insert(json!({}));
         }
         "core.v1.NodeStatus" => {
             if let (None, Some(capacity)) =

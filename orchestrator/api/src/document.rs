@@ -10,7 +10,7 @@ mod openapi;
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, LazyLock, Mutex, PoisonError},
+    sync::{Arc, LazyLock, OnceLock},
 };
 
 pub(crate) use discovery::{has_reviews, is_review, versions};
@@ -44,8 +44,27 @@ enum Shape {
     Protobuf,
 }
 
-/// Documents made so far, by path and form.
-static MADE: LazyLock<Mutex<BTreeMap<String, (Arc<[u8]>, String)>>> = LazyLock::new(Mutex::default);
+/// A document's bytes and their fingerprint.
+type Made = (Arc<[u8]>, String);
+
+/// A place for every document that depends on nothing, filled when it is first asked for.
+static MADE: LazyLock<BTreeMap<String, OnceLock<Made>>> = LazyLock::new(|| {
+    let mut paths = vec![
+        DocumentPath::OpenApiV2,
+        DocumentPath::OpenApiV3,
+        DocumentPath::Version,
+        DocumentPath::Groups,
+    ];
+    for (group, version) in discovery::group_versions() {
+        let (group, version) = (group.to_owned(), version.to_owned());
+        paths.push(DocumentPath::Group(group.clone()));
+        paths.push(DocumentPath::Resources(group.clone(), version.clone()));
+        paths.push(DocumentPath::OpenApiV3Group(group, version));
+    }
+    let shapes = [Shape::Json, Shape::Aggregated, Shape::AggregatedBeta, Shape::Protobuf];
+    let keys = paths.iter().flat_map(|path| shapes.map(|shape| format!("{path:?} {shape:?}")));
+    keys.map(|key| (key, OnceLock::new())).collect()
+});
 
 /// Renders a document in a form the `Accept` header names. `query` is the URL's query,
 /// `server_address` the `host:port` clients reach this server by.
@@ -60,15 +79,16 @@ pub fn render_document(
     server_address: &str,
 ) -> Result<Document, Status> {
     let shape = choose(path, accept)?;
-    let key = format!("{path:?} {shape:?} {server_address}");
-    let known = MADE.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
-    let (bytes, hash) = match known {
-        Some(known) => known,
+    let place = MADE.get(&format!("{path:?} {shape:?}"));
+    let (bytes, hash) = match place.and_then(OnceLock::get) {
+        Some(made) => made.clone(),
         None => {
             let bytes: Arc<[u8]> = make(path, shape, server_address)?.into();
             let made = (Arc::clone(&bytes), fingerprint(&bytes));
-            MADE.lock().unwrap_or_else(PoisonError::into_inner).insert(key, made.clone());
-            made
+            match place {
+                Some(place) => place.get_or_init(|| made).clone(),
+                None => made,
+            }
         }
     };
     let content_type = match shape {

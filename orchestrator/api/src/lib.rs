@@ -27,6 +27,7 @@ mod apply;
 mod convert;
 mod decode;
 mod defaults;
+mod json;
 mod patch;
 mod validate;
 

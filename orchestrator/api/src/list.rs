@@ -3,7 +3,7 @@
 use objects::{Kind, kind};
 use serde_json::{Value, json};
 
-use crate::{accept::MetaVersion, request::Request};
+use crate::{accept::MetaVersion, json::put, request::Request};
 
 /// The metadata of a list.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -22,9 +22,9 @@ impl ListMeta {
     pub fn to_value(&self) -> Value {
         let mut meta = json!({"resourceVersion": self.revision.to_string()});
         if !self.continue_token.is_empty() {
-            meta["continue"] = json!(self.continue_token);
+            put(&mut meta, "continue", json!(self.continue_token));
             if let Some(remaining) = self.remaining {
-                meta["remainingItemCount"] = json!(remaining);
+                put(&mut meta, "remainingItemCount", json!(remaining));
             }
         }
         meta
@@ -83,7 +83,7 @@ pub fn partial_list<'a>(
 pub fn bookmark(request: &Request, revision: u64, end_of_initial_events: bool) -> Value {
     let mut meta = json!({"resourceVersion": revision.to_string()});
     if end_of_initial_events {
-        meta["annotations"] = json!({"k8s.io/initial-events-end": "true"});
+        put(&mut meta, "annotations", json!({"k8s.io/initial-events-end": "true"}));
     }
     json!({"kind": request.kind.kind, "apiVersion": request.api_version(), "metadata": meta})
 }

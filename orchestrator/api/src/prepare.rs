@@ -86,7 +86,9 @@ pub fn prepare_create(
     context: &Context<'_>,
 ) -> Result<Prepared, Status> {
     let decoded = body::decode(request, body)?;
-    create_from(request, decoded.value, decoded.warnings, context)
+    let mut prepared = create_from(request, decoded.value, decoded.warnings, context)?;
+    apply::track_update(request, None, &mut prepared.object, context);
+    Ok(prepared)
 }
 
 /// The part of creation behind the decoder; server-side apply creates here too.
@@ -104,7 +106,6 @@ fn create_from(
     status::admit_new(kind, &mut object);
     let causes = validate::validate_create(kind, &object);
     refuse(kind, &object, causes)?;
-    apply::track_update(request, None, &mut object, context);
     Ok(Prepared { change: Change::Create, object, conditional: false, warnings })
 }
 
@@ -125,7 +126,7 @@ pub fn prepare_update(
     }
     let decoded = body::decode(request, body)?;
     let new = convert::to_stored(request, decoded.value);
-    update_to(request, old, new, decoded.warnings, context)
+    update_to(request, old, Wanted { object: new, applied: false }, decoded.warnings, context)
 }
 
 /// Changes parts of an object, or makes it (apply only), by the body's kind of patch.
@@ -156,7 +157,7 @@ pub fn prepare_patch(
     let seen = convert::to_served(request, old);
     let (patched, warnings) = patch::apply_patch(request, body, &seen)?;
     let new = convert::to_stored(request, patched);
-    update_to(request, old, new, warnings, context)
+    update_to(request, old, Wanted { object: new, applied: false }, warnings, context)
 }
 
 fn patch_by_apply(
@@ -184,20 +185,28 @@ fn patch_by_apply(
         Some(old) => {
             let applied = convert::to_stored(request, decoded.value);
             let merged = apply::merge(request, old, &applied, context)?;
-            update_to(request, old, merged, decoded.warnings, context)
+            let wanted = Wanted { object: merged, applied: true };
+            update_to(request, old, wanted, decoded.warnings, context)
         }
     }
 }
 
-/// The part of an update behind the decoder: what of `new` counts, and what follows from it.
+/// What an update wants, and whether an apply has already said who owns what.
+struct Wanted {
+    object: Value,
+    applied: bool,
+}
+
+/// The part of an update behind the decoder: what of `wanted` counts, and what follows from it.
 fn update_to(
     request: &Request,
     old: &Value,
-    mut new: Value,
+    wanted: Wanted,
     warnings: Vec<String>,
     context: &Context<'_>,
 ) -> Result<Prepared, Status> {
     let kind = request.kind;
+    let mut new = wanted.object;
     let conditional = metadata::check_preconditions(request, old, &new)?;
     metadata::carry_over(request, old, &mut new, context);
     status::separate(request, old, &mut new, context)?;
@@ -206,7 +215,9 @@ fn update_to(
     metadata::count_generation(kind, old, &mut new);
     let causes = validate::validate_update(kind, &request.subresource, old, &new);
     refuse(kind, &new, causes)?;
-    apply::track_update(request, Some(old), &mut new, context);
+    if !wanted.applied {
+        apply::track_update(request, Some(old), &mut new, context);
+    }
     let change = if metadata::is_gone(kind, &new) {
         Change::Remove
     } else if metadata::is_same(old, &new) {

@@ -3,6 +3,8 @@
 //! Columns and their words follow upstream's printers, so that people and scripts find what they
 //! are used to; the kinds of `muster.dev` have their own.
 
+mod columns;
+
 mod cells;
 mod pod;
 
@@ -12,6 +14,7 @@ use serde_json::{Value, json};
 
 use crate::{
     accept::MetaVersion,
+    json::put,
     list::{ListMeta, partial_object, served},
     request::Request,
 };
@@ -19,10 +22,13 @@ use crate::{
 /// A column: name, type, and whether it is shown only with `-o wide`.
 type Column = (&'static str, &'static str, bool);
 
+/// Fills a row.
+type Cells = fn(&Value, Timestamp) -> Vec<Value>;
+
 /// Everything but the first column and `Age` of a kind: the columns, and how a row is filled.
 struct Layout {
     columns: &'static [Column],
-    cells: fn(&Value, Timestamp) -> Vec<Value>,
+    cells: Cells,
 }
 
 /// Renders objects as a `Table`.
@@ -42,11 +48,15 @@ pub fn render_table<'a>(
         .into_iter()
         .map(|object| {
             let mut row = json!({"cells": (layout.cells)(object, now)});
-            row["object"] = match request.options.include_object.as_str() {
-                "None" => Value::Null,
-                "Object" => served(request, object),
-                _ => partial_object(object, version),
-            };
+            put(
+                &mut row,
+                "object",
+                match request.options.include_object.as_str() {
+                    "None" => Value::Null,
+                    "Object" => served(request, object),
+                    _ => partial_object(object, version),
+                },
+            );
             row
         })
         .collect();
@@ -76,32 +86,31 @@ fn render_column((name, kind, wide): Column) -> Value {
 
 /// The layout of a kind; name and age for those without one of their own.
 fn layout(kind: &Kind) -> Layout {
-    let (columns, cells): (&'static [Column], fn(&Value, Timestamp) -> Vec<Value>) = match kind.kind
-    {
+    let (columns, cells): (&'static [Column], Cells) = match kind.kind {
         "Pod" => (pod::COLUMNS, pod::cells),
-        "Node" => (cells::NODE, cells::node),
-        "Namespace" => (cells::NAMESPACE, cells::namespace),
-        "Service" => (cells::SERVICE, cells::service),
-        "Endpoints" => (cells::ENDPOINTS, cells::endpoints),
-        "EndpointSlice" => (cells::ENDPOINT_SLICE, cells::endpoint_slice),
-        "ConfigMap" => (cells::CONFIG_MAP, cells::config_map),
-        "Secret" => (cells::SECRET, cells::secret),
-        "ServiceAccount" => (cells::SERVICE_ACCOUNT, cells::service_account),
-        "Event" => (cells::EVENT, cells::event),
-        "Deployment" => (cells::DEPLOYMENT, cells::deployment),
-        "ReplicaSet" | "ReplicationController" => (cells::REPLICA_SET, cells::replica_set),
-        "DaemonSet" => (cells::DAEMON_SET, cells::daemon_set),
-        "StatefulSet" => (cells::STATEFUL_SET, cells::stateful_set),
-        "Lease" => (cells::LEASE, cells::lease),
-        "CertificateSigningRequest" => (cells::CSR, cells::csr),
-        "PersistentVolume" => (cells::VOLUME, cells::volume),
-        "PersistentVolumeClaim" => (cells::CLAIM, cells::claim),
-        "Role" | "ClusterRole" => (cells::ROLE, cells::role),
-        "RoleBinding" | "ClusterRoleBinding" => (cells::BINDING, cells::binding),
-        "Machine" => (cells::MACHINE, cells::machine),
-        "Rack" => (cells::RACK, cells::rack),
-        "NodeImage" => (cells::NODE_IMAGE, cells::node_image),
-        _ => (cells::PLAIN, cells::plain),
+        "Node" => (columns::NODE, cells::node),
+        "Namespace" => (columns::NAMESPACE, cells::namespace),
+        "Service" => (columns::SERVICE, cells::service),
+        "Endpoints" => (columns::ENDPOINTS, cells::endpoints),
+        "EndpointSlice" => (columns::ENDPOINT_SLICE, cells::endpoint_slice),
+        "ConfigMap" => (columns::CONFIG_MAP, cells::config_map),
+        "Secret" => (columns::SECRET, cells::secret),
+        "ServiceAccount" => (columns::SERVICE_ACCOUNT, cells::service_account),
+        "Event" => (columns::EVENT, cells::event),
+        "Deployment" => (columns::DEPLOYMENT, cells::deployment),
+        "ReplicaSet" | "ReplicationController" => (columns::REPLICA_SET, cells::replica_set),
+        "DaemonSet" => (columns::DAEMON_SET, cells::daemon_set),
+        "StatefulSet" => (columns::STATEFUL_SET, cells::stateful_set),
+        "Lease" => (columns::LEASE, cells::lease),
+        "CertificateSigningRequest" => (columns::CSR, cells::csr),
+        "PersistentVolume" => (columns::VOLUME, cells::volume),
+        "PersistentVolumeClaim" => (columns::CLAIM, cells::claim),
+        "Role" | "ClusterRole" => (columns::ROLE, cells::role),
+        "RoleBinding" | "ClusterRoleBinding" => (columns::BINDING, cells::binding),
+        "Machine" => (columns::MACHINE, cells::machine),
+        "Rack" => (columns::RACK, cells::rack),
+        "NodeImage" => (columns::NODE_IMAGE, cells::node_image),
+        _ => (columns::PLAIN, cells::plain),
     };
     Layout { columns, cells }
 }

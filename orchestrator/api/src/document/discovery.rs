@@ -3,6 +3,8 @@
 use objects::{Kind, kind::KINDS};
 use serde_json::{Value, json};
 
+use crate::json::put;
+
 /// What can be done with the objects of every kind.
 const VERBS: &[&str] =
     &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
@@ -172,8 +174,8 @@ pub(super) fn groups() -> Value {
 /// `/apis/GROUP`.
 pub(super) fn group(group: &str) -> Value {
     let mut entry = group_entry(group);
-    entry["kind"] = json!("APIGroup");
-    entry["apiVersion"] = json!("v1");
+    put(&mut entry, "kind", json!("APIGroup"));
+    put(&mut entry, "apiVersion", json!("v1"));
     entry
 }
 
@@ -191,14 +193,14 @@ pub(super) fn resources(group: &str, version: &str) -> Value {
                 "verbs": row.verbs,
             });
             if !answer_version.is_empty() && (answer_group, answer_version) != (group, version) {
-                entry["group"] = json!(answer_group);
-                entry["version"] = json!(answer_version);
+                put(&mut entry, "group", json!(answer_group));
+                put(&mut entry, "version", json!(answer_version));
             }
             if !row.short_names.is_empty() {
-                entry["shortNames"] = json!(row.short_names);
+                put(&mut entry, "shortNames", json!(row.short_names));
             }
             if !row.categories.is_empty() {
-                entry["categories"] = json!(row.categories);
+                put(&mut entry, "categories", json!(row.categories));
             }
             entry
         })
@@ -228,7 +230,7 @@ pub(super) fn aggregated(core: bool, beta: bool) -> Value {
                 .collect();
             let mut meta = json!({"creationTimestamp": null});
             if !group.is_empty() {
-                meta["name"] = json!(group);
+                put(&mut meta, "name", json!(group));
             }
             json!({"metadata": meta, "versions": all})
         })
@@ -273,10 +275,10 @@ fn aggregated_resources(group: &str, version: &str) -> Vec<Value> {
             "verbs": row.verbs,
         });
         if !row.short_names.is_empty() {
-            entry["shortNames"] = json!(row.short_names);
+            put(&mut entry, "shortNames", json!(row.short_names));
         }
         if !row.categories.is_empty() {
-            entry["categories"] = json!(row.categories);
+            put(&mut entry, "categories", json!(row.categories));
         }
         list.push(entry);
     }

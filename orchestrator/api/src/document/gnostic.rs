@@ -71,9 +71,7 @@ fn yes(fields: &Map<String, Value>, key: &str) -> bool {
     fields.get(key).and_then(Value::as_bool).unwrap_or(false)
 }
 
-fn objects<'a>(
-    value: Option<&'a Value>,
-) -> impl Iterator<Item = (&'a String, &'a Map<String, Value>)> {
+fn objects(value: Option<&Value>) -> impl Iterator<Item = (&String, &Map<String, Value>)> {
     value
         .and_then(Value::as_object)
         .into_iter()

@@ -9,6 +9,7 @@ use objects::Kind;
 use serde_json::{Map, Value, json};
 
 use super::discovery::{group_versions, kinds_in, root_path, subresource};
+use crate::json::put;
 use crate::schema::{Field, ListKind, Node, Scalar, Schema, Strategy, Type, builtin};
 
 /// The kinds of patch.
@@ -187,19 +188,22 @@ fn render_type(dialect: Dialect, schema: &Schema, one: &Type) -> Value {
         .map(|field| (field.name.to_owned(), render_field(dialect, schema, field)))
         .collect();
     if !fields.is_empty() {
-        shape["properties"] = Value::Object(fields);
+        put(&mut shape, "properties", Value::Object(fields));
     }
     let required: Vec<&str> =
         one.fields.iter().filter(|field| field.required).map(|field| field.name).collect();
     if !required.is_empty() {
-        shape["required"] = json!(required);
+        put(&mut shape, "required", json!(required));
     }
     if one.atomic {
-        shape["x-kubernetes-map-type"] = json!("atomic");
+        put(&mut shape, "x-kubernetes-map-type", json!("atomic"));
     }
     if let Some((group, version, kind)) = one.gvk {
-        shape["x-kubernetes-group-version-kind"] =
-            json!([{"group": group, "version": version, "kind": kind}]);
+        put(
+            &mut shape,
+            "x-kubernetes-group-version-kind",
+            json!([{"group": group, "version": version, "kind": kind}]),
+        );
     }
     shape
 }
@@ -207,25 +211,25 @@ fn render_type(dialect: Dialect, schema: &Schema, one: &Type) -> Value {
 fn render_field(dialect: Dialect, schema: &Schema, field: &Field) -> Value {
     let mut shape = render_node(dialect, schema, &field.node);
     match &field.list {
-        ListKind::Set => shape["x-kubernetes-list-type"] = json!("set"),
+        ListKind::Set => put(&mut shape, "x-kubernetes-list-type", json!("set")),
         ListKind::Map(keys) => {
-            shape["x-kubernetes-list-type"] = json!("map");
-            shape["x-kubernetes-list-map-keys"] = json!(keys);
+            put(&mut shape, "x-kubernetes-list-type", json!("map"));
+            put(&mut shape, "x-kubernetes-list-map-keys", json!(keys));
         }
         ListKind::Atomic if matches!(field.node, Node::List(_)) => {
-            shape["x-kubernetes-list-type"] = json!("atomic");
+            put(&mut shape, "x-kubernetes-list-type", json!("atomic"));
         }
         ListKind::Atomic => {}
     }
     if field.atomic {
-        shape["x-kubernetes-map-type"] = json!("atomic");
+        put(&mut shape, "x-kubernetes-map-type", json!("atomic"));
     }
     let strategy = strategy_text(field.strategy);
     if !strategy.is_empty() {
-        shape["x-kubernetes-patch-strategy"] = json!(strategy);
+        put(&mut shape, "x-kubernetes-patch-strategy", json!(strategy));
     }
     if let Some(key) = field.strategy.merge_key.filter(|key| !key.is_empty()) {
-        shape["x-kubernetes-patch-merge-key"] = json!(key);
+        put(&mut shape, "x-kubernetes-patch-merge-key", json!(key));
     }
     shape
 }
@@ -437,14 +441,14 @@ fn operation_title(group: &str, version: &str, kind: &Kind) -> String {
 fn parameter(dialect: Dialect, place: &str, name: &str, kind: &str, required: bool) -> Value {
     let mut said = json!({"name": name, "in": place});
     if required {
-        said["required"] = json!(true);
+        put(&mut said, "required", json!(true));
     }
     match dialect {
         Dialect::V2 => {
-            said["type"] = json!(kind);
-            said["uniqueItems"] = json!(true);
+            put(&mut said, "type", json!(kind));
+            put(&mut said, "uniqueItems", json!(true));
         }
-        Dialect::V3 => said["schema"] = json!({"type": kind, "uniqueItems": true}),
+        Dialect::V3 => put(&mut said, "schema", json!({"type": kind, "uniqueItems": true})),
     }
     said
 }
@@ -475,14 +479,14 @@ fn add_operation(
     let answer = reference(dialect, &operation.answer);
     match dialect {
         Dialect::V2 => {
-            said["produces"] = json!(["application/json"]);
+            put(&mut said, "produces", json!(["application/json"]));
             if let Some((_, media)) = operation.body {
-                said["consumes"] = json!(media);
+                put(&mut said, "consumes", json!(media));
                 parameters.push(json!({
                     "name": "body", "in": "body", "required": true, "schema": shape,
                 }));
             }
-            said["responses"] = json!({"200": {"description": "OK", "schema": answer}});
+            put(&mut said, "responses", json!({"200": {"description": "OK", "schema": answer}}));
         }
         Dialect::V3 => {
             if let Some((_, media)) = operation.body {
@@ -490,14 +494,18 @@ fn add_operation(
                     .iter()
                     .map(|media| ((*media).to_owned(), json!({"schema": shape})))
                     .collect();
-                said["requestBody"] = json!({"content": content, "required": true});
+                put(&mut said, "requestBody", json!({"content": content, "required": true}));
             }
-            said["responses"] = json!({"200": {
-                "description": "OK", "content": {"application/json": {"schema": answer}},
-            }});
+            put(
+                &mut said,
+                "responses",
+                json!({"200": {
+                    "description": "OK", "content": {"application/json": {"schema": answer}},
+                }}),
+            );
         }
     }
-    said["parameters"] = Value::Array(parameters);
+    put(&mut said, "parameters", Value::Array(parameters));
     let entry = paths.entry(path.to_owned()).or_insert_with(|| json!({}));
-    entry[method] = said;
+    put(entry, method, said);
 }

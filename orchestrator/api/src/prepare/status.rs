@@ -4,7 +4,7 @@ use objects::{Kind, Status, Time, field::str_at, kind};
 use serde_json::{Map, Value, json};
 
 use super::{Context, metadata::meta_mut};
-use crate::request::Request;
+use crate::{json::put_in, request::Request};
 
 /// Takes from a new object what its creator may not say, and adds what the server knows.
 pub(super) fn reset_on_create(kind: &Kind, object: &mut Value, context: &Context<'_>) {
@@ -148,7 +148,7 @@ pub(super) fn separate(
             let conditions = old.pointer("/status/conditions").cloned();
             let managed = new.pointer("/metadata/managedFields").cloned();
             *new = old.clone();
-            put(new, "status", status);
+            set(new, "status", status);
             if *request.kind == kind::CERTIFICATE_SIGNING_REQUEST {
                 keep_decisions(new, conditions);
             }
@@ -224,20 +224,13 @@ fn stamp_conditions(object: &mut Value, context: &Context<'_>) {
 
 /// Puts a field back as it was.
 fn keep(old: &Value, new: &mut Value, field: &str) {
-    put(new, field, old.get(field).cloned());
+    set(new, field, old.get(field).cloned());
 }
 
-fn put(object: &mut Value, field: &str, value: Option<Value>) {
+fn set(object: &mut Value, field: &str, value: Option<Value>) {
     if let Some(fields) = object.as_object_mut() {
         put_in(fields, field, value);
     }
-}
-
-pub(super) fn put_in(fields: &mut Map<String, Value>, field: &str, value: Option<Value>) {
-    match value {
-        Some(value) => fields.insert(field.to_owned(), value),
-        None => fields.remove(field),
-    };
 }
 
 /// An object inside an object, made when missing.
@@ -249,8 +242,6 @@ pub(super) fn child<'a>(
     if !value.is_object() {
         *value = json!({});
     }
-    match value {
-        Value::Object(map) => map,
-        _ => unreachable!("made an object two lines above"),
-    }
+    #[expect(clippy::expect_used, reason = "made an object two lines above")]
+    value.as_object_mut().expect("an object")
 }

@@ -3,12 +3,13 @@
 use objects::{Kind, Selector, Status, Time, field::str_at};
 use serde_json::{Value, json};
 
-use super::{
-    Body, Change, Context, Prepared, metadata,
-    status::{child, put_in},
-    update_to,
+use super::{Body, Change, Context, Prepared, Wanted, metadata, status::child, update_to};
+use crate::{
+    decode,
+    json::{put, put_in},
+    patch,
+    request::Request,
 };
-use crate::{decode, patch, request::Request};
 
 /// The `scale` of a workload (`autoscaling/v1`).
 #[must_use]
@@ -24,7 +25,7 @@ pub fn prepare_scale_read(_kind: &Kind, object: &Value) -> Value {
     let mut status = json!({"replicas": actual});
     let selector = selector_text(object);
     if !selector.is_empty() {
-        status["selector"] = json!(selector);
+        put(&mut status, "selector", json!(selector));
     }
     json!({
         "kind": "Scale",
@@ -104,7 +105,8 @@ fn to_replicas(
     }
     let mut main = request.clone();
     main.subresource.clear();
-    let mut prepared = update_to(&main, old, new, Vec::new(), context)?;
+    let mut prepared =
+        update_to(&main, old, Wanted { object: new, applied: false }, Vec::new(), context)?;
     prepared.conditional = conditional;
     Ok(prepared)
 }

@@ -79,7 +79,7 @@ pub fn distil(definitions: &Value) -> Result<String, DistilError> {
         let fields = def.get("properties").and_then(Value::as_object).unwrap_or(&none);
         for (field, shape) in fields {
             let must = if required.contains(&field.as_str()) { "!" } else { "" };
-            let node = node(defs, &format!("{name}.{field}"), shape, &mut open)?;
+            let node = node(&format!("{name}.{field}"), shape, &mut open)?;
             let attributes = format!("{}{}", atomic(shape), strategies(shape));
             let _infallible = writeln!(text, "{field}{must} {node}{attributes}");
         }
@@ -144,7 +144,6 @@ fn strategies(shape: &Value) -> String {
 
 /// The word for a field's type; types it refers to are put on the list.
 fn node(
-    defs: &Map<String, Value>,
     place: &str,
     shape: &Value,
     open: &mut VecDeque<(String, String)>,
@@ -171,7 +170,7 @@ fn node(
         None => None,
     };
     let inner = |key: &str, open: &mut VecDeque<(String, String)>| match shape.get(key) {
-        Some(inner) => node(defs, place, inner, open).map(Some),
+        Some(inner) => node(place, inner, open).map(Some),
         None => Ok(None),
     };
     Ok(match (first.as_deref().unwrap_or(""), text(shape, "format")) {

@@ -1,0 +1,117 @@
+//! `metadata.managedFields`: one entry per manager, verb and half of the object.
+
+use objects::{Time, field::str_at};
+use serde_json::{Value, json};
+
+use super::set::Set;
+
+/// One entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Manager {
+    pub(super) name: String,
+    pub(super) operation: String,
+    pub(super) api_version: String,
+    pub(super) subresource: String,
+    pub(super) time: String,
+    pub(super) fields: Set,
+}
+
+/// All entries.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Managers(Vec<Manager>);
+
+impl Manager {
+    /// Adds fields; the time is that of the last change.
+    pub(super) fn gain(&mut self, fields: &Set, now: Time) {
+        let grown = self.fields.union(fields);
+        if grown != self.fields {
+            self.fields = grown;
+        }
+        self.time = now.to_string();
+    }
+}
+
+impl Managers {
+    /// Reads an object's entries; those in no known form are left out.
+    pub(super) fn decode(object: &Value) -> Self {
+        let list = object.pointer("/metadata/managedFields").and_then(Value::as_array);
+        let entries = list.into_iter().flatten().filter_map(|entry| {
+            let text = |key: &str| str_at(entry, key).unwrap_or("").to_owned();
+            let fields = entry.get("fieldsV1")?;
+            Some(Manager {
+                name: text("manager"),
+                operation: text("operation"),
+                api_version: text("apiVersion"),
+                subresource: text("subresource"),
+                time: text("time"),
+                fields: Set::decode(fields),
+            })
+        });
+        Self(entries.collect())
+    }
+
+    pub(super) fn encode(&self) -> Value {
+        let entries = self.0.iter().map(|manager| {
+            let mut entry = json!({
+                "manager": manager.name,
+                "operation": manager.operation,
+                "apiVersion": manager.api_version,
+                "time": manager.time,
+                "fieldsType": "FieldsV1",
+                "fieldsV1": manager.fields.encode(),
+            });
+            if !manager.subresource.is_empty() {
+                crate::json::put(&mut entry, "subresource", json!(manager.subresource));
+            }
+            entry
+        });
+        Value::Array(entries.collect())
+    }
+
+    /// The entry of a manager, made when missing.
+    pub(super) fn entry(
+        &mut self,
+        name: &str,
+        operation: &str,
+        api_version: &str,
+        subresource: &str,
+        now: Time,
+    ) -> &mut Manager {
+        let same = |have: &Manager| {
+            have.name == name && have.operation == operation && have.subresource == subresource
+        };
+        let at = match self.0.iter().position(same) {
+            Some(at) => at,
+            None => {
+                self.0.push(Manager {
+                    name: name.to_owned(),
+                    operation: operation.to_owned(),
+                    api_version: api_version.to_owned(),
+                    subresource: subresource.to_owned(),
+                    time: now.to_string(),
+                    fields: Set::default(),
+                });
+                self.0.len().saturating_sub(1)
+            }
+        };
+        #[expect(clippy::expect_used, reason = "found or pushed just above")]
+        self.0.get_mut(at).expect("an entry")
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Manager> {
+        self.0.iter()
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Manager> {
+        self.0.iter_mut()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Forgets managers that own nothing.
+    pub(super) fn drop_empty(&mut self) {
+        self.0.retain(|manager| !manager.fields.is_empty());
+    }
+}
