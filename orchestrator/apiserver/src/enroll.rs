@@ -24,8 +24,8 @@ use sha2::{Digest as _, Sha256};
 use crate::handle::read_limited;
 use crate::object;
 use crate::respond::{self, Answer};
-use crate::server::{Server, now};
-use crate::write;
+use crate::server::Server;
+use crate::{sweep, write};
 
 /// Where the door is.
 const PATH: &str = "/muster/v1/enroll";
@@ -103,7 +103,7 @@ async fn submit(server: &Server, bytes: &[u8]) -> Result<Answer, Status> {
     }
     let shelf = server.shelf(&kind::CERTIFICATE_SIGNING_REQUEST);
     if server.store.count(&shelf, "node-") >= PRUNE_FROM {
-        prune(server).await;
+        sweep::requests(server).await;
     }
     if server.store.count(&shelf, "node-") >= WAITING_MAX {
         return Err(Status::too_many_requests("too many enrolments are waiting", 30));
@@ -115,25 +115,12 @@ async fn submit(server: &Server, bytes: &[u8]) -> Result<Answer, Status> {
     Ok(accepted)
 }
 
-/// Removes requests nobody waits for any more: every boot of a machine makes a new one.
-async fn prune(server: &Server) {
-    let now = now();
-    for item in server.items(&kind::CERTIFICATE_SIGNING_REQUEST, "") {
-        if item.name().starts_with("node-") && is_over(&object::decode(&item, 0), now) {
-            let removal = store::Write {
-                shelf: server.shelf(&kind::CERTIFICATE_SIGNING_REQUEST),
-                name: item.name().into(),
-                expect: store::Expect::Revision(item.modified()),
-                value: None,
-                head: None,
-            };
-            // One that changed just now is not over after all.
-            let _removed = server.store.write(removal).await.is_ok();
-        }
+/// Does nobody wait for this request any more? Requests of other origin are left alone.
+pub(crate) fn is_over(request: &Value, now: Timestamp) -> bool {
+    let name = field::str_at(request, "metadata.name").unwrap_or_default();
+    if !name.starts_with("node-") {
+        return false;
     }
-}
-
-fn is_over(request: &Value, now: Timestamp) -> bool {
     let created = field::str_at(request, "metadata.creationTimestamp").unwrap_or_default();
     let Some(created) = objects::time::parse_time(created) else { return false };
     let (state, _) = standing(request);
@@ -270,7 +257,9 @@ mod tests {
     fn requests_are_kept_as_long_as_someone_may_ask() {
         let now: Timestamp = "2026-11-21T12:00:00Z".parse().unwrap();
         let check = |created: &str, status: Value, over: bool| {
-            let request = json!({"metadata": {"creationTimestamp": created}, "status": status});
+            let request = json!({
+                "metadata": {"name": "node-a-1", "creationTimestamp": created}, "status": status,
+            });
             assert_eq!(is_over(&request, now), over, "{request}");
         };
         let issued = json!({"conditions": [{"type": "Approved"}], "certificate": "Yw=="});

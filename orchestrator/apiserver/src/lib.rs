@@ -4,7 +4,8 @@
 //! says; strangers may only ask after health and version, and knock at the enrolment door.
 //! It decides nothing about objects itself: that is `api`'s, which knows neither sockets nor disk.
 //!
-//! Tasks: the accept loop with one task per connection, and the connections to node agents.
+//! Tasks: the accept loop with one task per connection, the connections to node agents, and the
+//! sweep of what is not meant to last.
 
 mod bootstrap;
 mod door;
@@ -18,6 +19,7 @@ mod respond;
 mod review;
 mod server;
 mod site;
+mod sweep;
 mod watch;
 mod write;
 
@@ -127,10 +129,15 @@ impl ApiServer {
         let store = server.store.clone();
         // Its own token, so that a failed store ends the connections too.
         let doors = stop.child_token();
-        let serving = door::serve(doors.clone(), listener, Arc::clone(&server));
+        let serving = async {
+            tokio::join!(
+                door::serve(doors.clone(), listener, Arc::clone(&server)),
+                sweep::run(doors.clone(), &server),
+            )
+        };
         let mut serving = std::pin::pin!(serving);
         let failed = tokio::select! { biased;
-            () = &mut serving => false,
+            _ = &mut serving => false,
             () = store.failed() => true,
         };
         if failed {

@@ -23,7 +23,6 @@ pub(crate) struct Known {
     fields: Vec<(&'static str, String)>,
     name: String,
     namespace: String,
-    pub(crate) uid: String,
 }
 
 impl Known {
@@ -43,7 +42,6 @@ impl Known {
             fields: fields.collect(),
             name: text("metadata.name"),
             namespace: text("metadata.namespace"),
-            uid: text("metadata.uid"),
         }
     }
 
@@ -79,7 +77,6 @@ static NOTHING: Known = Known {
     fields: Vec::new(),
     name: String::new(),
     namespace: String::new(),
-    uid: String::new(),
 };
 
 /// Renders an object for the store, with its head.

@@ -271,8 +271,8 @@ fn select(call: &Call<'_>, start: &Start) -> Result<(Vec<Arc<Item>>, ListMeta), 
                 .matches(&options.label_selector, &options.field_selector)
         };
         found.extend(items.into_iter().filter(|item| everything || matches(item)));
-        if found.len() > limit || (found.len() == limit && more) || !more {
-            let cut = found.len() > limit || (found.len() == limit && more);
+        let cut = found.len() > limit || (found.len() == limit && more);
+        if cut || !more {
             found.truncate(limit);
             let token = found
                 .last()

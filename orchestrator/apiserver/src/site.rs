@@ -38,8 +38,6 @@ enum Reach {
 
 /// What the server needs of its data directory.
 pub(crate) struct Site {
-    /// The authority's certificate, PEM.
-    pub(crate) ca_pem: String,
     /// How the server shows itself and checks its clients.
     pub(crate) server_tls: Arc<ServerConfig>,
     /// How the server dials node agents.
@@ -104,7 +102,6 @@ pub(crate) fn prepare(config: &Config, bound: SocketAddr) -> Result<Site, SiteEr
         .map_err(|source| SiteError::Pki { what: "the certificate towards agents", source })?;
     let roots = roots(authority.cert_pem())?;
     Ok(Site {
-        ca_pem: authority.cert_pem().to_owned(),
         server_tls: Arc::new(server_tls(&server, Arc::clone(&roots))?),
         agent_tls: Arc::new(agent_tls(&client, roots)?),
         address,

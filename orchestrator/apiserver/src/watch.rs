@@ -93,6 +93,8 @@ struct Watching {
     columns: bool,
     bookmarks: tokio::time::Interval,
     deadline: Instant,
+    /// Set when the watch cannot begin where the client wants it to.
+    lost: Option<Compacted>,
     ended: bool,
 }
 
@@ -108,7 +110,11 @@ impl Watching {
         let shelf = server.shelf(request.kind);
         let prefix = selected_prefix(&request);
         let mut present = Vec::new();
-        let mut after = version.unwrap_or_else(|| server.store.revision());
+        let newest = server.store.revision();
+        let mut after = version.unwrap_or(newest);
+        // Nobody can have seen what has not happened: the client knows another store's
+        // revisions, and must list anew rather than wait for them to come round again.
+        let lost = (after > newest).then_some(Compacted { after, floor: newest });
         if initial != Initial::None {
             let query =
                 Query { shelf: &shelf, prefix: &prefix, after: None, at: None, limit: usize::MAX };
@@ -138,6 +144,7 @@ impl Watching {
             columns: true,
             bookmarks,
             deadline: Instant::now() + Duration::from_secs(seconds),
+            lost,
             ended: false,
         }
     }
@@ -148,6 +155,10 @@ impl Watching {
             return None;
         }
         let mut out = Vec::new();
+        if let Some(lost) = self.lost.take() {
+            self.expire(&mut out, lost);
+            return Some(out.into());
+        }
         while out.len() < PIECE_BYTES
             && let Some(item) = self.present.next()
         {
@@ -247,11 +258,7 @@ impl Watching {
         match self.form {
             Form::Json => put(out, &bookmark),
             Form::Partial(version) => {
-                let mut partial = list::partial_object(&bookmark, version);
-                if let Some(members) = partial.as_object_mut() {
-                    members.insert("metadata".to_owned(), bookmark["metadata"].clone());
-                }
-                put(out, &partial);
+                put(out, &list::partial_object(&bookmark, version));
             }
             Form::Table(version) => {
                 let meta = ListMeta { revision, ..ListMeta::default() };

@@ -1,4 +1,11 @@
 //! Killing the server at any moment and starting it again loses nothing.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test ends where its expectation does"
+)]
 
 mod common;
 

@@ -2,6 +2,13 @@
 //!
 //! Runs with every kubectl that is there: those `cargo xtask` fetches and the host's own.
 //! Each runs the whole file against a server of its own.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test ends where its expectation does"
+)]
 
 mod common;
 

@@ -1,4 +1,11 @@
 //! Logs come from the node's agent, over TLS in both directions, as they come.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test ends where its expectation does"
+)]
 
 mod common;
 

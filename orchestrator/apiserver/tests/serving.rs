@@ -1,4 +1,11 @@
 //! What clients may rely on, spoken over TLS as they do.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test ends where its expectation does"
+)]
 
 mod common;
 
@@ -118,6 +125,15 @@ async fn a_watch_tells_everything_and_resumes_where_it_was() {
     let mut resumed = admin.watch(&CONFIG_MAPS, DEFAULT, &watch_from(&version(&a))).await.unwrap();
     assert_eq!(next(&mut resumed).await, ("ADDED", "b".into(), version(&b)));
     assert_eq!(next(&mut resumed).await, ("DELETED", "a".into(), deleted_at));
+}
+
+#[tokio::test]
+async fn a_watch_from_the_future_is_told_to_list() {
+    let cluster = Cluster::start().await;
+    let mut stream =
+        cluster.admin().watch(&CONFIG_MAPS, DEFAULT, &watch_from("4000000")).await.unwrap();
+    assert_eq!(next(&mut stream).await, ("ERROR", "410".to_owned(), String::new()));
+    assert!(soon("the end", stream.next()).await.is_none());
 }
 
 #[tokio::test]

@@ -15,16 +15,16 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 /// How long a test waits for anything.
-pub const LIMIT: Duration = Duration::from_secs(30);
+pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
-pub struct Cluster {
-    pub dir: TempDir,
+pub(crate) struct Cluster {
+    pub(crate) dir: TempDir,
     stop: CancellationToken,
     serving: JoinSet<Result<(), RunError>>,
 }
 
 impl Cluster {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut cluster = Self { dir, stop: CancellationToken::new(), serving: JoinSet::new() };
         cluster.open().await;
@@ -44,14 +44,14 @@ impl Cluster {
     }
 
     /// Ends the server without a chance to tidy up, and starts it on what is on disk.
-    pub async fn kill_and_restart(&mut self) {
+    pub(crate) async fn kill_and_restart(&mut self) {
         self.serving.abort_all();
         while self.serving.join_next().await.is_some() {}
         self.open().await;
     }
 
     /// Stops the server as a signal would.
-    pub async fn stop(mut self) -> TempDir {
+    pub(crate) async fn stop(mut self) -> TempDir {
         self.stop.cancel();
         while let Some(ended) = self.serving.join_next().await {
             ended.unwrap().unwrap();
@@ -59,31 +59,31 @@ impl Cluster {
         self.dir
     }
 
-    pub fn path(&self, file: &str) -> PathBuf {
+    pub(crate) fn path(&self, file: &str) -> PathBuf {
         self.dir.path().join(file)
     }
 
-    pub fn kubeconfig(&self) -> Kubeconfig {
+    pub(crate) fn kubeconfig(&self) -> Kubeconfig {
         Kubeconfig::load(&self.path("admin.kubeconfig")).unwrap()
     }
 
-    pub fn admin(&self) -> Client {
+    pub(crate) fn admin(&self) -> Client {
         Client::from_kubeconfig(self.path("admin.kubeconfig")).unwrap()
     }
 
-    pub fn boot(&self) -> Client {
+    pub(crate) fn boot(&self) -> Client {
         Client::from_kubeconfig(self.path("boot.kubeconfig")).unwrap()
     }
 
     /// A client that shows this certificate, or none.
-    pub fn client(&self, identity: Option<runtime::Identity>) -> Client {
+    pub(crate) fn client(&self, identity: Option<runtime::Identity>) -> Client {
         let config = self.kubeconfig();
         let ca_pem = config.ca_pem.into_bytes();
         Client::new(ClientConfig { server: config.server, ca_pem, identity, token: None }).unwrap()
     }
 }
 
-pub fn config_map(name: &str, value: &str) -> Value {
+pub(crate) fn config_map(name: &str, value: &str) -> Value {
     json!({
         "apiVersion": "v1", "kind": "ConfigMap",
         "metadata": {"name": name, "namespace": "default", "labels": {"app": value}},
@@ -91,7 +91,7 @@ pub fn config_map(name: &str, value: &str) -> Value {
     })
 }
 
-pub fn pod(name: &str) -> Value {
+pub(crate) fn pod(name: &str) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": name, "namespace": "default"},
@@ -99,16 +99,16 @@ pub fn pod(name: &str) -> Value {
     })
 }
 
-pub fn version(object: &Value) -> String {
+pub(crate) fn version(object: &Value) -> String {
     object["metadata"]["resourceVersion"].as_str().unwrap().to_owned()
 }
 
-pub fn watch_from(revision: &str) -> WatchParams {
+pub(crate) fn watch_from(revision: &str) -> WatchParams {
     WatchParams { resource_version: Some(revision.to_owned()), ..WatchParams::default() }
 }
 
 /// Awaits something that must happen soon.
-pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     let Ok(done) = tokio::time::timeout(LIMIT, future).await else {
         panic!("{what} did not happen in {LIMIT:?}");
     };
