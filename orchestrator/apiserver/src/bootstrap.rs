@@ -38,9 +38,10 @@ pub(crate) async fn run(server: &Server) -> Result<(), Status> {
         };
         // The address of the API may have changed since the last start.
         let stored = object::decode(&item, item.modified());
-        let differs = ["subsets", "endpoints", "ports"]
-            .iter()
-            .any(|key| object.get(key).is_some_and(|wanted| !covers(stored.get(key), wanted)));
+        let said = ["/subsets", "/endpoints", "/ports", "/spec/ports"];
+        let differs = said.iter().any(|path| {
+            object.pointer(path).is_some_and(|wanted| !covers(stored.pointer(path), wanted))
+        });
         if differs {
             let path = kind.path(Some("default"), Some("kubernetes"));
             replace_own(server, USER, &path, &object).await?;

@@ -271,6 +271,19 @@ mod tests {
     }
 
     #[test]
+    fn what_strangers_send_is_checked_without_harm() {
+        bolero::check!().with_iterations(10_000).for_each(|bytes: &[u8]| {
+            let csr = format!(
+                "-----BEGIN CERTIFICATE REQUEST-----\n{}\n-----END CERTIFICATE REQUEST-----\n",
+                STANDARD.encode(bytes)
+            );
+            let evidence = Evidence::default();
+            let submission = Submission { name: "a".to_owned(), csr, evidence };
+            let _outcome = (check(&submission), serde_json::from_slice::<Submission>(bytes));
+        });
+    }
+
+    #[test]
     fn an_address_is_slowed_and_others_are_not() {
         let limiter = Limiter::default();
         let start = Instant::now();

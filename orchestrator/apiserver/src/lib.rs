@@ -103,9 +103,11 @@ impl ApiServer {
         let listen = |source| RunError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
+        // The store is locked first: a second server on the same directory must not touch the
+        // kubeconfigs of the one that runs.
+        let store = Store::open(&store::Options { dir: config.data_dir.join("store") })?;
         let site = site::prepare(config, address)
             .map_err(|source| RunError::Site { dir: config.data_dir.clone(), source })?;
-        let store = Store::open(&store::Options { dir: config.data_dir.join("store") })?;
         let range = service_range(config.service_cidr);
         let server = Server::new(store, site, stop.clone(), range, address.port());
         bootstrap::run(&server).await.map_err(RunError::Bootstrap)?;

@@ -320,3 +320,27 @@ fn gone(err: RangeError, start: &Start) -> Status {
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_goes_on_where_it_says() {
+        for token in [
+            Token { rv: Some(7), after: "default/a".to_owned() },
+            Token { rv: None, after: String::new() },
+        ] {
+            let again = Token::parse(&token.render()).unwrap();
+            assert_eq!((again.rv, again.after), (token.rv, token.after));
+        }
+    }
+
+    #[test]
+    fn made_up_tokens_are_refused() {
+        bolero::check!().with_iterations(10_000).for_each(|bytes: &[u8]| {
+            let text = String::from_utf8_lossy(bytes);
+            let _outcome = (Token::parse(&text), Token::parse(&URL_SAFE_NO_PAD.encode(bytes)));
+        });
+    }
+}

@@ -64,6 +64,21 @@ async fn a_kill_loses_nothing_that_was_acknowledged() {
 }
 
 #[tokio::test]
+async fn a_second_server_leaves_the_first_alone() {
+    let cluster = Cluster::start().await;
+    let before = cluster.kubeconfig();
+    let config = apiserver::Config {
+        data_dir: cluster.dir.path().to_owned(),
+        listen: "127.0.0.1:0".parse().unwrap(),
+        advertise: Vec::new(),
+        service_cidr: "172.21.0.0/24".parse().unwrap(),
+    };
+    let stop = tokio_util::sync::CancellationToken::new();
+    assert!(apiserver::ApiServer::open(stop, &config).await.is_err());
+    assert_eq!(cluster.kubeconfig(), before);
+}
+
+#[tokio::test]
 async fn an_old_kubeconfig_opens_the_restarted_server() {
     let mut cluster = Cluster::start().await;
     let before = cluster.kubeconfig().identity;
