@@ -102,11 +102,11 @@ impl Workers {
                 handle.wake.notify_one();
             }
         }
-        let orphans: Vec<String> = listing
-            .keys()
-            .filter(|uid| !wanted.contains_key(*uid) && !self.handles.contains_key(*uid))
-            .cloned()
-            .collect();
+        // A listing may be older than the end of a worker: what is done stays done.
+        let known = |uid: &String| {
+            wanted.contains_key(uid) || self.handles.contains_key(uid) || self.done.contains(uid)
+        };
+        let orphans: Vec<String> = listing.keys().filter(|uid| !known(uid)).cloned().collect();
         for uid in orphans {
             info!(uid, "the API does not know this pod; it is removed");
             self.spawn(&uid, None);
