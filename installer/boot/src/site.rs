@@ -484,4 +484,6 @@ fn subnets(plan: &Plan) -> Vec<Subnet> {
 }
 
 #[cfg(test)]
+mod storm;
+#[cfg(test)]
 mod tests;

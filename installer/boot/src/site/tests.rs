@@ -7,11 +7,11 @@ use crate::dhcp::{Kind, Message, option};
 use crate::{Journal, Reply, commit};
 
 const START: Moment = Moment::from_unix_ms(1_763_000_000_000);
-const SEED: Ipv4Addr = Ipv4Addr::new(10, 98, 0, 1);
+pub(super) const SEED: Ipv4Addr = Ipv4Addr::new(10, 98, 0, 1);
 const WORKER: Mac = Mac::new([0x52, 0x54, 0, 0, 1, 0x0c]);
 const STRANGER: Mac = Mac::new([0x52, 0x54, 0, 0, 9, 0x99]);
 const UUID: &str = "00112233-4455-6677-8899-aabbccddeeff";
-const OTHER_UUID: &str = "aa112233-4455-6677-8899-aabbccddeeff";
+pub(super) const OTHER_UUID: &str = "aa112233-4455-6677-8899-aabbccddeeff";
 
 fn plan() -> Plan {
     let machine = |name: &str, rack: &str, node: u32, address: &str, gateway: &str| {
@@ -62,14 +62,14 @@ impl Journal for Paper {
 }
 
 /// A site with its journal, at a time.
-struct Bench {
-    site: Site,
+pub(super) struct Bench {
+    pub(super) site: Site,
     paper: Paper,
-    now: Moment,
+    pub(super) now: Moment,
 }
 
 impl Bench {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let settings = Settings { command_line: "quiet".to_owned(), ..Settings::default() };
         let site = Site::new(settings, plan(), []).unwrap();
         Self { site, paper: Paper::default(), now: START }
@@ -80,13 +80,13 @@ impl Bench {
     }
 
     /// Kills the server and starts it from its journal.
-    fn kill(&mut self) {
+    pub(super) fn kill(&mut self) {
         let settings = self.site.settings.clone();
         self.site = Site::new(settings, plan(), self.paper.records.clone()).unwrap();
     }
 
     /// Sends a request through the relay of rack a.
-    fn relayed(&mut self, message: &Message) -> Option<Message> {
+    pub(super) fn relayed(&mut self, message: &Message) -> Option<Message> {
         let mut message = message.clone();
         message.relay = Ipv4Addr::new(10, 98, 1, 1);
         self.send(&message, None).map(|(_, answer)| answer)
@@ -106,7 +106,7 @@ impl Bench {
     }
 
     /// DISCOVER to ACK; the address.
-    fn lease(&mut self, mac: Mac, class: &str, uuid: Option<&str>) -> Ipv4Addr {
+    pub(super) fn lease(&mut self, mac: Mac, class: &str, uuid: Option<&str>) -> Ipv4Addr {
         let offer = self.relayed(&request(Kind::Discover, mac, class, uuid)).expect("an offer");
         assert_eq!(offer.kind(), Some(Kind::Offer));
         let ack =
@@ -116,13 +116,13 @@ impl Bench {
         ack.your_address
     }
 
-    fn fetch(&mut self, peer: Ipv4Addr, fetch: Fetch) -> Verdict {
+    pub(super) fn fetch(&mut self, peer: Ipv4Addr, fetch: Fetch) -> Verdict {
         let (outcome, verdict) = self.site.fetched(self.now, peer, fetch);
         commit(&mut self.paper, [outcome]).unwrap();
         verdict
     }
 
-    fn script(&mut self, query: &str) -> String {
+    pub(super) fn script(&mut self, query: &str) -> String {
         let query = crate::parse_query(query).unwrap();
         let (outcome, script) = self.site.script(self.now, &query);
         commit(&mut self.paper, [outcome]).unwrap();
@@ -137,7 +137,7 @@ impl Bench {
         Ok(())
     }
 
-    fn view_of(&self, mac: Mac) -> MachineView {
+    pub(super) fn view_of(&self, mac: Mac) -> MachineView {
         let view = self.site.view(self.now);
         view.machines.into_iter().find(|machine| machine.evidence.mac == mac).unwrap()
     }
@@ -159,7 +159,7 @@ impl Bench {
     }
 }
 
-fn request(kind: Kind, mac: Mac, class: &str, uuid: Option<&str>) -> Message {
+pub(super) fn request(kind: Kind, mac: Mac, class: &str, uuid: Option<&str>) -> Message {
     let mut message = Message::request(kind, mac, 77);
     if class == "iPXE" {
         message.options.set(option::USER_CLASS, *b"iPXE");
@@ -173,7 +173,7 @@ fn request(kind: Kind, mac: Mac, class: &str, uuid: Option<&str>) -> Message {
     message
 }
 
-fn select(
+pub(super) fn select(
     mac: Mac,
     class: &str,
     uuid: Option<&str>,
@@ -186,7 +186,7 @@ fn select(
     message
 }
 
-const BIOS: &str = "PXEClient:Arch:00000:UNDI:002001";
+pub(super) const BIOS: &str = "PXEClient:Arch:00000:UNDI:002001";
 const EFI: &str = "PXEClient:Arch:00007:UNDI:003000";
 const HTTP: &str = "HTTPClient:Arch:00016:UNDI:003001";
 
