@@ -42,7 +42,7 @@ pub(crate) fn apply_patch(
 }
 
 /// An object that does not say which version it is: a patch that names none fits any.
-fn unversioned(object: &Value) -> Value {
+pub(crate) fn unversioned(object: &Value) -> Value {
     let mut object = object.clone();
     if let Some(meta) = object.get_mut("metadata").and_then(Value::as_object_mut) {
         meta.remove("resourceVersion");

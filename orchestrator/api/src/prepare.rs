@@ -293,3 +293,6 @@ pub fn check_namespace(request: &Request, namespace: Option<&Value>) -> Result<(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

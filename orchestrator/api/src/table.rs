@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use crate::{
     accept::MetaVersion,
+    convert::to_stored,
     json::put,
     list::{ListMeta, partial_object, served},
     request::Request,
@@ -47,7 +48,15 @@ pub fn render_table<'a>(
     let rows: Vec<Value> = objects
         .into_iter()
         .map(|object| {
-            let mut row = json!({"cells": (layout.cells)(object, now)});
+            // Cells are cut from the stored form, whichever form the caller holds.
+            let stored;
+            let shown = if request.is_alias() {
+                stored = to_stored(request, object.clone());
+                &stored
+            } else {
+                object
+            };
+            let mut row = json!({"cells": (layout.cells)(shown, now)});
             put(
                 &mut row,
                 "object",

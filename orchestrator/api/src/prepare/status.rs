@@ -202,11 +202,9 @@ fn keep_decisions(new: &mut Value, before: Option<Value>) {
         .cloned()
         .collect();
     kept.append(&mut all);
-    if kept.is_empty() {
-        return;
-    }
+    let all = if kept.is_empty() { None } else { Some(Value::Array(kept)) };
     if let Some(fields) = new.as_object_mut() {
-        child(fields, "status").insert("conditions".to_owned(), Value::Array(kept));
+        put_in(child(fields, "status"), "conditions", all);
     }
 }
 
