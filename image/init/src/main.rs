@@ -30,7 +30,7 @@ use machine::Identity;
 use network::Network;
 
 /// What the root needs that no device asks for.
-const NEEDED_MODULES: [&str; 4] = ["loop", "dm-verity", "squashfs", "overlay"];
+const NEEDED_MODULES: [&str; 5] = ["loop", "blake2b_generic", "dm-verity", "squashfs", "overlay"];
 /// Drivers bring buses, buses bring devices; trees are not deeper than this.
 const COLDPLUG_ROUNDS: usize = 4;
 /// Long enough to read the console, short enough to come back with the rack.
@@ -76,8 +76,9 @@ impl Journey {
         let image = self.arguments.image.clone().context("no muster.hash= on the command line")?;
         say(&format!("fetching {}", site.root));
         root::fetch(&site.root, &image)?;
+        let device = root::verify(&image)?;
         say("root image verified");
-        root::mount_root(&image)?;
+        root::mount_root(&device)?;
         handover::prepare_places()?;
         handover::write_identity(&network, &self.identity, &site)?;
         self.report("verified", &image.hash);

@@ -14,8 +14,11 @@ use crate::manifest::{Manifest, is_digest};
 /// What the kernel is told on every machine.
 ///
 /// `no_timer_check`: emulated machines on a loaded host fail the timer check at random.
+/// `lsm=`: those that restrict without a policy being loaded; systemd would load programs for the
+/// bpf one at every boot.
 /// `panic=5`: a machine that cannot go on starts over, and its console still shows why.
-pub const KERNEL_WORDS: &str = "console=ttyS0 no_timer_check quiet panic=5";
+pub const KERNEL_WORDS: &str =
+    "console=ttyS0 no_timer_check quiet panic=5 lsm=landlock,lockdown,yama";
 
 /// The identity of a release's root.
 #[derive(Debug, Clone, PartialEq, Eq)]

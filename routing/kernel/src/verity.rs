@@ -54,6 +54,15 @@ pub enum VerityError {
     TooLong,
 }
 
+/// How often a block is checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Checks {
+    /// Whenever it is read from the device: the device may change behind our back.
+    EveryRead,
+    /// When it is read for the first time: the device is memory of our own.
+    Once,
+}
+
 /// What the kernel must know to check a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VerityTable {
@@ -61,10 +70,14 @@ pub struct VerityTable {
     pub device: PathBuf,
     /// Number of 4096-byte data blocks; the superblock is the next one.
     pub data_blocks: u64,
+    /// The hash function, as the kernel names it.
+    pub hash: String,
     /// Root hash, lower-case hex.
     pub root_hash: String,
     /// Salt, lower-case hex.
     pub salt: String,
+    /// How often a block is checked.
+    pub checks: Checks,
 }
 
 impl VerityTable {
@@ -72,8 +85,12 @@ impl VerityTable {
     #[must_use]
     pub fn render(&self) -> String {
         let device = self.device.display();
-        let (blocks, hash, salt) = (self.data_blocks, &self.root_hash, &self.salt);
-        format!("1 {device} {device} 4096 4096 {blocks} {} sha256 {hash} {salt}", blocks + 1)
+        let Self { hash, root_hash, salt, data_blocks: blocks, .. } = self;
+        let options = match self.checks {
+            Checks::EveryRead => "",
+            Checks::Once => " 1 check_at_most_once",
+        };
+        format!("1 {device} {device} 4096 4096 {blocks} {} {hash} {root_hash} {salt}{options}", blocks + 1)
     }
 }
 
@@ -172,11 +189,15 @@ mod tests {
         let table = VerityTable {
             device: "/dev/loop0".into(),
             data_blocks: 100,
+            hash: "sha256".into(),
             root_hash: "aa".into(),
             salt: "bb".into(),
+            checks: Checks::EveryRead,
         };
         let text = "1 /dev/loop0 /dev/loop0 4096 4096 100 101 sha256 aa bb";
         assert_eq!(table.render(), text);
+        let once = VerityTable { checks: Checks::Once, ..table };
+        assert_eq!(once.render(), format!("{text} 1 check_at_most_once"));
     }
 
     #[test]
