@@ -30,6 +30,7 @@ pub(crate) async fn observe(
     Facts {
         name: shared.node.name.clone(),
         address: shared.node.address,
+        port: shared.config.listen.port(),
         labels,
         cpus: cpus(),
         memory_bytes,

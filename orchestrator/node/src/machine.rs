@@ -14,7 +14,7 @@ use objects::node::{
 };
 use objects::{Condition, Quantity, Time};
 
-/// The port of the agent's HTTPS server.
+/// The port of the agent's HTTPS server, unless told otherwise.
 pub const AGENT_PORT: u16 = 10250;
 /// Pods a node takes.
 pub const PODS_MAX: i64 = 110;
@@ -32,6 +32,8 @@ pub struct Facts {
     pub name: String,
     /// The node's address.
     pub address: IpAddr,
+    /// The port of the agent's HTTPS server.
+    pub port: u16,
     /// Labels besides the usual ones (zone, role).
     pub labels: BTreeMap<String, String>,
     /// Cores.
@@ -141,7 +143,7 @@ pub fn compute_node_status(before: &NodeStatus, facts: &Facts, now: Timestamp) -
     ];
     status.daemon_endpoints = Some(NodeDaemonEndpoints {
         kubelet_endpoint: Some(DaemonEndpoint {
-            port: i64::from(AGENT_PORT),
+            port: i64::from(facts.port),
             ..DaemonEndpoint::default()
         }),
         ..NodeDaemonEndpoints::default()
@@ -247,6 +249,7 @@ mod tests {
         Facts {
             name: "a-worker".into(),
             address: "10.98.1.12".parse().unwrap(),
+            port: AGENT_PORT,
             labels: BTreeMap::from([("topology.kubernetes.io/zone".into(), "a".into())]),
             cpus: 2,
             memory_bytes: 1 << 30,
