@@ -3,7 +3,8 @@
 //! *Limits*: there are no RBAC objects yet. Besides `system:masters` only the identities of the
 //! cluster's own parts may do anything; everybody else is refused.
 
-use objects::{Status, kind};
+use objects::{Status, field::str_at, kind};
+use serde_json::Value;
 
 use crate::request::{Request, Verb};
 
@@ -47,7 +48,7 @@ impl User {
 pub fn authorize(user: &User, request: &Request, facts: &dyn Facts) -> Result<(), Status> {
     let allowed = user.is_in("system:masters")
         || match user.name.as_str() {
-            "system:kube-controller-manager" | "muster:apiserver" => true,
+            "system:kube-controller-manager" => true,
             "muster:boot" => may_boot(request),
             _ => user.node().is_some_and(|node| may_node(node, request, facts)),
         };
@@ -98,7 +99,7 @@ fn may_node(node: &str, request: &Request, facts: &dyn Facts) -> bool {
     let (namespace, name) = (request.namespace.as_str(), request.name.as_str());
     let own_pod = || facts.pod_node(namespace, name).as_deref() == Some(node);
     match (request.kind.plural, request.subresource.as_str()) {
-        // The body of a create is checked by name in `prepare`; a node cannot be another's.
+        // What a node makes must bear its own name, see `check_node_write`.
         ("nodes", "") => reads || creates || (changes && name == node),
         ("nodes", "status") => name == node && (changes || reads),
         ("leases", "") => {
@@ -129,6 +130,40 @@ fn may_node(node: &str, request: &Request, facts: &dyn Facts) -> bool {
     }
 }
 
+/// Checks what a node writes about itself: it is no other node, and says nothing of what the
+/// cluster wants of it.
+///
+/// # Errors
+///
+/// 403 with the reason.
+pub(crate) fn check_node_write(
+    user: &User,
+    request: &Request,
+    old: Option<&Value>,
+    new: &Value,
+) -> Result<(), Status> {
+    let Some(node) = user.node() else { return Ok(()) };
+    if user.is_in("system:masters") {
+        return Ok(());
+    }
+    let name = str_at(new, "metadata.name").unwrap_or("");
+    let own = *request.kind == kind::NODE || *request.kind == kind::LEASE;
+    if own && name != node {
+        let why = format!(
+            "node \"{node}\" is not allowed to modify {} \"{name}\"",
+            request.kind.singular
+        );
+        return Err(Status::forbidden(request.kind, name, &why));
+    }
+    if let Some(old) = old.filter(|_| *request.kind == kind::NODE)
+        && old.get("spec") != new.get("spec")
+    {
+        let why = format!("node \"{node}\" is not allowed to modify its spec");
+        return Err(Status::forbidden(request.kind, name, &why));
+    }
+    Ok(())
+}
+
 fn refuse(user: &User, request: &Request) -> Status {
     let place = if request.namespace.is_empty() {
         " at the cluster scope".to_owned()
@@ -147,6 +182,8 @@ fn refuse(user: &User, request: &Request) -> Status {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::request::{Route, parse_request};
 
@@ -202,6 +239,22 @@ mod tests {
         node("POST", "/api/v1/namespaces/a/events", true);
         // The name alone does not make a node.
         check("system:node:n1", &[], "PATCH", "/api/v1/nodes/n1/status", false);
+    }
+
+    #[test]
+    fn a_node_is_no_other_node_and_does_not_rule_itself() {
+        let user =
+            User { name: "system:node:n1".to_owned(), groups: vec!["system:nodes".to_owned()] };
+        let Ok(Route::Resource(request)) = parse_request("POST", "/api/v1/nodes", "") else {
+            panic!("nodes are no resource");
+        };
+        let node = |name: &str, taints: &str| json!({"metadata": {"name": name}, "spec": {"taints": taints}});
+        let check =
+            |old: Option<&Value>, new: &Value| check_node_write(&user, &request, old, new).is_ok();
+        assert!(check(None, &node("n1", "")));
+        assert!(!check(None, &node("n2", "")));
+        assert!(check(Some(&node("n1", "a")), &node("n1", "a")));
+        assert!(!check(Some(&node("n1", "a")), &node("n1", "")));
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub use subresource::{prepare_binding, prepare_scale_read};
 
 use crate::{
     apply,
-    authority::User,
+    authority::{User, check_node_write},
     convert, defaults, patch,
     request::{Options, Request},
     validate,
@@ -104,6 +104,7 @@ fn create_from(
     status::reset_on_create(kind, &mut object, context);
     defaults::set_defaults(kind, &mut object);
     status::admit_new(kind, &mut object);
+    check_node_write(context.user, request, None, &object)?;
     let causes = validate::validate_create(kind, &object);
     refuse(kind, &object, causes)?;
     Ok(Prepared { change: Change::Create, object, conditional: false, warnings })
@@ -212,6 +213,7 @@ fn update_to(
     status::separate(request, old, &mut new, context)?;
     defaults::set_defaults(kind, &mut new);
     status::admit_update(kind, old, &mut new);
+    check_node_write(context.user, request, Some(old), &new)?;
     metadata::count_generation(kind, old, &mut new);
     let causes = validate::validate_update(kind, &request.subresource, old, &new);
     refuse(kind, &new, causes)?;
