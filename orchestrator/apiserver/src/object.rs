@@ -97,7 +97,8 @@ pub(crate) fn render_stored(kind: &Kind, object: &Value) -> (Bytes, Head) {
     let members = object.as_object().unwrap_or(&empty);
     write_members(&mut out, members, &["kind", "apiVersion", "metadata"]);
     out.push(b'}');
-    (Bytes::from(out), head)
+    // What is stored stays; room to grow would stay with it.
+    (Bytes::from(out.into_boxed_slice()), head)
 }
 
 fn write_members(out: &mut Vec<u8>, members: &Map<String, Value>, without: &[&str]) {
