@@ -38,7 +38,7 @@ pub fn reconcile(view: &View, key: &Key, now: Timestamp) -> Steps {
     }
     if request.is_approved() {
         if !request.status.conditions.iter().any(|one| one.kind == "Failed") {
-            steps.push(Action::Sign { target: Target::of(&**request) });
+            steps.push(sign(view, request, now));
         }
         return steps;
     }
@@ -67,6 +67,21 @@ fn clean(request: &CertificateSigningRequest, now: Timestamp, steps: &mut Steps)
     }
     steps.look_again(due);
     false
+}
+
+/// Signs, unless even a person's approval must not be enough: this signer makes nodes, never
+/// an administrator.
+fn sign(view: &View, request: &CertificateSigningRequest, now: Timestamp) -> Action {
+    let target = Target::of(request);
+    if view.facts.get(&request.metadata.name).and_then(node_name).is_some() {
+        return Action::Sign { target };
+    }
+    let message = "The request is not for a node: the subject must be a node's.";
+    let mut failed = Condition::new("Failed", true, "SignerValidationFailure", message);
+    failed.last_update_time = Some(Time::from(now));
+    let mut conditions = request.status.conditions.clone();
+    set_condition(&mut conditions, failed, now);
+    Action::patch_status(target, json!({ "conditions": conditions }))
 }
 
 fn approve(request: &CertificateSigningRequest, now: Timestamp) -> Action {

@@ -1,8 +1,7 @@
 //! What controllers see: the objects of the cluster at about one moment, with indexes.
 
-use std::cell::OnceCell;
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -17,37 +16,39 @@ use objects::node::Node;
 use objects::pod::Pod;
 use objects::workload::{Deployment, ReplicaSet};
 
-/// Objects of one kind by namespace and name.
-#[derive(Debug, Clone)]
+/// Names and objects of each namespace.
+type Namespaces<T> = BTreeMap<String, BTreeMap<String, Arc<T>>>;
+
+/// Objects of one kind by namespace and name; a clone shares everything.
+#[derive(Debug)]
 pub struct Set<T> {
-    by_namespace: BTreeMap<String, BTreeMap<String, Arc<T>>>,
+    by_namespace: Arc<Namespaces<T>>,
 }
 
 impl<T> Default for Set<T> {
     fn default() -> Self {
-        Self { by_namespace: BTreeMap::new() }
+        Self { by_namespace: Arc::new(BTreeMap::new()) }
+    }
+}
+
+impl<T> Clone for Set<T> {
+    fn clone(&self) -> Self {
+        Self { by_namespace: Arc::clone(&self.by_namespace) }
     }
 }
 
 impl<T: Object> FromIterator<Arc<T>> for Set<T> {
     fn from_iter<I: IntoIterator<Item = Arc<T>>>(items: I) -> Self {
-        let mut set = Self::default();
+        let mut all: Namespaces<T> = BTreeMap::new();
         for item in items {
-            set.insert(item);
+            let meta = item.meta();
+            let names = match all.get_mut(&meta.namespace) {
+                Some(names) => names,
+                None => all.entry(meta.namespace.clone()).or_default(),
+            };
+            names.insert(meta.name.clone(), item);
         }
-        set
-    }
-}
-
-impl<T: Object> Set<T> {
-    /// Adds or replaces an object.
-    pub fn insert(&mut self, item: Arc<T>) {
-        let meta = item.meta();
-        let names = match self.by_namespace.get_mut(&meta.namespace) {
-            Some(names) => names,
-            None => self.by_namespace.entry(meta.namespace.clone()).or_default(),
-        };
-        names.insert(item.meta().name.clone(), item);
+        Self { by_namespace: Arc::new(all) }
     }
 }
 
@@ -173,13 +174,13 @@ pub struct View {
     pub assumed: BTreeMap<String, String>,
     /// Waiting times.
     pub settings: Settings,
-    /// Worked out on first use.
-    pub index: Index,
+    /// Worked out on first use; views of the same pods may share it.
+    pub index: Arc<Index>,
 }
 
 /// Indexes over the pods of a view, made when first asked for; the pods must not change after.
 #[derive(Debug, Default)]
-pub struct Index(OnceCell<PodIndex>);
+pub struct Index(OnceLock<PodIndex>);
 
 /// Pods by what they belong to.
 #[derive(Debug, Default)]

@@ -32,6 +32,13 @@ pub(crate) fn merge(target: &mut Value, patch: &Value) {
     }
 }
 
+/// Puts top-level fields over others.
+fn merge_fields(target: &mut Value, over: &Value) {
+    for (name, value) in over.as_object().unwrap() {
+        target[name.as_str()] = value.clone();
+    }
+}
+
 type Key = (&'static str, String, String);
 
 /// The cluster.
@@ -44,6 +51,8 @@ pub(crate) struct World {
     pub(crate) now: Timestamp,
     /// Every event told, as `reason message`.
     pub(crate) told: Vec<String>,
+    /// Every step taken, for failures to show.
+    done: Vec<String>,
 }
 
 impl World {
@@ -175,7 +184,8 @@ impl World {
                 return;
             }
         }
-        panic!("does not converge; last events: {:?}", self.told.iter().rev().take(10));
+        let last: Vec<&String> = self.done.iter().rev().take(12).collect();
+        panic!("does not converge; the last steps, latest first: {last:#?}");
     }
 
     /// One round of the scheduler and of the agents.
@@ -231,6 +241,7 @@ impl World {
     }
 
     fn apply(&mut self, action: Action) {
+        self.done.push(format!("{action:?}"));
         match action {
             Action::Create { kind, object, note, .. } => {
                 self.add(kind, *object);
@@ -244,7 +255,12 @@ impl World {
             }
             Action::Replace { target, object, .. } => {
                 assert!(self.holds(&target), "stale write of {target:?}");
-                self.change(target.kind, &target.namespace, &target.name, &object);
+                // A PUT takes away what it does not name; a merge needs that said.
+                let key = (target.kind.plural, target.namespace.clone(), target.name.clone());
+                let fields = self.objects[&key].1.as_object().unwrap().keys();
+                let mut whole: Value = fields.map(|name| (name.clone(), Value::Null)).collect();
+                merge_fields(&mut whole, &object);
+                self.change(target.kind, &target.namespace, &target.name, &whole);
             }
             Action::Delete { target, grace_seconds, note } => {
                 self.told.extend(note.map(|note| format!("{} {}", note.reason, note.message)));

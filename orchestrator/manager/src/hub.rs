@@ -1,10 +1,10 @@
 //! The views: one cache per kind, and how to make a `View` from them.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use control::view::{Reference, RequestFacts, Set, Settings, View};
+use control::view::{Index, Reference, RequestFacts, Set, Settings, View};
 use objects::certificate::CertificateSigningRequest;
 use objects::kind::{KINDS, Kind};
 use objects::lease::Lease;
@@ -121,20 +121,48 @@ pub(crate) enum Pending {
     },
 }
 
+/// A cache with the set last made of it, shared by every loop until something changes.
+struct Shelf<T> {
+    cache: Cache<T>,
+    made: Mutex<(u64, Set<T>, Arc<Index>)>,
+}
+
+impl<T: Object> Shelf<T> {
+    fn new(cache: Cache<T>) -> Self {
+        Self { cache, made: Mutex::new((0, Set::default(), Arc::default())) }
+    }
+
+    fn set(&self) -> Set<T> {
+        self.indexed().0
+    }
+
+    /// The set with the indexes that belong to exactly these objects.
+    fn indexed(&self) -> (Set<T>, Arc<Index>) {
+        // A poisoned lock still guards a whole value: it is replaced in one step.
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        // The revision is read first: what comes in between is seen again the next time.
+        let revision = self.cache.revision();
+        if made.0 != revision {
+            *made = (revision, self.cache.list().into_iter().collect(), Arc::default());
+        }
+        (made.1.clone(), Arc::clone(&made.2))
+    }
+}
+
 /// All caches.
 pub(crate) struct Hub {
-    pods: Cache<Pod>,
-    nodes: Cache<Node>,
-    leases: Cache<Lease>,
-    namespaces: Cache<Namespace>,
-    services: Cache<Service>,
-    endpoints: Cache<Endpoints>,
-    slices: Cache<EndpointSlice>,
-    deployments: Cache<Deployment>,
-    replica_sets: Cache<ReplicaSet>,
+    pods: Shelf<Pod>,
+    nodes: Shelf<Node>,
+    leases: Shelf<Lease>,
+    namespaces: Shelf<Namespace>,
+    services: Shelf<Service>,
+    endpoints: Shelf<Endpoints>,
+    slices: Shelf<EndpointSlice>,
+    deployments: Shelf<Deployment>,
+    replica_sets: Shelf<ReplicaSet>,
     replication_controllers: Cache<Loose>,
-    machines: Cache<Machine>,
-    requests: Cache<CertificateSigningRequest>,
+    machines: Shelf<Machine>,
+    requests: Shelf<CertificateSigningRequest>,
     sources: BTreeMap<&'static str, (&'static Kind, Box<dyn Source>)>,
 }
 
@@ -146,8 +174,8 @@ struct Starter<'a> {
 }
 
 impl Starter<'_> {
-    fn object<T: Object + Meta>(&mut self) -> Cache<T> {
-        self.start(T::KIND)
+    fn object<T: Object + Meta>(&mut self) -> Shelf<T> {
+        Shelf::new(self.start(T::KIND))
     }
 
     fn start<T>(&mut self, kind: &'static Kind) -> Cache<T>
@@ -192,18 +220,18 @@ impl Hub {
         hub
     }
 
-    /// The kinds a loop looks at; one that names none looks at all.
-    fn sources(&self, needs: &[&'static Kind]) -> impl Iterator<Item = &dyn Source> {
-        let all = needs.is_empty();
-        let wanted: Vec<&str> = needs.iter().map(|kind| kind.plural).collect();
-        self.sources.iter().filter_map(move |(plural, (_, source))| {
-            (all || wanted.contains(plural)).then_some(&**source)
-        })
-    }
-
     /// Wake-ups for changes of these kinds.
+    ///
+    /// One that looks at all is not woken by leases: heartbeats neither own nor are owned anew.
     pub(crate) fn changes(&self, needs: &[&'static Kind]) -> Vec<watch::Receiver<u64>> {
-        self.sources(needs).map(Source::changes).collect()
+        let mut changes: Vec<_> = Vec::new();
+        for (plural, (_, source)) in &self.sources {
+            let named = needs.iter().any(|kind| kind.plural == *plural);
+            if named || (needs.is_empty() && *plural != "leases") {
+                changes.push(source.changes());
+            }
+        }
+        changes
     }
 
     /// Waits for the first lists; `false` when stopped before.
@@ -263,23 +291,23 @@ impl Hub {
         }
         for need in needs {
             match need.kind {
-                "Pod" => view.pods = set(&self.pods),
-                "Node" => view.nodes = set(&self.nodes),
-                "Lease" => view.leases = set(&self.leases),
-                "Namespace" => view.namespaces = set(&self.namespaces),
-                "Service" => view.services = set(&self.services),
-                "Endpoints" => view.endpoints = set(&self.endpoints),
-                "EndpointSlice" => view.slices = set(&self.slices),
-                "Deployment" => view.deployments = set(&self.deployments),
-                "ReplicaSet" => view.replica_sets = set(&self.replica_sets),
+                "Pod" => (view.pods, view.index) = self.pods.indexed(),
+                "Node" => view.nodes = self.nodes.set(),
+                "Lease" => view.leases = self.leases.set(),
+                "Namespace" => view.namespaces = self.namespaces.set(),
+                "Service" => view.services = self.services.set(),
+                "Endpoints" => view.endpoints = self.endpoints.set(),
+                "EndpointSlice" => view.slices = self.slices.set(),
+                "Deployment" => view.deployments = self.deployments.set(),
+                "ReplicaSet" => view.replica_sets = self.replica_sets.set(),
                 "ReplicationController" => {
                     let all = self.replication_controllers.list();
                     let read = all.iter().filter_map(|one| as_replica_set(one));
                     view.replication_controllers = read.map(Arc::new).collect();
                 }
-                "Machine" => view.machines = set(&self.machines),
+                "Machine" => view.machines = self.machines.set(),
                 "CertificateSigningRequest" => {
-                    view.requests = set(&self.requests);
+                    view.requests = self.requests.set();
                     view.facts = self.facts();
                 }
                 _ => (),
@@ -290,19 +318,15 @@ impl Hub {
 
     /// What the bodies of undecided requests say.
     fn facts(&self) -> BTreeMap<String, RequestFacts> {
-        let all = self.requests.list();
+        let all = self.requests.set();
         let open = all.iter().filter(|one| !one.is_issued() && !one.is_denied());
         open.filter_map(|one| Some((one.metadata.name.clone(), signer::read_facts(one)?))).collect()
     }
 
     /// A request by name.
     pub(crate) fn request(&self, name: &str) -> Option<Arc<CertificateSigningRequest>> {
-        self.requests.get("", name)
+        self.requests.cache.get("", name)
     }
-}
-
-fn set<T: Object>(cache: &Cache<T>) -> Set<T> {
-    cache.list().into_iter().collect()
 }
 
 /// Reads a replication controller as a replica set: only the selector is written differently.

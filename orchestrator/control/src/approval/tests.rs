@@ -88,6 +88,23 @@ fn everything_else_waits_for_a_person_and_says_why() {
 }
 
 #[test]
+fn not_even_a_person_makes_this_signer_sign_an_administrator() {
+    let mut approved = request();
+    approved["status"] = json!({"conditions": [{"type": "Approved", "status": "True"}]});
+    let admin = RequestFacts {
+        common_name: "admin".to_owned(),
+        organizations: vec!["system:masters".to_owned()],
+        ..RequestFacts::default()
+    };
+    let steps = decide(&approved, admin, json!({}));
+    let [Action::Patch { subresource: Some("status"), body, .. }] = steps.actions.as_slice() else {
+        panic!("{steps:?}");
+    };
+    approved["status"] = body["status"].clone();
+    assert_eq!(decide(&approved, facts(), json!({})), Steps::none());
+}
+
+#[test]
 fn other_signers_and_denied_requests_are_not_ours() {
     let mut foreign = request();
     foreign["spec"]["signerName"] = json!("kubernetes.io/kube-apiserver-client");

@@ -191,3 +191,17 @@ fn whatever_happens_the_cluster_comes_to_rest_as_declared() {
         check_rest(&mut world)?;
     });
 }
+
+/// Lives that once did not come to rest.
+#[test]
+fn lives_that_failed_before_come_to_rest_too() {
+    use Happening::{Round, Scale};
+    for life in [vec![Round(2), Scale(0, 0)]] {
+        let mut world = start();
+        let mut silent = Vec::new();
+        for what in &life {
+            happen(&mut world, &mut silent, what);
+        }
+        check_rest(&mut world).unwrap();
+    }
+}
