@@ -21,7 +21,14 @@ struct Planned<T> {
     spec: T,
 }
 
+/// The node; the agent makes it without a spec.
 #[derive(Debug, Clone, Deserialize)]
+struct Node {
+    #[serde(default)]
+    spec: NodeSpec,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
 struct NodeSpec {
     #[serde(default, rename = "podCIDR")]
     pod_cidr: Option<Ipv4Net>,
@@ -38,7 +45,7 @@ struct ConfigMap {
 pub(crate) struct Site {
     machines: Cache<Planned<Machine>>,
     racks: Cache<Planned<Rack>>,
-    node: Cache<Planned<NodeSpec>>,
+    node: Cache<Node>,
     networks: Cache<ConfigMap>,
     node_name: String,
 }
