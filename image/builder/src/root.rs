@@ -42,7 +42,8 @@ pub(crate) fn build(
     let muster = read_file(&config.muster)?;
     let pause = read_file(&config.pause)?;
     let numbers =
-        format!("{} {} {}", config.compression_level, config.epoch, files::digest_input(config));
+        format!("{} {} {}", config.compression_level, config.epoch, files::digest_input(config))
+            + "root 3";
     let key = Key::of(&[
         &Sha256::digest(&muster),
         &Sha256::digest(&pause),
@@ -86,8 +87,8 @@ fn squash(tree: &Tree, config: &BuildConfig, to: &Path) -> Result<(), BuildError
     command.args(["-comp", "zstd", "-Xcompression-level", &config.compression_level.to_string()]);
     // Time of the file system itself comes from this variable; those of files from the archive.
     command.env("SOURCE_DATE_EPOCH", config.epoch.to_string());
-    command.args(["-root-mode", "755", "-root-uid", "0", "-root-gid", "0"]);
-    command.args(["-root-time", &config.epoch.to_string()]);
+    // Nothing belongs to anyone else, and the root directory is in no archive.
+    command.args(["-all-root", "-root-mode", "755", "-root-time", &config.epoch.to_string()]);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let name = tool::describe(&command);
     let mut child = command.spawn().map_err(BuildError::run(&name))?;
