@@ -13,7 +13,10 @@
 //! `!` = required, `@` = another type, `[` = list of, `{` = map to; `set`, `map=KEYS` and `atomic`
 //! are upstream's list and map types; `merge[=KEY]`, `retainKeys` and `replace` its patch strategies.
 //!
-//! *Limits*: there are no descriptions, so `kubectl explain` shows fields and types alone.
+//! What follows ` -- ` describes the type or field for `kubectl explain`.
+//!
+//! *Limits*: only our own kinds are described; of upstream's, `kubectl explain` shows fields and
+//! types alone.
 
 mod distil;
 
@@ -26,6 +29,9 @@ use objects::kind;
 const KUBERNETES: &str = include_str!("../schema/kubernetes.txt");
 /// Our own.
 const MUSTER: &str = include_str!("../schema/muster.txt");
+
+/// What stands before a description.
+const ABOUT: &str = " -- ";
 
 /// The built-in table.
 static BUILTIN: LazyLock<Schema> = LazyLock::new(|| Schema::parse(&[KUBERNETES, MUSTER]));
@@ -49,6 +55,8 @@ pub(crate) struct Type {
     pub(crate) name: &'static str,
     /// Is it one value to server-side apply?
     pub(crate) atomic: bool,
+    /// What it is, in a sentence; empty when nobody says.
+    pub(crate) about: &'static str,
     /// The group, version and kind when it is a whole object.
     pub(crate) gvk: Option<(&'static str, &'static str, &'static str)>,
     /// Its fields by name, sorted.
@@ -59,6 +67,8 @@ pub(crate) struct Type {
 #[derive(Debug)]
 pub(crate) struct Field {
     pub(crate) name: &'static str,
+    /// What it says, in a sentence; empty when nobody tells.
+    pub(crate) about: &'static str,
     pub(crate) required: bool,
     pub(crate) node: Node,
     pub(crate) list: ListKind,
@@ -177,9 +187,10 @@ impl Schema {
     }
 
     fn start_type(&mut self, head: &'static str) {
+        let (head, about) = head.split_once(ABOUT).unwrap_or((head, ""));
         let mut words = head.split(' ');
         let name = words.next().unwrap_or("");
-        let mut made = Type { name, atomic: false, gvk: None, fields: Vec::new() };
+        let mut made = Type { name, atomic: false, about, gvk: None, fields: Vec::new() };
         for word in words {
             if word == "atomic" {
                 made.atomic = true;
@@ -204,6 +215,7 @@ impl Type {
 }
 
 fn parse_field(line: &'static str, ids: &BTreeMap<&str, TypeId>) -> Option<Field> {
+    let (line, about) = line.split_once(ABOUT).unwrap_or((line, ""));
     let mut words = line.split(' ');
     let name = words.next()?;
     let (name, required) = match name.strip_suffix('!') {
@@ -213,6 +225,7 @@ fn parse_field(line: &'static str, ids: &BTreeMap<&str, TypeId>) -> Option<Field
     let node = parse_node(words.next()?, ids)?;
     let mut field = Field {
         name,
+        about,
         required,
         node,
         list: ListKind::Atomic,

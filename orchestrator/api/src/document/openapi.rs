@@ -182,6 +182,9 @@ fn add_schemas(
 
 fn render_type(dialect: Dialect, schema: &Schema, one: &Type) -> Value {
     let mut shape = json!({"type": "object"});
+    if !one.about.is_empty() {
+        put(&mut shape, "description", json!(one.about));
+    }
     let fields: Map<String, Value> = one
         .fields
         .iter()
@@ -210,6 +213,9 @@ fn render_type(dialect: Dialect, schema: &Schema, one: &Type) -> Value {
 
 fn render_field(dialect: Dialect, schema: &Schema, field: &Field) -> Value {
     let mut shape = render_node(dialect, schema, &field.node);
+    if !field.about.is_empty() {
+        put(&mut shape, "description", json!(field.about));
+    }
     match &field.list {
         ListKind::Set => put(&mut shape, "x-kubernetes-list-type", json!("set")),
         ListKind::Map(keys) => {

@@ -101,3 +101,11 @@ fn old_clients_get_protobuf() {
     assert_eq!(document.bytes.get(..5), Some(&b"\x0a\x032.0"[..]));
     assert_eq!(get("/apis", "text/html").unwrap_err().code, 406);
 }
+
+#[test]
+fn our_own_kinds_are_described() {
+    let v3 = json_of("/openapi/v3/apis/muster.dev/v1alpha1");
+    let spec = &v3["components"]["schemas"]["dev.muster.v1alpha1.MachineSpec"];
+    assert!(spec["properties"]["mac"]["description"].as_str().unwrap().contains("boot NIC"));
+    assert_eq!(spec["required"], json!(["mac", "rack", "role"]));
+}

@@ -72,21 +72,15 @@ fn number<T: std::str::FromStr>(raw: &[(String, String)], key: &str) -> Result<O
 /// Reads every parameter the API machinery knows.
 pub(super) fn options(kind: &Kind, raw: Vec<(String, String)>) -> Result<Options, Status> {
     let label_selector = Selector::parse(get(&raw, "labelSelector"))
-        .map_err(|err| Status::bad_request(format!("unable to parse label selector: {err}")))?;
+        .map_err(|err| Status::bad_request(err.to_string()))?;
     let field_selector = FieldSelector::parse(get(&raw, "fieldSelector"))
-        .map_err(|err| Status::bad_request(format!("unable to parse field selector: {err}")))?;
+        .map_err(|err| Status::bad_request(err.to_string()))?;
     for term in field_selector.terms() {
         let known = matches!(term.path.as_str(), "metadata.name" | "metadata.namespace")
             || kind.selectable.contains(&term.path.as_str());
         if !known {
-            return Err(Status::bad_request(format!(
-                "Unable to find \"{}\" that match label selector \"{}\", field selector \"{}\": \
-                 field label not supported: {}",
-                kind.qualified_plural(),
-                label_selector,
-                field_selector,
-                term.path
-            )));
+            let path = &term.path;
+            return Err(Status::bad_request(format!("field label not supported: {path}")));
         }
     }
     let field_validation = match get(&raw, "fieldValidation") {
