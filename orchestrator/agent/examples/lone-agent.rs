@@ -67,5 +67,5 @@ fn pretend(kubeconfig: &str, name: &str, listen: SocketAddr) -> Result<Joined, B
         ca_fingerprint: String::new(),
         boot: "http://127.0.0.1:1".to_owned(),
     };
-    Ok(Joined { client_config, node })
+    Ok(Joined { client_config, node, imports: agent::Imports::default() })
 }

@@ -22,16 +22,17 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::{Shared, facts, join};
+use crate::{Shared, facts};
 
 /// The time the lease promises, in seconds; upstream's.
 const LEASE_SECONDS: i64 = 40;
 /// How often the lease is renewed.
 const LEASE_BEAT: Duration = Duration::from_secs(8);
-/// How often the runtime is looked at while the node is not ready: it is what a rack waits for.
-const UNREADY_BEAT: Duration = Duration::from_secs(1);
-/// How often it is looked at otherwise.
-const READY_BEAT: Duration = Duration::from_secs(4);
+/// How often a round is made.
+const BEAT: Duration = Duration::from_secs(4);
+/// How often the runtime is looked at between, while the node is not ready: a whole rack waits
+/// for it.
+const UNREADY_BEAT: Duration = Duration::from_millis(250);
 /// How often the status is written although nothing changed.
 const STATUS_BEAT: Duration = Duration::from_secs(300);
 /// The namespace of the nodes' leases.
@@ -57,14 +58,25 @@ pub(crate) async fn run(stop: CancellationToken, shared: Arc<Shared>) {
 
 impl Beat {
     async fn keep(&mut self) {
-        join::report_phase(&self.shared.node, "agent", "").await;
         loop {
             if let Err(err) = self.round().await {
                 let node = &self.shared.node.name;
                 warn!(node, err = report(&err), "cannot tell the API about this node; retrying");
             }
-            tokio::time::sleep(if self.ready { READY_BEAT } else { UNREADY_BEAT }).await;
+            self.pause().await;
         }
+    }
+
+    /// Waits for the next round; not so long when the node becomes ready meanwhile.
+    async fn pause(&self) {
+        let end = Instant::now() + BEAT;
+        while !self.ready && Instant::now() < end {
+            tokio::time::sleep(UNREADY_BEAT).await;
+            if facts::problems(&self.shared).await.is_empty() {
+                return;
+            }
+        }
+        tokio::time::sleep_until(end).await;
     }
 
     async fn round(&mut self) -> Result<(), ClientError> {

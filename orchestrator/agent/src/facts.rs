@@ -1,9 +1,8 @@
 //! Reads what the machine has: cores, memory, disk, ids, versions.
 
 use std::path::Path;
-use std::sync::atomic::Ordering;
 
-use cri::message::{ListImagesRequest, StatusRequest, VersionRequest};
+use cri::message::{ListImagesRequest, RuntimeCondition, StatusRequest, VersionRequest};
 use node::field::Allocatable;
 use node::machine::{Facts, Ids, Versions};
 use runtime::report;
@@ -23,10 +22,8 @@ pub(crate) async fn observe(
 ) -> Facts {
     let (memory_bytes, memory_free_bytes) = memory().await;
     let (disk_bytes, disk_free_bytes) = disk(&shared.config.data_dir);
-    let (runtime, mut runtime_problems) = runtime_state(shared).await;
-    if !shared.imported.load(Ordering::Relaxed) {
-        runtime_problems.push("the node's own images are still being imported".to_owned());
-    }
+    let version = shared.runtime.version(VersionRequest::default()).await.unwrap_or_default();
+    let runtime = format!("{}://{}", version.runtime_name, version.runtime_version);
     Facts {
         name: shared.node.name.clone(),
         address: shared.node.address,
@@ -49,34 +46,33 @@ pub(crate) async fn observe(
             runtime,
             agent: concat!("v1.32.0+muster-", env!("CARGO_PKG_VERSION")).to_owned(),
         },
-        runtime_problems,
+        runtime_problems: problems(shared).await,
         images: images(shared).await,
     }
 }
 
-async fn runtime_state(shared: &Shared) -> (String, Vec<String>) {
-    let version = match shared.runtime.version(VersionRequest::default()).await {
-        Ok(version) => format!("{}://{}", version.runtime_name, version.runtime_version),
-        Err(err) => {
-            return (String::new(), vec![format!("container runtime is down: {}", report(&err))]);
-        }
-    };
-    let problems = match shared.runtime.status(StatusRequest::default()).await {
+/// Why no pod can run here now, in words; nothing when all is well.
+pub(crate) async fn problems(shared: &Shared) -> Vec<String> {
+    let mut problems = match shared.runtime.status(StatusRequest::default()).await {
         Ok(answer) => {
             let conditions = answer.status.unwrap_or_default().conditions;
-            let bad = conditions.into_iter().filter(|condition| !condition.status);
-            let tell = |c: cri::message::RuntimeCondition| {
-                let what = match c.r#type.as_str() {
-                    "NetworkReady" => "container runtime network not ready",
-                    _ => "container runtime not ready",
-                };
-                format!("{what}: {}=false reason:{} message:{}", c.r#type, c.reason, c.message)
-            };
-            bad.map(tell).collect()
+            conditions.into_iter().filter(|condition| !condition.status).map(words).collect()
         }
-        Err(err) => vec![format!("container runtime status check failed: {}", report(&err))],
+        Err(err) => vec![format!("container runtime is down: {}", report(&err))],
     };
-    (version, problems)
+    if !shared.imports.are_done() {
+        problems.push("the node's own images are still being imported".to_owned());
+    }
+    problems
+}
+
+fn words(condition: RuntimeCondition) -> String {
+    let what = match condition.r#type.as_str() {
+        "NetworkReady" => "container runtime network not ready",
+        _ => "container runtime not ready",
+    };
+    let RuntimeCondition { r#type, reason, message, .. } = condition;
+    format!("{what}: {}=false reason:{reason} message:{message}", r#type)
 }
 
 async fn images(shared: &Shared) -> Vec<(Vec<String>, i64)> {

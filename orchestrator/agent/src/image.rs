@@ -1,8 +1,8 @@
 //! Images: the archives that come with the node, and getting one a container needs.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cri::message::{Image, ImageSpec, ImageStatusRequest, PodSandboxConfig, PullImageRequest};
 use node::config::{PullPolicy, pull_policy};
@@ -11,10 +11,10 @@ use runtime::backoff::Backoff;
 use runtime::report;
 use thiserror::Error;
 use tokio::process::Command;
-use tokio_util::sync::CancellationToken;
+use tokio::task::JoinSet;
 use tracing::{info, warn};
 
-use crate::{Shared, disk};
+use crate::{Config, Shared, disk};
 
 /// Longest an import may take: the archives are small, but the disk may be busy.
 const IMPORT_LIMIT: std::time::Duration = std::time::Duration::from_secs(300);
@@ -105,33 +105,53 @@ pub(crate) fn spec(image: &str) -> ImageSpec {
     ImageSpec { image: image.clone(), user_specified_image: image, ..ImageSpec::default() }
 }
 
-/// Imports the archives that come with the node, once for each life of the agent's data, until
-/// all are in or `stop`.
+/// The archives that come with the node, on their way into the runtime.
 ///
-/// The node is not ready before: the sandbox image is among them.
-pub(crate) async fn import_all(stop: CancellationToken, shared: Arc<Shared>) {
-    let import = async {
-        let mut backoff = Backoff::default();
-        let mut left = archives(&shared.config.image_dir).await;
-        loop {
-            let mut failed = Vec::new();
-            for archive in left {
-                if let Err(why) = import(&shared, &archive).await {
-                    warn!(archive = %archive.display(), why, "cannot import an archive; retrying");
-                    failed.push(archive);
-                }
+/// Begun as early as possible, beside the join: the work fits into its waits. The node is not
+/// ready before they are in, for the sandbox image is among them. Ends when the last clone is
+/// dropped.
+#[derive(Debug, Clone, Default)]
+pub struct Imports {
+    state: Arc<Mutex<Option<JoinSet<()>>>>,
+    done: Arc<AtomicBool>,
+}
+
+impl Imports {
+    /// Begins, unless it has begun.
+    pub(crate) fn begin(&self, config: &Config) {
+        // A poisoned lock still guards a whole value.
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.get_or_insert_with(|| {
+            let mut tasks = JoinSet::new();
+            tasks.spawn(import_all(config.clone(), Arc::clone(&self.done)));
+            tasks
+        });
+    }
+
+    /// Tells whether every archive is in.
+    pub(crate) fn are_done(&self) -> bool {
+        self.done.load(Ordering::Relaxed)
+    }
+}
+
+/// Imports every archive, each once for each life of the agent's data.
+async fn import_all(config: Config, done: Arc<AtomicBool>) {
+    let mut backoff = Backoff::default();
+    let mut left = archives(&config.image_dir).await;
+    loop {
+        let mut failed = Vec::new();
+        for archive in left {
+            if let Err(why) = import(&config, &archive).await {
+                warn!(archive = %archive.display(), why, "cannot import an archive; retrying");
+                failed.push(archive);
             }
-            if failed.is_empty() {
-                shared.imported.store(true, Ordering::Relaxed);
-                return;
-            }
-            left = failed;
-            tokio::time::sleep(backoff.step()).await;
         }
-    };
-    tokio::select! { biased;
-        () = stop.cancelled() => (),
-        () = import => (),
+        if failed.is_empty() {
+            done.store(true, Ordering::Relaxed);
+            return;
+        }
+        left = failed;
+        tokio::time::sleep(backoff.step()).await;
     }
 }
 
@@ -149,16 +169,16 @@ async fn archives(dir: &Path) -> Vec<PathBuf> {
 }
 
 /// The runtime's own tool imports: CRI has no call for archives.
-async fn import(shared: &Shared, archive: &Path) -> Result<(), String> {
+async fn import(config: &Config, archive: &Path) -> Result<(), String> {
     // The mark lives as long as the runtime's own store: both are on the node's data disk.
     let name = archive.file_name().unwrap_or_default();
-    let mark = shared.config.data_dir.join("imported").join(name);
+    let mark = config.data_dir.join("imported").join(name);
     if mark.exists() {
         return Ok(());
     }
     let output = Command::new("ctr")
         .arg("--address")
-        .arg(&shared.config.cri_socket)
+        .arg(&config.cri_socket)
         .args(["--namespace", "k8s.io", "images", "import"])
         .arg(archive)
         .kill_on_drop(true)

@@ -22,7 +22,7 @@ use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::{Config, RunError, Shared, web};
+use crate::{Config, Imports, RunError, Shared, web};
 
 /// Waits between tries to reach the boot server or the API.
 const RETRY_FIRST: Duration = Duration::from_millis(200);
@@ -79,6 +79,8 @@ pub struct Joined {
     pub client_config: ClientConfig,
     /// Who the node is.
     pub node: NodeInfo,
+    /// The node's own images, on their way into the runtime.
+    pub imports: Imports,
 }
 
 /// Why a machine cannot become a node.
@@ -159,6 +161,19 @@ pub async fn join(stop: &CancellationToken, config: &Config) -> Result<Option<Jo
 
 async fn join_unstopped(config: &Config) -> Result<Joined, JoinError> {
     let node = observe_node(&config.node_json).await?;
+    let imports = Imports::default();
+    imports.begin(config);
+    let becoming = become_node(config, node.clone());
+    tokio::pin!(becoming);
+    // The report is news for people; the join does not wait for it.
+    let joined = tokio::select! {
+        joined = &mut becoming => joined,
+        () = report_phase(&node) => becoming.await,
+    };
+    joined.map(|joined| Joined { imports, ..joined })
+}
+
+async fn become_node(config: &Config, node: NodeInfo) -> Result<Joined, JoinError> {
     if let Some(joined) = observe_kept(&config.pki_dir, &node).await {
         info!(node = node.name, "certificate found; no need to ask again");
         return Ok(joined);
@@ -222,7 +237,7 @@ fn joined(node: NodeInfo, ca_pem: String, identity: pki::Identity) -> Joined {
         identity: Some(identity),
         token: None,
     };
-    Joined { client_config, node }
+    Joined { client_config, node, imports: Imports::default() }
 }
 
 /// Certificate and key of an earlier start, when they are still good for this node.
@@ -390,10 +405,10 @@ async fn tell_console(config: &Config, text: &str) {
     }
 }
 
-/// Tells the boot server how far this machine has come; never waits for long or fails.
-pub(crate) async fn report_phase(node: &NodeInfo, phase: &str, detail: &str) {
+/// Tells the boot server that the agent runs; a failure is only told.
+async fn report_phase(node: &NodeInfo) {
     let url = format!("{}/report", node.boot.trim_end_matches('/'));
-    let body = json!({"mac": node.mac, "uuid": node.uuid, "phase": phase, "detail": detail});
+    let body = json!({"mac": node.mac, "uuid": node.uuid, "phase": "agent", "detail": ""});
     if let Err(err) = web::post(&url, body.to_string()).await {
         warn!(err = report(&err), "cannot report to the boot server");
     }

@@ -34,7 +34,6 @@ mod worker;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use cri::Runtime;
 use objects::pod::Pod;
@@ -43,6 +42,7 @@ use runtime::{Client, Supervisor, resource};
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
+pub use image::Imports;
 pub use join::{JoinError, Joined, NodeInfo, join};
 
 /// Where the agent finds and keeps things.
@@ -118,8 +118,7 @@ struct Shared {
     pods: Cache<Pod>,
     events: tell::Teller,
     allocatable: node::field::Allocatable,
-    /// Whether the archives that come with the node are in the runtime.
-    imported: AtomicBool,
+    imports: Imports,
 }
 
 /// Joins and runs the agent until `stop`.
@@ -156,9 +155,10 @@ pub async fn run_joined(
     let (events, teller) = tell::Teller::new(client.clone(), &joined.node.name);
     let allocatable = facts::allocatable().await;
     let node = joined.node.clone();
-    let imported = AtomicBool::new(false);
+    let imports = joined.imports.clone();
+    imports.begin(&config);
     let shared =
-        Arc::new(Shared { config, node, client, runtime, pods, events, allocatable, imported });
+        Arc::new(Shared { config, node, client, runtime, pods, events, allocatable, imports });
 
     let server = logs::Server::bind(Arc::clone(&shared), &joined).await.map_err(RunError::Logs)?;
     let mut tasks: Supervisor<RunError> = Supervisor::new(stop.clone());
@@ -167,7 +167,6 @@ pub async fn run_joined(
     tasks.spawn("tell", teller.run(stop.clone()));
     tasks.spawn("relist", news::relist(stop.clone(), Arc::clone(&shared), wakes.clone()));
     tasks.spawn("events", news::events(stop.clone(), Arc::clone(&shared), wakes));
-    tasks.spawn("images", image::import_all(stop.clone(), Arc::clone(&shared)));
     tasks.spawn("beat", beat::run(stop.clone(), Arc::clone(&shared)));
     tasks.spawn("logs", server.run(stop.clone()));
     tasks.spawn("rotate", logs::rotate(stop.clone(), Arc::clone(&shared)));
