@@ -41,6 +41,7 @@ pub async fn run(store: &Store) {
     a_watch_is_ordered_complete_and_resumable(store).await;
     concurrent_writers_of_one_item_never_lose_an_update(store).await;
     what_is_written_is_visible_at_once(store).await;
+    every_watcher_sees_the_same_history(store).await;
     a_slow_watcher_is_told(store).await;
 }
 
@@ -161,6 +162,83 @@ async fn what_is_written_is_visible_at_once(store: &Store) {
     let changes = watch.ready().expect("inside the window");
     assert_eq!(changes.first().map(|c| c.revision), Some(written.revision));
     store.wait_for(written.revision).await;
+}
+
+/// Names that the writers below contend for.
+const CONTENDED: u64 = 12;
+
+async fn every_watcher_sees_the_same_history(store: &Store) {
+    let start = store.revision();
+    let mut writers = tokio::task::JoinSet::new();
+    for seed in 0..6_u64 {
+        let store = store.clone();
+        writers.spawn(async move { contend(&store, seed).await });
+    }
+    let mut watchers = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        let store = store.clone();
+        watchers.spawn(async move { follow(&store, start).await });
+    }
+    let mut acknowledged = Vec::new();
+    while let Some(done) = writers.join_next().await {
+        acknowledged.extend(done.expect("no writer panics"));
+    }
+    acknowledged.sort_unstable();
+    // The sign for the watchers to stop.
+    acknowledged.push(write(store, put("h/x", END, Expect::Absent, "")).await.revision);
+    while let Some(seen) = watchers.join_next().await {
+        let seen = seen.expect("no watcher panics");
+        let revisions: Vec<u64> = seen.iter().map(|change| change.revision).collect();
+        assert_eq!(revisions, acknowledged, "in order, each once, none missing");
+        replay(store, &seen);
+    }
+}
+
+const END: &str = "end";
+
+/// Creates, changes and removes; the revisions that were acknowledged.
+async fn contend(store: &Store, seed: u64) -> Vec<u64> {
+    let mut acknowledged = Vec::new();
+    for step in 0..150_u64 {
+        let name = ((seed * 31 + step * 17) % CONTENDED).to_string();
+        let wish = match store.get("h/x", &name) {
+            None => put("h/x", &name, Expect::Absent, &format!("{seed}.{step}")),
+            Some(item) if (seed + step).is_multiple_of(5) => remove("h/x", &name, item.modified()),
+            Some(item) => {
+                let expect = Expect::Revision(item.modified());
+                put("h/x", &name, expect, &format!("{seed}.{step}"))
+            }
+        };
+        if let Ok(written) = store.write(wish).await {
+            acknowledged.push(written.revision);
+        }
+    }
+    acknowledged
+}
+
+async fn follow(store: &Store, start: u64) -> Vec<Arc<Change>> {
+    let mut watch = store.watch("h/x", "", start);
+    let mut seen: Vec<Arc<Change>> = Vec::new();
+    while seen.last().is_none_or(|change| change.name() != END) {
+        seen.extend(watch.next().await.expect("inside the window"));
+    }
+    seen
+}
+
+/// Each change begins where the one before ended, and the last state is the store's.
+fn replay(store: &Store, seen: &[Arc<Change>]) {
+    let mut state: std::collections::BTreeMap<&str, u64> = std::collections::BTreeMap::new();
+    for change in seen {
+        let before = change.previous.as_ref().map(|item| item.modified());
+        assert_eq!(state.get(change.name()).copied(), before, "no change is skipped");
+        match &change.current {
+            Some(item) => state.insert(change.name(), item.modified()),
+            None => state.remove(change.name()),
+        };
+    }
+    let page = store.range(&all("h/x")).expect("the present");
+    let now: Vec<_> = page.items.iter().map(|item| (item.name(), item.modified())).collect();
+    assert_eq!(state.into_iter().collect::<Vec<_>>(), now);
 }
 
 async fn a_slow_watcher_is_told(store: &Store) {
