@@ -5,8 +5,8 @@
 //! what a manager no longer applies goes when nobody else owns it. Owners are kept in
 //! `metadata.managedFields` in upstream's form.
 //!
-//! *Limits*: merged lists keep the live order and grow at the end; the number of managers is not
-//! bounded; versions of a kind are one (events aside).
+//! *Limits*: merged lists keep the live order and grow at the end; versions of a kind are one
+//! (events aside).
 //!
 //! Spec: upstream's server-side apply; structured merge and diff v4, `FieldsV1`.
 
@@ -73,7 +73,7 @@ pub(crate) fn track_update(
             .entry(&name_of(request, context), "Update", &request.api_version(), subresource, now)
             .gain(&gained, now);
     }
-    managers.drop_empty();
+    managers.tidy();
     store(new, &managers);
 }
 
@@ -143,7 +143,7 @@ pub(crate) fn merge(
         own.time = now.to_string();
     }
     own.fields = said;
-    managers.drop_empty();
+    managers.tidy();
     unversion(&mut merged, applied);
     store(&mut merged, &managers);
     Ok(merged)

@@ -5,8 +5,10 @@ mod strategic;
 use objects::{Kind, Status};
 use serde_json::Value;
 
-use crate::{decode, prepare::Body, request::Request, schema::builtin};
+use crate::{decode, json, prepare::Body, request::Request, schema::builtin};
 
+/// As much a JSON patch may copy.
+const COPIED_BYTES_MAX: usize = 3 * 1024 * 1024;
 /// As many operations a JSON patch may have.
 const OPERATIONS_MAX: usize = 10_000;
 
@@ -80,15 +82,7 @@ pub(crate) fn apply_plain_patch(body: &Body<'_>, seen: &Value) -> Result<Value, 
             let operations: json_patch::Patch = serde_json::from_value(patch).map_err(|err| {
                 Status::bad_request(format!("the JSON patch is malformed: {err}"))
             })?;
-            json_patch::patch(&mut patched, &operations).map_err(|err| {
-                Status::failure(
-                    422,
-                    "Invalid",
-                    format!(
-                        "the server rejected our request due to an error in our request: {err}"
-                    ),
-                )
-            })?;
+            apply_operations(&mut patched, &operations)?;
         }
         // `scale` has no lists to merge, so its strategic patches are merge patches.
         "application/merge-patch+json" | "application/strategic-merge-patch+json" => {
@@ -104,6 +98,28 @@ pub(crate) fn apply_plain_patch(body: &Body<'_>, seen: &Value) -> Result<Value, 
         }
     }
     Ok(patched)
+}
+
+/// Applies a JSON patch step by step, and stops what copies itself over and over.
+fn apply_operations(patched: &mut Value, patch: &json_patch::Patch) -> Result<(), Status> {
+    let mut copied: usize = 0;
+    for operation in &patch.0 {
+        if let json_patch::PatchOperation::Copy(copy) = operation {
+            let source = patched.pointer(copy.from.as_str());
+            copied = copied.saturating_add(source.map_or(0, json::size));
+            if copied > COPIED_BYTES_MAX {
+                return Err(Status::too_large(format!(
+                    "the copies of a JSON patch may take {COPIED_BYTES_MAX} bytes at most"
+                )));
+            }
+        }
+        json_patch::patch(patched, std::slice::from_ref(operation)).map_err(|err| {
+            let why =
+                format!("the server rejected our request due to an error in our request: {err}");
+            Status::failure(422, "Invalid", why)
+        })?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

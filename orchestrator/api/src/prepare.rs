@@ -21,7 +21,7 @@ use serde_json::Value;
 pub use body::Body;
 pub(crate) use body::Decoded;
 pub use delete::prepare_delete;
-pub use subresource::{prepare_binding, prepare_scale_read};
+pub use subresource::{prepare_binding, render_scale};
 
 use crate::{
     apply,
@@ -30,6 +30,9 @@ use crate::{
     request::{Options, Request},
     validate,
 };
+
+/// The largest object, as upstream's store has it.
+const OBJECT_BYTES_MAX: usize = 3 * 512 * 1024;
 
 /// What a decision depends on besides the request and the stored object.
 #[derive(Debug, Clone)]
@@ -105,6 +108,7 @@ fn create_from(
     defaults::set_defaults(kind, &mut object);
     status::admit_new(kind, &mut object);
     check_node_write(context.user, request, None, &object)?;
+    check_size(&object)?;
     let causes = validate::validate_create(kind, &object);
     refuse(kind, &object, causes)?;
     Ok(Prepared { change: Change::Create, object, conditional: false, warnings })
@@ -215,6 +219,7 @@ fn update_to(
     status::admit_update(kind, old, &mut new);
     check_node_write(context.user, request, Some(old), &new)?;
     metadata::count_generation(kind, old, &mut new);
+    check_size(&new)?;
     let causes = validate::validate_update(kind, &request.subresource, old, &new);
     refuse(kind, &new, causes)?;
     if !wanted.applied {
@@ -235,7 +240,7 @@ fn update_to(
 #[must_use]
 pub fn answer(request: &Request, stored: &Value) -> Value {
     match request.subresource.as_str() {
-        "scale" => prepare_scale_read(request.kind, stored),
+        "scale" => render_scale(stored),
         "binding" | "eviction" => success(201),
         _ => convert::to_served(request, stored),
     }
@@ -257,6 +262,15 @@ fn success(code: u16) -> Value {
     serde_json::json!({
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": code,
     })
+}
+
+/// An object must not outgrow what stores and clients can carry.
+fn check_size(object: &Value) -> Result<(), Status> {
+    if crate::json::size(object) > OBJECT_BYTES_MAX {
+        let why = format!("Request entity too large: limit is {OBJECT_BYTES_MAX}");
+        return Err(Status::too_large(why));
+    }
+    Ok(())
 }
 
 /// 422 with all causes, or nothing.

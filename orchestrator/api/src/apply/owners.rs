@@ -5,6 +5,11 @@ use serde_json::{Value, json};
 
 use super::set::Set;
 
+/// As many managers by update are told apart.
+const UPDATERS_MAX: usize = 10;
+/// The name of those that no longer are.
+const ANCIENT: &str = "ancient-changes";
+
 /// One entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Manager {
@@ -110,8 +115,28 @@ impl Managers {
         self.0.is_empty()
     }
 
-    /// Forgets managers that own nothing.
-    pub(super) fn drop_empty(&mut self) {
+    /// Forgets managers that own nothing, and puts the oldest together when there are many.
+    ///
+    /// Only owners by update are put together: an apply needs to know its own fields.
+    pub(super) fn tidy(&mut self) {
         self.0.retain(|manager| !manager.fields.is_empty());
+        loop {
+            let updates = self.0.iter().filter(|manager| manager.operation == "Update").count();
+            let oldest = |managers: &[Manager]| {
+                let updates = managers.iter().enumerate();
+                let updates = updates.filter(|(_, m)| m.operation == "Update" && m.name != ANCIENT);
+                updates.min_by(|a, b| a.1.time.cmp(&b.1.time)).map(|(at, _)| at)
+            };
+            let Some(at) = oldest(&self.0).filter(|_| updates > UPDATERS_MAX) else { return };
+            let gone = self.0.remove(at);
+            match self
+                .0
+                .iter_mut()
+                .find(|have| have.name == ANCIENT && have.subresource == gone.subresource)
+            {
+                Some(have) => have.fields = have.fields.union(&gone.fields),
+                None => self.0.insert(0, Manager { name: ANCIENT.to_owned(), ..gone }),
+            }
+        }
     }
 }

@@ -187,3 +187,17 @@ fn any_object_can_be_applied_or_is_refused() {
         }
     });
 }
+
+#[test]
+fn many_updaters_become_one() {
+    let mut object = apply(None, "x", false, &deployment(|_| {})).unwrap().object;
+    for number in 0..30 {
+        let mut new = object.clone();
+        new["metadata"]["labels"][format!("l{number}")] = json!("v");
+        object = put_back(&object, &format!("m{number}"), &new).object;
+    }
+    let names = owners(&object);
+    assert!(names.len() <= 12, "{names:?}");
+    assert!(owns(&object, "ancient-changes", &["f:metadata", "f:labels", "f:l0"]));
+    assert!(owns(&object, "m29", &["f:metadata", "f:labels", "f:l29"]));
+}

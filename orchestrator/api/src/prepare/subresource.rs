@@ -1,6 +1,6 @@
 //! `scale`, `binding`: parts of an object that speak another language.
 
-use objects::{Kind, Selector, Status, Time, field::str_at};
+use objects::{Selector, Status, Time, field::str_at};
 use serde_json::{Value, json};
 
 use super::{Body, Change, Context, Prepared, Wanted, metadata, status::child, update_to};
@@ -13,7 +13,7 @@ use crate::{
 
 /// The `scale` of a workload (`autoscaling/v1`).
 #[must_use]
-pub fn prepare_scale_read(_kind: &Kind, object: &Value) -> Value {
+pub fn render_scale(object: &Value) -> Value {
     let mut meta = serde_json::Map::new();
     for key in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
         if let Some(value) = object.pointer(&format!("/metadata/{key}")) {
@@ -68,7 +68,7 @@ pub(super) fn patch_scale(
     old: &Value,
     context: &Context<'_>,
 ) -> Result<Prepared, Status> {
-    let seen = prepare_scale_read(request.kind, old);
+    let seen = render_scale(old);
     let patched = if body.media_type() == "application/json-patch+json" {
         // Its tests may ask for the version.
         patch::unversioned(&patch::apply_plain_patch(body, &seen)?)

@@ -256,7 +256,7 @@ fn a_pod_is_bound_once() {
 fn scale_is_a_view_of_replicas() {
     let old = deployment();
     let url = format!("{DEPLOYMENTS}/d/scale");
-    let seen = prepare_scale_read(&kind::DEPLOYMENT, &old);
+    let seen = render_scale(&old);
     assert_eq!(
         (&seen["spec"]["replicas"], &seen["status"]["selector"]),
         (&json!(1), &json!("app=x"))
@@ -341,4 +341,18 @@ fn an_empty_patch_media_type_is_unsupported() {
         &json!({}),
     );
     assert_eq!(missing.unwrap_err().reason, "NotFound");
+}
+
+#[test]
+fn objects_cannot_outgrow_the_store() {
+    let wish = json!({"metadata": {"name": "d"}, "spec": {"template": {"spec": {"containers": [
+        {"name": "c", "image": "i", "args": ["x".repeat(2_000_000)]}]}}}});
+    assert_eq!(prepare("POST", DEPLOYMENTS, None, &wish).unwrap_err().code, 413);
+    let double =
+        json!({"op": "copy", "from": "/metadata/annotations", "path": "/metadata/annotations/x"});
+    let bomb = json!(vec![double; 60]);
+    let old = changed(&deployment(), |d| d["metadata"]["annotations"] = json!({"a": "b"}));
+    let media = "application/json-patch+json";
+    let said = prepare_as(media, "PATCH", &format!("{DEPLOYMENTS}/d"), Some(&old), &bomb);
+    assert_eq!(said.unwrap_err().code, 413);
 }
