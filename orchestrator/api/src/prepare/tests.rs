@@ -348,9 +348,11 @@ fn objects_cannot_outgrow_the_store() {
     let wish = json!({"metadata": {"name": "d"}, "spec": {"template": {"spec": {"containers": [
         {"name": "c", "image": "i", "args": ["x".repeat(2_000_000)]}]}}}});
     assert_eq!(prepare("POST", DEPLOYMENTS, None, &wish).unwrap_err().code, 413);
-    let double =
-        json!({"op": "copy", "from": "/metadata/annotations", "path": "/metadata/annotations/x"});
-    let bomb = json!(vec![double; 60]);
+    let double = |number: usize| {
+        let path = format!("/metadata/annotations/x{number}");
+        json!({"op": "copy", "from": "/metadata/annotations", "path": path})
+    };
+    let bomb: Value = (0..60).map(double).collect();
     let old = changed(&deployment(), |d| d["metadata"]["annotations"] = json!({"a": "b"}));
     let media = "application/json-patch+json";
     let said = prepare_as(media, "PATCH", &format!("{DEPLOYMENTS}/d"), Some(&old), &bomb);
