@@ -102,6 +102,8 @@ pub(crate) struct Machine {
     pub(crate) activity: Option<(Activity, Moment)>,
     /// Its address, as of the last lease.
     pub(crate) address: Option<Ipv4Addr>,
+    /// The last heartbeat of its node that was seen, by the node's own clock.
+    pub(crate) heartbeat: Option<Moment>,
     /// Another DHCP server that it listened to.
     pub(crate) rival: Option<(Ipv4Addr, Moment)>,
 }
@@ -121,6 +123,7 @@ impl Machine {
             seen: None,
             activity: None,
             address: None,
+            heartbeat: None,
             rival: None,
         }
     }

@@ -321,16 +321,22 @@ impl Site {
 
     /// Takes that a node was seen Ready through the API, with the time of its last heartbeat.
     ///
-    /// A heartbeat older than the agent of this boot is the node's former life and is ignored.
+    /// A heartbeat older than the agent of this boot is the node's former life and is ignored. As
+    /// the node's clock may be wrong, one that moves counts too, whatever it says.
     pub fn ready(&mut self, now: Moment, node: &str, heartbeat: Moment) -> Outcome {
         let mut outcome = Outcome::default();
         let Some(mac) = self.planned_names.get(node).copied() else {
             return outcome;
         };
-        let agent = self.machines.get(&mac).and_then(|machine| {
-            machine.marks.iter().find(|(phase, _)| *phase == Phase::Agent).map(|(_, at)| *at)
+        let Some(machine) = self.machines.get_mut(&mac) else {
+            return outcome;
+        };
+        let before = machine.heartbeat.replace(heartbeat);
+        let agent = machine.marks.iter().find(|(phase, _)| *phase == Phase::Agent);
+        let is_alive = agent.is_some_and(|(_, at)| {
+            heartbeat.plus(HEARTBEAT_GRAIN) >= *at || before.is_some_and(|it| it != heartbeat)
         });
-        if agent.is_some_and(|at| heartbeat.plus(HEARTBEAT_GRAIN) >= at) {
+        if is_alive {
             self.reach(now, mac, Phase::Ready, &mut outcome);
         }
         outcome

@@ -380,6 +380,16 @@ fn a_boot_from_power_to_ready_is_told_phase_by_phase() {
 }
 
 #[test]
+fn a_node_whose_clock_is_wrong_is_ready_when_its_heartbeat_moves() {
+    let mut bench = Bench::new();
+    bench.report(SEED, WORKER, "agent").unwrap();
+    for (heartbeat, is_ready) in [(5, false), (5, false), (6, true)] {
+        let outcome = bench.site.ready(bench.now, "a-worker", Moment::from_unix_ms(heartbeat));
+        assert_eq!(!outcome.is_empty(), is_ready);
+    }
+}
+
+#[test]
 fn a_machine_that_starts_over_begins_a_new_boot() {
     let mut bench = Bench::new();
     let address = bench.lease(WORKER, BIOS, None);
