@@ -154,13 +154,16 @@ pub async fn run_joined(
     let (pods, reflector) = Cache::new(client.clone(), resource::PODS, params);
     let (events, teller) = tell::Teller::new(client.clone(), &joined.node.name);
     let allocatable = facts::allocatable().await;
+    let (listener, listen) = logs::listen(config.listen).await.map_err(RunError::Logs)?;
+    let config = Config { listen, ..config };
     let node = joined.node.clone();
     let imports = joined.imports.clone();
     imports.begin(&config);
     let shared =
         Arc::new(Shared { config, node, client, runtime, pods, events, allocatable, imports });
 
-    let server = logs::Server::bind(Arc::clone(&shared), &joined).await.map_err(RunError::Logs)?;
+    let server = logs::Server::new(Arc::clone(&shared), listener, &joined);
+    let server = server.map_err(RunError::Logs)?;
     let mut tasks: Supervisor<RunError> = Supervisor::new(stop.clone());
     let (wakes, woken) = news::channel();
     tasks.spawn("pods", reflector.run(stop.clone()));

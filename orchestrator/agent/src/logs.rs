@@ -87,13 +87,13 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Listens with the node's certificate.
-    pub(crate) async fn bind(shared: Arc<Shared>, joined: &Joined) -> Result<Self, ServeError> {
+    /// A server behind `listener` with the node's certificate.
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        listener: TcpListener,
+        joined: &Joined,
+    ) -> Result<Self, ServeError> {
         let acceptor = TlsAcceptor::from(Arc::new(tls(joined)?));
-        let address = shared.config.listen;
-        let listener = TcpListener::bind(address)
-            .await
-            .map_err(|source| ServeError::Listen { address, source })?;
         Ok(Self { shared, listener, acceptor })
     }
 
@@ -118,6 +118,16 @@ impl Server {
             }
         }
     }
+}
+
+/// Listens; gives the address that was got, for port 0 means any.
+pub(crate) async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), ServeError> {
+    let bind = async {
+        let listener = TcpListener::bind(address).await?;
+        let got = listener.local_addr()?;
+        Ok((listener, got))
+    };
+    bind.await.map_err(|source| ServeError::Listen { address, source })
 }
 
 fn tls(joined: &Joined) -> Result<rustls::ServerConfig, ServeError> {

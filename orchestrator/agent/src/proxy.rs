@@ -4,14 +4,18 @@
 //! transaction, whenever it would be another one. Caches: three, one task each, and one loop.
 //! The table stays when the proxy ends: services work on while the agent is down.
 //!
-//! *Limits*: connections of UDP clients to an endpoint that is gone last until their conntrack
-//! entries expire.
+//! When UDP endpoints change, tracked flows that lead nowhere any more are forgotten, in one pass
+//! over the kernel's table.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use cluster::plan::Networks;
+use kernel::conntrack::{self, ConntrackError};
 use kernel::nft::{self, NftError};
-use node::service::{Site, Skipped, TABLE, plan_services, render_table};
+use node::service::{
+    Backend, Flow, Frontend, Site, Skipped, TABLE, is_stale, plan_services, render_table,
+};
 use objects::config::ConfigMap;
 use objects::network::{EndpointSlice, Service};
 use runtime::backoff::Backoff;
@@ -62,6 +66,8 @@ enum ProxyError {
     Read(#[source] NftError),
     #[error("the table of services cannot be replaced")]
     Replace(#[source] NftError),
+    #[error("stale flows cannot be forgotten")]
+    Forget(#[source] ConntrackError),
 }
 
 /// Runs the proxy until `stop`.
@@ -83,6 +89,7 @@ pub async fn run(stop: CancellationToken, config: Config) -> Result<(), RunError
         services: cache(&client, SERVICES, CacheParams::default(), &mut tasks),
         slices: cache(&client, ENDPOINT_SLICES, CacheParams::default(), &mut tasks),
         loaded: None,
+        flows: None,
         skipped: Vec::new(),
         looked: None,
     };
@@ -113,27 +120,54 @@ struct Proxy {
     slices: Cache<EndpointSlice>,
     /// The script applied last; `None` before the first.
     loaded: Option<String>,
+    /// The UDP endpoints that flows were last held against; `None` before the first time.
+    flows: Option<Udp>,
     /// What was said last about parts that are not served.
     skipped: Vec<Skipped>,
     /// When the kernel was last asked for the table.
     looked: Option<tokio::time::Instant>,
 }
 
-/// What the loop sees: the wanted table, unless the API has not said everything yet.
+/// UDP frontends and their endpoints.
+type Udp = BTreeMap<Frontend, BTreeSet<Backend>>;
+
+/// What the loop sees: nothing while the API has not said everything yet.
+type Seen = Option<Wanted>;
+
+/// The wanted state.
 struct Wanted {
-    script: Option<String>,
-}
-
-/// Replace the table.
-struct Replace {
+    site: Site,
     script: String,
+    udp: Udp,
 }
 
-impl std::fmt::Debug for Replace {
+/// One step.
+enum Action {
+    /// Replace the table.
+    Replace { script: String },
+    /// Forget flows that lead where these do not; only after the table leads there neither.
+    Forget { site: Site, udp: Udp },
+}
+
+impl std::fmt::Debug for Action {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // The script may be megabytes.
-        write!(f, "Replace({} bytes)", self.script.len())
+        match self {
+            // The script may be megabytes.
+            Self::Replace { script } => write!(f, "Replace({} bytes)", script.len()),
+            Self::Forget { udp, .. } => write!(f, "Forget({} frontends)", udp.len()),
+        }
     }
+}
+
+/// Forgets stale flows; blocks.
+fn forget(site: &Site, udp: &Udp) -> Result<(), ConntrackError> {
+    let mut flows = conntrack::flows()?;
+    flows.retain(|flow| {
+        let (address, port) = flow.answering;
+        let answering = Backend { address, port };
+        is_stale(site, udp, &Flow { destination: flow.destination, answering })
+    });
+    conntrack::forget(&flows)
 }
 
 impl Proxy {
@@ -162,20 +196,18 @@ impl Proxy {
 }
 
 impl World for Proxy {
-    type Seen = Wanted;
-    type Action = Replace;
+    type Seen = Seen;
+    type Action = Action;
     type Error = ProxyError;
 
     fn name(&self) -> &str {
         "proxy"
     }
 
-    async fn observe(&mut self) -> Result<Wanted, ProxyError> {
+    async fn observe(&mut self) -> Result<Seen, ProxyError> {
         // A table of half the services would refuse the other half.
         let synced = self.services.synced() && self.slices.synced();
-        let Some(site) = self.site().filter(|_| synced) else {
-            return Ok(Wanted { script: None });
-        };
+        let Some(site) = self.site().filter(|_| synced) else { return Ok(None) };
         self.look().await?;
         let services = self.services.snapshot();
         let slices = self.slices.snapshot();
@@ -190,23 +222,41 @@ impl World for Proxy {
             }
             self.skipped.clone_from(&planned.skipped);
         }
-        Ok(Wanted { script: Some(render_table(&site, &planned)) })
+        let script = render_table(&site, &planned);
+        Ok(Some(Wanted { site, script, udp: planned.udp() }))
     }
 
-    fn plan(&mut self, wanted: &Wanted) -> Plan<Replace> {
-        match &wanted.script {
-            Some(script) if self.loaded.as_ref() != Some(script) => {
-                Plan::of(vec![Replace { script: script.clone() }])
-            }
-            _ => Plan::of(Vec::new()),
+    fn plan(&mut self, seen: &Seen) -> Plan<Action> {
+        let mut actions = Vec::new();
+        let Some(Wanted { site, script, udp }) = seen else { return Plan::of(actions) };
+        if self.loaded.as_ref() != Some(script) {
+            actions.push(Action::Replace { script: script.clone() });
         }
+        if self.flows.as_ref() != Some(udp) {
+            actions.push(Action::Forget { site: site.clone(), udp: udp.clone() });
+        }
+        Plan::of(actions)
     }
 
-    async fn apply(&mut self, action: &Replace) -> Result<(), ProxyError> {
-        nft::apply(&action.script).await.map_err(ProxyError::Replace)?;
-        debug!(bytes = action.script.len(), "services are in force");
-        self.loaded = Some(action.script.clone());
-        self.looked = Some(tokio::time::Instant::now());
+    async fn apply(&mut self, action: &Action) -> Result<(), ProxyError> {
+        match action {
+            Action::Replace { script } => {
+                nft::apply(script).await.map_err(ProxyError::Replace)?;
+                debug!(bytes = script.len(), "services are in force");
+                self.loaded = Some(script.clone());
+                self.looked = Some(tokio::time::Instant::now());
+            }
+            Action::Forget { site, udp } => {
+                // Reading a full table takes a tenth of a second: not on the runtime's threads.
+                let (site, wanted) = (site.clone(), udp.clone());
+                let forgotten = tokio::task::spawn_blocking(move || forget(&site, &wanted)).await;
+                // A panic there is one here.
+                let forgotten =
+                    forgotten.unwrap_or_else(|err| std::panic::resume_unwind(err.into_panic()));
+                forgotten.map_err(ProxyError::Forget)?;
+                self.flows = Some(udp.clone());
+            }
+        }
         Ok(())
     }
 }

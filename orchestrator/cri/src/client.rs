@@ -76,7 +76,9 @@ impl CallError {
     fn new(call: &'static str, status: &Status) -> Self {
         // A broken connection has a cause of its own; tonic gives it the code Unknown.
         let broke = std::error::Error::source(status).is_some();
-        let code = if broke { Code::Unavailable } else { status.code() };
+        // containerd listens before it can answer, and says so with the code Unknown too.
+        let early = status.message().contains("not initialized yet");
+        let code = if broke || early { Code::Unavailable } else { status.code() };
         Self { call, message: status.message().to_owned(), code }
     }
 }

@@ -1,0 +1,240 @@
+//! The agent with a real containerd and an API in memory; skipped only where containerd cannot run.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "a test program"
+)]
+
+#[path = "../../cri/tests/support/mod.rs"]
+mod containerd;
+mod support;
+
+use std::time::{Duration, Instant};
+
+use agent::{Config, Imports, Joined, NodeInfo};
+use containerd::{BUSYBOX, Containerd};
+use cri::Runtime;
+use cri::message::{ListContainersRequest, ListPodSandboxRequest};
+use runtime::pki::{Authority, Sans, Subject, Usage};
+use runtime::{Client, ClientConfig, Identity};
+use serde_json::{Value, json};
+use support::Api;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// A node of one containerd and one API.
+struct Node {
+    api: Api,
+    containerd: Containerd,
+    authority: Authority,
+    agent: JoinSet<()>,
+}
+
+impl Node {
+    async fn start() -> Option<Self> {
+        let containerd = Containerd::start()?;
+        let authority = Authority::generate("test", DAY).unwrap();
+        let mut node =
+            Self { api: Api::start().await, containerd, authority, agent: JoinSet::new() };
+        node.start_agent();
+        Some(node)
+    }
+
+    fn identity(&self, subject: &Subject) -> Identity {
+        let sans = Sans { names: Vec::new(), addresses: vec!["127.0.0.1".parse().unwrap()] };
+        let made = self.authority.issue(subject, &sans, Usage::Both, DAY).unwrap();
+        let key_pem = made.key_pem.expose().as_bytes().to_vec();
+        Identity { cert_pem: made.cert_pem.into_bytes(), key_pem }
+    }
+
+    fn start_agent(&mut self) {
+        let dir = self.containerd.dir();
+        let config = Config {
+            pki_dir: dir.join("pki"),
+            cri_socket: self.containerd.socket(),
+            data_dir: dir.join("data"),
+            log_dir: dir.join("logs"),
+            image_dir: dir.join("none"),
+            listen: "127.0.0.1:0".parse().unwrap(),
+            console: None,
+            ..Config::default()
+        };
+        let server = format!("http://{}", self.api.address);
+        let node: NodeInfo = serde_json::from_value(json!({"name": "w1", "mac": "02:00:00:00:00:01",
+            "address": "127.0.0.1", "api": server, "caFingerprint": "", "boot": "http://127.0.0.1:1"}))
+        .unwrap();
+        let identity = self.identity(&Subject::new("system:node:w1", &["system:nodes"]));
+        let ca_pem = self.authority.cert_pem().as_bytes().to_vec();
+        let client_config = ClientConfig { server, ca_pem, identity: Some(identity), token: None };
+        let joined = Joined { client_config, node, imports: Imports::default() };
+        self.agent.spawn(async move {
+            let ended = agent::run_joined(CancellationToken::new(), config, joined).await;
+            println!("agent ended: {ended:?}");
+        });
+    }
+
+    /// Ends the agent as a kill does: nothing of it is awaited.
+    async fn kill_agent(&mut self) {
+        self.agent.shutdown().await;
+    }
+
+    fn create(&self, name: &str, spec: Value) {
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "spec": spec,
+            "metadata": {"name": name, "namespace": "default", "uid": format!("uid-{name}")}});
+        self.api.put(&path(name), pod);
+    }
+
+    /// Waits until the pod looks as wanted, and gives it.
+    async fn await_pod(&self, name: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let limit = Instant::now() + Duration::from_secs(40);
+        loop {
+            let pod = self.api.get(&path(name));
+            if let Some(pod) = pod.as_ref().filter(|pod| wanted(pod)) {
+                return pod.clone();
+            }
+            let status = pod.map(|pod| pod["status"].clone());
+            assert!(Instant::now() < limit, "{name} never came there; last seen: {status:#?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn await_gone(&self, name: &str) {
+        let runtime = Runtime::at(&self.containerd.socket()).unwrap();
+        let limit = Instant::now() + Duration::from_secs(40);
+        loop {
+            let sandboxes = runtime.list_pod_sandbox(ListPodSandboxRequest::default()).await;
+            let sandboxes = sandboxes.unwrap().items;
+            let uid = format!("uid-{name}");
+            let left = sandboxes.iter().any(|s| s.metadata.as_ref().is_some_and(|m| m.uid == uid));
+            if !left && self.api.get(&path(name)).is_none() {
+                return;
+            }
+            assert!(Instant::now() < limit, "{name} is still there: {sandboxes:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn count(&self, name: &str) -> usize {
+        let runtime = Runtime::at(&self.containerd.socket()).unwrap();
+        let all = loop {
+            match runtime.list_containers(ListContainersRequest::default()).await {
+                Ok(all) => break all,
+                Err(err) => assert!(err.is_unavailable(), "{err:?}"),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
+        let key = "io.kubernetes.pod.name";
+        all.containers.iter().filter(|c| c.labels.get(key).is_some_and(|n| n == name)).count()
+    }
+
+    /// Reads a log from the agent as the API server does.
+    async fn log(&self, name: &str, query: &str) -> String {
+        let node = self.api.get("/api/v1/nodes/w1").unwrap();
+        let port = &node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"];
+        let client = Client::new(ClientConfig {
+            server: format!("https://127.0.0.1:{port}"),
+            ca_pem: self.authority.cert_pem().as_bytes().to_vec(),
+            identity: Some(self.identity(&Subject::new("muster:apiserver", &[]))),
+            token: None,
+        })
+        .unwrap();
+        let path = format!("/containerLogs/default/{name}/main?{query}");
+        String::from_utf8(client.raw_get(&path).await.unwrap().body.to_vec()).unwrap()
+    }
+}
+
+fn path(name: &str) -> String {
+    format!("/api/v1/namespaces/default/pods/{name}")
+}
+
+fn one(script: &str) -> Value {
+    json!({"nodeName": "w1", "terminationGracePeriodSeconds": 1, "containers":
+        [{"name": "main", "image": BUSYBOX, "command": ["sh", "-c", script]}]})
+}
+
+fn first(pod: &Value) -> &Value {
+    &pod["status"]["containerStatuses"][0]
+}
+
+fn is_ready(pod: &Value) -> bool {
+    first(pod)["ready"] == json!(true)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pods_live_on_while_their_agent_and_runtime_are_killed() {
+    let Some(mut node) = Node::start().await else { return };
+    node.api.put("/api/v1/namespaces/default/configmaps/m", json!({"data": {"color": "red"}}));
+    let mut spec = one("cat /cm/color; echo; echo $NAME; sleep 1000");
+    spec["containers"][0]["env"] =
+        json!([{"name": "NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]);
+    spec["containers"][0]["volumeMounts"] = json!([{"name": "cm", "mountPath": "/cm"}]);
+    spec["volumes"] = json!([{"name": "cm", "configMap": {"name": "m"}}]);
+    node.create("plain", spec);
+    node.create("orphan", one("sleep 1000"));
+    let before = node.await_pod("plain", is_ready).await;
+    node.await_pod("orphan", is_ready).await;
+    assert_eq!(before["status"]["phase"], "Running");
+    assert!(before["status"]["podIP"].as_str().unwrap().starts_with("10.99.0."));
+    assert_eq!(node.log("plain", "").await, "red\nplain\n");
+    assert_eq!(node.log("plain", "tailLines=1").await, "plain\n");
+
+    // While the agent is away one pod is removed by force and another one is asked for.
+    node.kill_agent().await;
+    assert_eq!(node.count("plain").await, 1);
+    node.api.remove(&path("orphan"));
+    node.create("late", one("exit 0"));
+    node.start_agent();
+    node.await_gone("orphan").await;
+    node.await_pod("late", |pod| first(pod)["restartCount"].as_i64() > Some(0)).await;
+    let after = node.await_pod("plain", is_ready).await;
+    assert_eq!(first(&after)["containerID"], first(&before)["containerID"]);
+    assert_eq!(first(&after)["restartCount"], 0);
+
+    // The runtime goes away under the agent; the container does not notice.
+    node.containerd.restart();
+    let after = node.await_pod("plain", is_ready).await;
+    assert_eq!(first(&after)["containerID"], first(&before)["containerID"]);
+    assert_eq!(node.count("plain").await, 1);
+
+    for name in ["plain", "late"] {
+        node.api.delete_gracefully(&path(name), 1);
+        node.await_gone(name).await;
+    }
+    node.kill_agent().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ends_are_told_with_their_reasons() {
+    let Some(mut node) = Node::start().await else { return };
+    let mut never = one("echo last words > /dev/termination-log; exit 3");
+    never["restartPolicy"] = json!("Never");
+    node.create("failed", never);
+    let mut done = one("echo done");
+    done["restartPolicy"] = json!("OnFailure");
+    done["initContainers"] = json!([{"name": "first", "image": BUSYBOX, "command": ["true"]}]);
+    node.create("done", done);
+    let mut absent = one("true");
+    absent["containers"][0]["image"] = json!("muster.dev/none:1");
+    absent["containers"][0]["imagePullPolicy"] = json!("Never");
+    node.create("absent", absent);
+    node.create("crash", one("exit 1"));
+
+    let failed = node.await_pod("failed", |pod| pod["status"]["phase"] == "Failed").await;
+    let ended = &first(&failed)["state"]["terminated"];
+    assert_eq!((&ended["exitCode"], &ended["reason"]), (&json!(3), &json!("Error")));
+    assert_eq!(ended["message"], "last words\n");
+    node.await_pod("done", |pod| pod["status"]["phase"] == "Succeeded").await;
+    assert_eq!(node.log("done", "follow=true").await, "done\n");
+    let reason = |pod: &Value| first(pod)["state"]["waiting"]["reason"].clone();
+    node.await_pod("absent", |pod| reason(pod) == "ErrImageNeverPull").await;
+    let crash = node.await_pod("crash", |pod| reason(pod) == "CrashLoopBackOff").await;
+    assert_eq!(first(&crash)["lastState"]["terminated"]["exitCode"], 1);
+    assert_eq!(crash["status"]["phase"], "Running");
+    node.kill_agent().await;
+}
