@@ -17,7 +17,7 @@ use thiserror::Error;
 use tracing::{debug, warn};
 
 use crate::event::Events;
-use crate::hub::{Hub, Pending};
+use crate::hub::{Behind, Hub, Pending};
 use crate::signer::{Signer, SignerError};
 
 /// Writes of one round under way at a time: enough for the server to commit them in groups.
@@ -29,6 +29,9 @@ pub(crate) enum StepError {
     /// The server said no, or nothing.
     #[error("the API did not take the step")]
     Api(#[from] ClientError),
+    /// Too early to look.
+    #[error("cannot look yet")]
+    Behind(#[from] Behind),
     /// The certificate could not be made.
     #[error("cannot sign {name}")]
     Sign {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use control::view::{Index, Reference, RequestFacts, Set, Settings, View};
 use objects::certificate::CertificateSigningRequest;
@@ -20,15 +20,17 @@ use runtime::{Client, Resource, Supervisor};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
+use thiserror::Error;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
 
 use crate::leader::LeaseLost;
 use crate::signer;
 
-/// How long a loop waits for its view to show its own writes before it goes on without.
+/// How long a loop waits at a time for its view to show its own writes.
 const CATCH_UP: Duration = Duration::from_secs(5);
+/// How long it does so at all before it goes on without.
+const FORGIVE: Duration = Duration::from_secs(60);
 
 /// Any object, as far as garbage collection knows it.
 #[derive(Deserialize)]
@@ -120,6 +122,27 @@ pub(crate) enum Pending {
         uid: String,
     },
 }
+
+/// A loop's writes that its view may not show yet.
+#[derive(Debug, Default)]
+pub(crate) struct Unseen {
+    writes: Vec<Pending>,
+    since: Option<Instant>,
+}
+
+impl Extend<Pending> for Unseen {
+    fn extend<I: IntoIterator<Item = Pending>>(&mut self, writes: I) {
+        self.writes.extend(writes);
+        if !self.writes.is_empty() {
+            self.since.get_or_insert_with(Instant::now);
+        }
+    }
+}
+
+/// The view does not show a loop's own writes yet.
+#[derive(Debug, Error)]
+#[error("the view does not show our last writes yet")]
+pub(crate) struct Behind;
 
 /// A cache with the set last made of it, shared by every loop until something changes.
 struct Shelf<T> {
@@ -252,16 +275,24 @@ impl Hub {
     }
 
     /// Waits, within a limit, until the views show what was just written.
-    pub(crate) async fn catch_up(&self, pending: &mut Vec<Pending>) {
+    ///
+    /// # Errors
+    ///
+    /// [`Behind`] when they do not yet: planning now could do everything twice. After a minute
+    /// it is forgiven, because a view that far behind has been made anew.
+    pub(crate) async fn catch_up(&self, unseen: &mut Unseen) -> Result<(), Behind> {
+        let Some(since) = unseen.since else { return Ok(()) };
         let wait = async {
-            for one in pending.iter() {
+            for one in &unseen.writes {
                 self.seen(one).await;
             }
         };
-        if tokio::time::timeout(CATCH_UP, wait).await.is_err() {
-            warn!(count = pending.len(), "the view does not show our last writes; going on");
+        let late = tokio::time::timeout(CATCH_UP, wait).await.is_err();
+        if late && since.elapsed() < FORGIVE {
+            return Err(Behind);
         }
-        pending.clear();
+        *unseen = Unseen::default();
+        Ok(())
     }
 
     async fn seen(&self, pending: &Pending) {

@@ -124,8 +124,14 @@ pub async fn run(stop: CancellationToken, config: Config) -> Result<(), RunError
     tasks.join().await.map_err(|failed| RunError::Task(Box::new(failed)))
 }
 
-/// Loops whose wake-ups are mostly heartbeats or other loops' echoes gather more of them.
-const SLOW_SETTLE: Duration = Duration::from_millis(200);
+/// How long a loop gathers wake-ups: longer where they are mostly other loops' echoes.
+fn settle(controller: &str) -> Duration {
+    match controller {
+        "garbage-collector" => Duration::from_millis(200),
+        "node-controller" => Duration::from_millis(50),
+        _ => Pace::default().settle,
+    }
+}
 
 fn start_loops(
     tasks: &mut Supervisor<LeaseLost>,
@@ -135,11 +141,7 @@ fn start_loops(
 ) {
     let stop = tasks.stop();
     for controller in CONTROLLERS {
-        let slow = matches!(controller.name, "node-controller" | "garbage-collector");
-        let pace = Pace {
-            settle: if slow { SLOW_SETTLE } else { Pace::default().settle },
-            ..Pace::default()
-        };
+        let pace = Pace { settle: settle(controller.name), ..Pace::default() };
         let world = worker::Worker::new(controller, hub, hand, config.settings());
         let wakes = hub.changes(controller.needs);
         let (hub, stop) = (Arc::clone(hub), stop.clone());

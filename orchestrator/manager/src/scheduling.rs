@@ -12,7 +12,7 @@ use objects::kind::{self, Kind};
 use runtime::driver::{Plan, World};
 
 use crate::apply::{Hand, StepError};
-use crate::hub::{Hub, Pending};
+use crate::hub::{Hub, Unseen};
 use crate::worker::wait_until;
 
 /// What the scheduler looks at.
@@ -29,7 +29,7 @@ pub(crate) struct Scheduling {
     settings: Settings,
     /// Node and time of each binding that the view does not show yet, by pod uid.
     assumed: BTreeMap<String, (String, Instant)>,
-    pending: Vec<Pending>,
+    unseen: Unseen,
 }
 
 impl Scheduling {
@@ -39,7 +39,7 @@ impl Scheduling {
             hand: Arc::clone(hand),
             settings,
             assumed: BTreeMap::new(),
-            pending: Vec::new(),
+            unseen: Unseen::default(),
         }
     }
 
@@ -67,7 +67,7 @@ impl World for Scheduling {
 
     async fn observe(&mut self) -> Result<Self::Seen, StepError> {
         // Conditions are waited for; bindings are assumed instead.
-        self.hub.catch_up(&mut self.pending).await;
+        self.hub.catch_up(&mut self.unseen).await?;
         let mut view = self.hub.view(NEEDS, &self.settings);
         self.settle_assumed(&view);
         let pairs = self.assumed.iter();
@@ -81,7 +81,7 @@ impl World for Scheduling {
     }
 
     async fn apply(&mut self, action: &Action) -> Result<(), StepError> {
-        self.pending.extend(self.hand.carry_out(NAME, action).await?);
+        self.unseen.extend(self.hand.carry_out(NAME, action).await?);
         Ok(())
     }
 
@@ -104,7 +104,7 @@ impl World for Scheduling {
                     self.assumed.remove(&target.uid);
                     failures += 1;
                 }
-                (_, Ok(pending)) => self.pending.extend(pending),
+                (_, Ok(pending)) => self.unseen.extend(pending),
                 (_, Err(())) => failures += 1,
             }
         }

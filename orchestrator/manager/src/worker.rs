@@ -14,7 +14,7 @@ use runtime::driver::{Plan, World};
 use tracing::error;
 
 use crate::apply::{Hand, StepError};
-use crate::hub::{Hub, Pending};
+use crate::hub::{Hub, Unseen};
 
 /// How long a key whose planning panicked is left alone.
 const POISONED: SignedDuration = SignedDuration::from_secs(60);
@@ -26,7 +26,7 @@ pub(crate) struct Worker {
     hand: Arc<Hand>,
     settings: Settings,
     heartbeats: Heartbeats,
-    pending: Vec<Pending>,
+    unseen: Unseen,
     poisoned: BTreeMap<Key, Timestamp>,
 }
 
@@ -43,7 +43,7 @@ impl Worker {
             hand: Arc::clone(hand),
             settings,
             heartbeats: Heartbeats::default(),
-            pending: Vec::new(),
+            unseen: Unseen::default(),
             poisoned: BTreeMap::new(),
         }
     }
@@ -84,7 +84,7 @@ impl World for Worker {
     }
 
     async fn observe(&mut self) -> Result<Self::Seen, StepError> {
-        self.hub.catch_up(&mut self.pending).await;
+        self.hub.catch_up(&mut self.unseen).await?;
         let mut view = self.hub.view(self.controller.needs, &self.settings);
         let now = Timestamp::now();
         self.heartbeats.observe(&mut view, now);
@@ -101,7 +101,7 @@ impl World for Worker {
 
     async fn apply(&mut self, action: &Action) -> Result<(), StepError> {
         let pending = self.hand.carry_out(self.controller.name, action).await?;
-        self.pending.extend(pending);
+        self.unseen.extend(pending);
         Ok(())
     }
 
@@ -110,7 +110,7 @@ impl World for Worker {
         let mut failures = 0;
         for result in results {
             match result {
-                Ok(pending) => self.pending.extend(pending),
+                Ok(pending) => self.unseen.extend(pending),
                 Err(()) => failures += 1,
             }
         }
