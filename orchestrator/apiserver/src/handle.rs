@@ -75,7 +75,10 @@ pub(crate) async fn handle(
         Err(_) if is_anonymous(&peer.user) => Err(Status::unauthorized()),
         Err(status) => Err(status),
     };
-    let answer = answer.unwrap_or_else(|status| respond::failure(&status));
+    let mut answer = answer.unwrap_or_else(|status| respond::failure(&status));
+    if parts.method == http::Method::HEAD {
+        answer = respond::without_body(answer);
+    }
     let (code, elapsed) = (answer.status().as_u16(), started.elapsed());
     server.metrics.observe(verb, resource, code, elapsed);
     tracing::trace!(

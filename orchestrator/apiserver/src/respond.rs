@@ -30,6 +30,11 @@ pub(crate) fn whole(code: u16, content_type: &'static str, body: impl Into<Bytes
     answer
 }
 
+/// The same answer to HEAD: the headers of GET alone, for HTTP/2 refuses a body there.
+pub(crate) fn without_body(answer: Answer) -> Answer {
+    answer.map(|_| Full::new(Bytes::new()).boxed_unsync())
+}
+
 /// An answer of JSON bytes.
 pub(crate) fn json_bytes(code: u16, body: impl Into<Bytes>) -> Answer {
     whole(code, "application/json", body)
