@@ -3,8 +3,9 @@
 //! The commit thread takes everything that arrived while the last group was being synced, writes
 //! it as one transaction, syncs once, and only then shows it to readers and answers.
 //! Recovery is opening: redb comes back to its last complete transaction, and the tree is read
-//! from it. After a failed write the outcome of that group is unknown, so nothing more is
-//! accepted until the process starts again.
+//! from it. When the disk is full, the file is opened anew, the group's writers are told, readers
+//! go on, and the next group tries again. Any other failure ends the store: the outcome of that
+//! group is unknown, and only a fresh start reads what is really there.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -82,21 +83,95 @@ pub(crate) struct Commit {
     pub(crate) reply: oneshot::Sender<Result<Written, WriteError>>,
 }
 
+/// Opens the file; called again after it failed.
+pub(crate) type Opener = Box<dyn Fn() -> Result<Database, redb::DatabaseError> + Send>;
+
 pub(crate) fn open(options: &Options) -> Result<Store, OpenError> {
     let dir = &options.dir;
     std::fs::create_dir_all(dir).map_err(|source| OpenError::Dir { dir: dir.clone(), source })?;
-    let db = Database::builder()
-        .set_cache_size(ENGINE_CACHE_BYTES)
-        .create(dir.join("store.redb"))
-        .map_err(|err| OpenError::Engine(err.into()))?;
-    start(db)
+    let path = dir.join("store.redb");
+    start(Box::new(move || Database::builder().set_cache_size(ENGINE_CACHE_BYTES).create(&path)))
 }
 
 /// Prepares the tables, reads the tree and starts the commit thread.
-pub(crate) fn start(db: Database) -> Result<Store, OpenError> {
+pub(crate) fn start(opener: Opener) -> Result<Store, OpenError> {
+    let db = opener().map_err(|err| OpenError::Engine(err.into()))?;
     prepare(&db).map_err(OpenError::Engine)?;
     let tree = read_tree(&db)?;
-    Store::start(Arc::new(tree), db)
+    Store::start(Arc::new(tree), Disk { opener, db: Some(db) })
+}
+
+/// The file, which may have to be opened anew.
+pub(crate) struct Disk {
+    opener: Opener,
+    db: Option<Database>,
+}
+
+impl Disk {
+    /// Writes a group; after a failure, finds out what became of it.
+    fn write(&mut self, plan: &Plan, before: u64) -> Outcome {
+        if plan.changes.is_empty() {
+            return Outcome::Written;
+        }
+        let Some(db) = &self.db else {
+            return Outcome::Lost(Arc::new(redb::Error::PreviousIo));
+        };
+        let Err(source) = write_changes(db, &plan.changes, plan.revision) else {
+            return Outcome::Written;
+        };
+        let source = Arc::new(source);
+        tracing::error!(err = %source, "the store's file cannot be written; it is opened anew");
+        // The engine refuses all work after a failure, and the file is locked until it is gone.
+        self.db = None;
+        match self.reopen() {
+            Ok(revision) if revision == before && is_full(&source) => Outcome::Refused(source),
+            Ok(revision) if revision == plan.revision && is_full(&source) => {
+                Outcome::Doubtful(source)
+            }
+            Ok(_) => Outcome::Lost(source),
+            Err(err) => {
+                tracing::error!(%err, "the store's file cannot be opened anew");
+                Outcome::Lost(source)
+            }
+        }
+    }
+
+    /// Opens the file again; the newest revision that is in it.
+    fn reopen(&mut self) -> Result<u64, redb::Error> {
+        let db = (self.opener)()?;
+        let transaction = db.begin_read()?;
+        let revision = transaction.open_table(META)?.get("revision")?.map_or(0, |v| v.value());
+        drop(transaction);
+        self.db = Some(db);
+        Ok(revision)
+    }
+}
+
+/// Is there only no room, and the disk otherwise well?
+fn is_full(err: &redb::Error) -> bool {
+    let redb::Error::Io(err) = err else { return false };
+    matches!(err.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+}
+
+/// What became of a group.
+enum Outcome {
+    Written,
+    /// It did not happen; the next one may.
+    Refused(Arc<redb::Error>),
+    /// It is in the file, but a failed sync may have left it in memory alone: what a restart
+    /// would find is shown to readers, and nobody is promised that it stays.
+    Doubtful(Arc<redb::Error>),
+    /// Nobody knows, and nothing more can be written.
+    Lost(Arc<redb::Error>),
+}
+
+impl Outcome {
+    fn failure(&self) -> Option<&Arc<redb::Error>> {
+        match self {
+            Self::Written => None,
+            Self::Refused(source) | Self::Doubtful(source) | Self::Lost(source) => Some(source),
+        }
+    }
 }
 
 fn prepare(db: &Database) -> Result<(), redb::Error> {
@@ -158,8 +233,8 @@ fn render_record(item: &Item, record: &mut Vec<u8>) {
     record.extend_from_slice(item.value());
 }
 
-/// Commits groups until every sender is gone or the disk fails.
-pub(crate) fn commit_all(mut inbox: mpsc::Receiver<Commit>, db: &Database, tree: &Tree) {
+/// Commits groups until every sender is gone or the disk is lost.
+pub(crate) fn commit_all(mut inbox: mpsc::Receiver<Commit>, mut disk: Disk, tree: &Tree) {
     while let Some(first) = inbox.blocking_recv() {
         let mut group = vec![first];
         while group.len() < GROUP_WRITES_MAX
@@ -172,20 +247,19 @@ pub(crate) fn commit_all(mut inbox: mpsc::Receiver<Commit>, db: &Database, tree:
         for Commit { write, reply } in group {
             verdicts.push((reply, plan.decide(write, tree)));
         }
-        let outcome = write_group(db, &plan.changes, plan.revision);
-        if outcome.is_ok() {
+        let outcome = disk.write(&plan, tree.revision());
+        if matches!(outcome, Outcome::Written | Outcome::Doubtful(_)) {
             tree.apply(plan.changes);
         }
         for (reply, verdict) in verdicts {
-            let verdict = match &outcome {
-                Ok(()) => verdict,
-                Err(source) => Err(WriteError::Storage { source: Arc::clone(source) }),
+            let verdict = match outcome.failure() {
+                None => verdict,
+                Some(source) => Err(WriteError::Storage { source: Arc::clone(source) }),
             };
             // Whoever no longer waits for the answer has decided to live without it.
             let _heard = reply.send(verdict).is_ok();
         }
-        if let Err(err) = outcome {
-            tracing::error!(%err, "the store's file cannot be written; no more writes are taken");
+        if matches!(outcome, Outcome::Lost(_)) {
             return;
         }
     }
@@ -232,17 +306,6 @@ impl Plan {
         self.pending.insert(key, item.clone());
         Ok(Written { revision, item })
     }
-}
-
-fn write_group(
-    db: &Database,
-    changes: &[(Arc<str>, Arc<Change>)],
-    revision: u64,
-) -> Result<(), Arc<redb::Error>> {
-    if changes.is_empty() {
-        return Ok(());
-    }
-    write_changes(db, changes, revision).map_err(Arc::new)
 }
 
 fn write_changes(

@@ -26,7 +26,7 @@ use std::thread::JoinHandle;
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::embedded::Commit;
+use crate::embedded::{Commit, Disk};
 use crate::tree::Tree;
 
 /// Writes that may wait for the disk; more make their senders wait, which is the back-pressure.
@@ -41,8 +41,8 @@ pub enum WriteError {
         /// The item as it is now; `None` when it does not exist.
         current: Option<Arc<Item>>,
     },
-    /// The disk failed. Whether the write is on disk is unknown until the store is opened again,
-    /// and no further write is taken.
+    /// The disk failed; whether the write happened must be read again. A full disk takes writes
+    /// again once there is room, and readers go on all the time; any other failure ends the store.
     #[error("the store's file cannot be written")]
     Storage {
         /// What the engine says.
@@ -90,12 +90,12 @@ impl Store {
         embedded::open(options)
     }
 
-    fn start(tree: Arc<Tree>, db: redb::Database) -> Result<Self, OpenError> {
+    fn start(tree: Arc<Tree>, disk: Disk) -> Result<Self, OpenError> {
         let (commits, inbox) = mpsc::channel(QUEUE_WRITES_MAX);
         let shared = Arc::clone(&tree);
         let thread = std::thread::Builder::new()
             .name("store-commit".to_owned())
-            .spawn(move || embedded::commit_all(inbox, &db, &shared))
+            .spawn(move || embedded::commit_all(inbox, disk, &shared))
             .map_err(|source| OpenError::Thread { source })?;
         Ok(Self { inner: Arc::new(Inner { tree, commits: Some(commits), thread: Some(thread) }) })
     }
@@ -152,7 +152,7 @@ impl Store {
         self.inner.tree.wait_for(revision).await;
     }
 
-    /// Returns when the store takes no more writes because the disk failed. Cancel safe.
+    /// Returns when the store takes no more writes because the disk is lost. Cancel safe.
     pub async fn failed(&self) {
         if let Some(commits) = &self.inner.commits {
             commits.closed().await;

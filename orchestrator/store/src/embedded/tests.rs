@@ -126,9 +126,11 @@ proptest! {
 /// A disk that loses power: the n-th write fails, and so does everything after it. What was not
 /// synced is lost, except for what the seed says happened to arrive.
 #[derive(Debug, Clone, Default)]
-struct Disk {
+struct TestDisk {
     content: Arc<Mutex<Content>>,
     writes_left: Arc<AtomicUsize>,
+    /// How long the file may become.
+    room_bytes: Arc<AtomicUsize>,
 }
 
 #[derive(Debug, Default)]
@@ -138,12 +140,13 @@ struct Content {
     unsynced: Vec<(usize, Vec<u8>)>,
 }
 
-impl Disk {
+impl TestDisk {
     fn with(content: Vec<u8>, writes: usize) -> Self {
         let content = Content { synced: content.clone(), current: content, unsynced: Vec::new() };
         Self {
             content: Arc::new(Mutex::new(content)),
             writes_left: Arc::new(AtomicUsize::new(writes)),
+            room_bytes: Arc::new(AtomicUsize::new(usize::MAX)),
         }
     }
 
@@ -170,7 +173,7 @@ impl Disk {
     }
 }
 
-impl StorageBackend for Disk {
+impl StorageBackend for TestDisk {
     fn len(&self) -> io::Result<u64> {
         Ok(self.content.lock().unwrap().current.len() as u64)
     }
@@ -186,6 +189,9 @@ impl StorageBackend for Disk {
         self.step()?;
         let mut content = self.content.lock().unwrap();
         let len = usize::try_from(len).unwrap();
+        if len > self.room_bytes.load(Ordering::SeqCst) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         content.current.resize(len, 0);
         content.synced.resize(len, 0);
         Ok(())
@@ -209,9 +215,41 @@ impl StorageBackend for Disk {
     }
 }
 
-fn open_disk(disk: &Disk) -> Option<Store> {
-    let db = Database::builder().set_cache_size(1 << 20).create_with_backend(disk.clone()).ok()?;
-    start(db).ok()
+fn open_disk(disk: &TestDisk) -> Option<Store> {
+    let disk = disk.clone();
+    start(Box::new(move || {
+        Database::builder().set_cache_size(1 << 20).create_with_backend(disk.clone())
+    }))
+    .ok()
+}
+
+/// A full disk refuses writes and nothing else, and forgets it once there is room.
+#[test]
+fn a_full_disk_refuses_writes_until_there_is_room() {
+    let runtime = runtime();
+    let disk = TestDisk::with(Vec::new(), usize::MAX);
+    let store = open_disk(&disk).unwrap();
+    let write = |name: &str, text: &str| {
+        runtime.block_on(store.write(put("d/x", name, Expect::Absent, text)))
+    };
+    write("kept", "x").unwrap();
+    let before = store.revision();
+    let room = disk.content.lock().unwrap().current.len();
+    disk.room_bytes.store(room, Ordering::SeqCst);
+    let large = "x".repeat(4 << 20);
+    for name in ["a", "b"] {
+        assert!(matches!(write(name, &large), Err(WriteError::Storage { .. })));
+        assert_eq!(store.revision(), before);
+        assert!(store.get("d/x", "kept").is_some());
+    }
+    // What fits is still written.
+    write("small", "x").unwrap();
+    disk.room_bytes.store(usize::MAX, Ordering::SeqCst);
+    write("a", &large).unwrap();
+    drop(store);
+    let survived = TestDisk::with(disk.after_power_loss(0), usize::MAX);
+    let found = contents(&open_disk(&survived).unwrap(), all("d/x"));
+    assert_eq!(found.keys().collect::<Vec<_>>(), ["a", "kept", "small"]);
 }
 
 /// Whatever write the disk stops at, every acknowledged write is there after the restart, and
@@ -219,11 +257,11 @@ fn open_disk(disk: &Disk) -> Option<Store> {
 #[test]
 fn no_acknowledged_write_is_lost_whichever_write_fails() {
     let runtime = runtime();
-    let fresh = Disk::with(Vec::new(), usize::MAX);
+    let fresh = TestDisk::with(Vec::new(), usize::MAX);
     drop(open_disk(&fresh).unwrap());
     let base = fresh.content.lock().unwrap().current.clone();
     for n in 0.. {
-        let disk = Disk::with(base.clone(), n);
+        let disk = TestDisk::with(base.clone(), n);
         let mut acknowledged: BTreeMap<String, (u64, String)> = BTreeMap::new();
         let mut in_doubt = None;
         if let Some(store) = open_disk(&disk) {
@@ -243,7 +281,7 @@ fn no_acknowledged_write_is_lost_whichever_write_fails() {
             }
         }
         let whole = in_doubt.is_none() && acknowledged.len() == 4;
-        let survived = Disk::with(disk.after_power_loss(n * 37 + 11), usize::MAX);
+        let survived = TestDisk::with(disk.after_power_loss(n * 37 + 11), usize::MAX);
         let store = open_disk(&survived).unwrap_or_else(|| panic!("cannot reopen after write {n}"));
         let mut found = contents(&store, all("f/x"));
         if found != acknowledged
