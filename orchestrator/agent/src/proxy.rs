@@ -250,10 +250,15 @@ impl World for Proxy {
                 // Reading a full table takes a tenth of a second: not on the runtime's threads.
                 let (site, wanted) = (site.clone(), udp.clone());
                 let forgotten = tokio::task::spawn_blocking(move || forget(&site, &wanted)).await;
-                // A panic there is one here.
-                let forgotten =
-                    forgotten.unwrap_or_else(|err| std::panic::resume_unwind(err.into_panic()));
-                forgotten.map_err(ProxyError::Forget)?;
+                match forgotten {
+                    Ok(outcome) => outcome.map_err(ProxyError::Forget)?,
+                    Err(err) => match err.try_into_panic() {
+                        // A panic there is one here.
+                        Ok(panic) => std::panic::resume_unwind(panic),
+                        // The runtime is ending.
+                        Err(_) => return Ok(()),
+                    },
+                }
                 self.flows = Some(udp.clone());
             }
         }

@@ -13,10 +13,12 @@
 
 #[path = "../../../routing/kernel/tests/alone/mod.rs"]
 mod alone;
+#[path = "../../../routing/router/tests/support/api.rs"]
+mod api;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use ::node::service::{Site, plan_services, render_table};
@@ -24,7 +26,9 @@ use kernel::netns::Namespace;
 use objects::network::{EndpointSlice, Service};
 use serde_json::{Value, json};
 
-use alone::{alone, namespace, shell, shell_in};
+use tokio_util::sync::CancellationToken;
+
+use alone::{alone, await_until, namespace, shell, shell_in};
 
 const NODE: Ipv4Addr = Ipv4Addr::new(10, 98, 1, 11);
 const FAR: Ipv4Addr = Ipv4Addr::new(10, 98, 1, 12);
@@ -243,5 +247,69 @@ fn what_is_not_served_is_refused_or_dropped() {
             let nobody = (Ipv4Addr::new(172, 21, 0, 200), 80);
             assert_eq!(ask(from, nobody), Err(ErrorKind::TimedOut), "no such service");
         }
+    });
+}
+
+/// A pod that tells its name to everyone who sends a datagram to port 5353.
+fn serve_datagrams(pod: &Namespace, name: &'static str) {
+    let socket = pod.run(|| UdpSocket::bind("0.0.0.0:5353")).unwrap().unwrap();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 16];
+        while let Ok((_, peer)) = socket.recv_from(&mut buffer) {
+            drop(socket.send_to(name.as_bytes(), peer));
+        }
+    });
+}
+
+/// What the API says of a name server's service with one endpoint.
+fn dns(items: &api::Items, pod: &str) {
+    let mut endpoints = serde_json::to_value(slice("dns", &[pod])).unwrap();
+    endpoints["ports"] = json!([{"protocol": "UDP", "port": 5353}]);
+    items.set("/apis/discovery.k8s.io/v1/endpointslices", vec![endpoints]);
+    let ports = json!([{"port": 53, "protocol": "UDP"}]);
+    let service = service("dns", json!({"clusterIP": "172.21.0.10", "ports": ports}));
+    items.set("/api/v1/services", vec![serde_json::to_value(service).unwrap()]);
+}
+
+#[test]
+fn a_client_that_goes_on_sending_is_moved_to_the_new_endpoint() {
+    alone("a_client_that_goes_on_sending_is_moved_to_the_new_endpoint", &PROGRAMS, || {
+        let lab = Lab::build();
+        for pod in ["red", "blue"] {
+            serve_datagrams(&lab.pods[pod], pod);
+        }
+        let items = api::Items::default();
+        let networks = json!({"pods": "172.20.0.0/16", "services": "172.21.0.0/24"}).to_string();
+        let site = json!({"metadata": {"name": "muster-site", "namespace": "kube-system"}, "data": {"networks": networks}});
+        items.set("/api/v1/namespaces/kube-system/configmaps", vec![site]);
+        dns(&items, "red");
+
+        let server = api::serve(&lab.node, &items);
+        let stop = CancellationToken::new();
+        let _stop = stop.clone().drop_guard();
+        std::thread::spawn(move || {
+            let node = Namespace::open(&alone::path("node")).unwrap();
+            let client = runtime::ClientConfig { server, ..Default::default() };
+            let config = agent::proxy::Config { client, node: "node".to_owned() };
+            node.run(|| {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                runtime.unwrap().block_on(agent::proxy::run(stop, config)).unwrap();
+            })
+        });
+
+        let client = lab.pods["client"].run(|| UdpSocket::bind("0.0.0.0:0")).unwrap().unwrap();
+        client.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        let answers = |wanted: &str| {
+            await_until(&format!("an answer of {wanted}"), Duration::from_secs(20), || {
+                let mut buffer = [0; 16];
+                client.send_to(b"who?", (WEB.0, 53)).map_err(|err| err.to_string())?;
+                let (length, _) = client.recv_from(&mut buffer).map_err(|err| err.to_string())?;
+                let name = String::from_utf8_lossy(&buffer[..length]).into_owned();
+                if name == wanted { Ok(()) } else { Err(name) }
+            })
+        };
+        answers("red");
+        dns(&items, "blue");
+        answers("blue");
     });
 }

@@ -279,6 +279,53 @@ impl Backends {
     }
 }
 
+/// A UDP flow as the kernel tracks it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Flow {
+    /// What the client dialled.
+    pub destination: (Ipv4Addr, u16),
+    /// Who answers it.
+    pub answering: Backend,
+}
+
+impl Services {
+    /// The UDP frontends with their backends: while these stay, so may every tracked flow.
+    #[must_use]
+    pub fn udp(&self) -> BTreeMap<Frontend, BTreeSet<Backend>> {
+        let backends = |target: &Target| match target {
+            Target::Balanced { backends, .. } => backends.iter().copied().collect(),
+            Target::Refused | Target::Dropped => BTreeSet::new(),
+        };
+        let udp = |frontend: &Frontend| {
+            matches!(
+                frontend,
+                Frontend::Address(_, Transport::Udp, _) | Frontend::NodePort(Transport::Udp, _)
+            )
+        };
+        let frontends = self.frontends.iter().filter(|(frontend, _)| udp(frontend));
+        frontends.map(|(frontend, target)| (*frontend, backends(target))).collect()
+    }
+}
+
+/// Whether a flow leads where `udp` ([`Services::udp`]) no longer leads.
+///
+/// A client that goes on sending keeps its flow, and with it an endpoint that is gone, for ever;
+/// upstream learnt this from name servers. Flows of others, such as a pod's own traffic to a port
+/// that happens to be a node port, are left alone.
+#[must_use]
+pub fn is_stale(site: &Site, udp: &BTreeMap<Frontend, BTreeSet<Backend>>, flow: &Flow) -> bool {
+    let (address, port) = flow.destination;
+    if let Some(backends) = udp.get(&Frontend::Address(address, Transport::Udp, port)) {
+        return !backends.contains(&flow.answering);
+    }
+    if site.services.contains(&address) {
+        return true;
+    }
+    let translated = flow.answering.address != address;
+    let by_node_port = udp.get(&Frontend::NodePort(Transport::Udp, port));
+    translated && by_node_port.is_some_and(|backends| !backends.contains(&flow.answering))
+}
+
 /// Collects the ready backends of a port. When none is ready, those that end but still serve are
 /// better than nothing, as upstream has it.
 fn backends(

@@ -8,6 +8,7 @@
 
 mod netlink;
 
+pub mod conntrack;
 pub mod loopback;
 pub mod module;
 pub mod mount;

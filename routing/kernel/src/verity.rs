@@ -90,7 +90,10 @@ impl VerityTable {
             Checks::EveryRead => "",
             Checks::Once => " 1 check_at_most_once",
         };
-        format!("1 {device} {device} 4096 4096 {blocks} {} {hash} {root_hash} {salt}{options}", blocks + 1)
+        format!(
+            "1 {device} {device} 4096 4096 {blocks} {} {hash} {root_hash} {salt}{options}",
+            blocks + 1
+        )
     }
 }
 

@@ -8,7 +8,8 @@ use std::net::IpAddr;
 
 use kernel::sync::Network;
 use kernel::{
-    Address, AddressScope, Family, NextHop, Route, RouteKind, RouteOrigin, Veth, nft, sysctl,
+    Address, AddressScope, Family, NextHop, Route, RouteKind, RouteOrigin, Veth, conntrack, nft,
+    sysctl,
 };
 
 use alone::{alone, namespace, shell};
@@ -98,5 +99,29 @@ fn settings_and_transactions_take_effect_or_say_why() {
             assert_eq!(nft::list_table("ip", "two").await.unwrap(), None);
         });
         assert!(shell("nft list tables").contains("table ip one"));
+    });
+}
+
+#[test]
+fn translated_flows_are_listed_and_forgotten() {
+    alone("translated_flows_are_listed_and_forgotten", &["ip", "nft"], || {
+        let rules = "table ip t {\n chain c { type nat hook output priority -100; \
+            ip daddr 10.9.9.9 udp dport 53 dnat to 127.0.0.1:5353; }\n}\n";
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(nft::apply(rules)).unwrap();
+        shell("ip addr add 10.9.9.1/24 dev lo");
+        let client = std::net::UdpSocket::bind("10.9.9.1:0").unwrap();
+        client.send_to(b"?", "10.9.9.9:53").unwrap();
+        client.send_to(b"?", "127.0.0.1:9").unwrap_or_default();
+        let translated = |flows: &[conntrack::Flow]| -> Vec<conntrack::Flow> {
+            flows.iter().filter(|flow| flow.destination.1 == 53).cloned().collect()
+        };
+        let ours = translated(&conntrack::flows().unwrap());
+        assert_eq!(ours.len(), 1, "{ours:?}");
+        assert_eq!(ours[0].destination, ("10.9.9.9".parse().unwrap(), 53));
+        assert_eq!(ours[0].answering, ("127.0.0.1".parse().unwrap(), 5353));
+        conntrack::forget(&ours).unwrap();
+        conntrack::forget(&ours).unwrap();
+        assert_eq!(translated(&conntrack::flows().unwrap()), []);
     });
 }

@@ -14,7 +14,6 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use cluster::plan::Plan;
@@ -163,18 +162,15 @@ impl Site {
         let racks = self.plan.racks.iter().map(|one| planned(&one.name, json!(one))).collect();
         let cidr = self.plan.machine(node).unwrap().pod_cidr;
         let networks = json!(self.plan.networks).to_string();
-        let items = [
-            ("/apis/muster.dev/v1alpha1/machines", machines),
-            ("/apis/muster.dev/v1alpha1/racks", racks),
-            ("/api/v1/nodes", vec![planned(node, json!({"podCIDR": cidr}))]),
-            (
-                "/api/v1/namespaces/kube-system/configmaps",
-                vec![json!({
-                "metadata": {"name": "muster-site", "namespace": "kube-system"},
-                "data": {"networks": networks}})],
-            ),
-        ];
-        Arc::new(Mutex::new(items.map(|(path, items)| (path.to_owned(), items)).into()))
+        let site = json!({
+            "metadata": {"name": "muster-site", "namespace": "kube-system"},
+            "data": {"networks": networks}});
+        let items = Items::default();
+        items.set("/apis/muster.dev/v1alpha1/machines", machines);
+        items.set("/apis/muster.dev/v1alpha1/racks", racks);
+        items.set("/api/v1/nodes", vec![planned(node, json!({"podCIDR": cidr}))]);
+        items.set("/api/v1/namespaces/kube-system/configmaps", vec![site]);
+        items
     }
 
     /// Runs the router on a thread inside the node's namespace, as the agent would.

@@ -249,3 +249,29 @@ fn rules_do_not_grow_with_services() {
     assert_eq!(slots.len(), 1000);
     assert!(slots.values().all(|count| *count == 3));
 }
+
+#[test]
+fn flows_to_endpoints_that_are_gone_are_stale() {
+    let spec = json!({"type": "NodePort", "clusterIP": "172.21.0.10",
+        "ports": [{"port": 53, "protocol": "UDP", "nodePort": 30053}]});
+    let mut slice = slice("dns", 5353, "172.20.1.2@here");
+    slice.ports[0].protocol = Some("UDP".to_owned());
+    let udp = plan_services(&site(), &[service("dns", spec)], &[slice]).udp();
+    let stale = |destination: &str, answering: &str| {
+        let pair = |text: &str| {
+            let (address, port) = text.split_once(':').unwrap();
+            (address.parse::<Ipv4Addr>().unwrap(), port.parse().unwrap())
+        };
+        let (address, port) = pair(answering);
+        let flow = Flow { destination: pair(destination), answering: Backend { address, port } };
+        is_stale(&site(), &udp, &flow)
+    };
+    assert!(!stale("172.21.0.10:53", "172.20.1.2:5353"), "the endpoint that is there");
+    assert!(stale("172.21.0.10:53", "172.20.9.9:5353"), "one that is gone");
+    assert!(stale("172.21.0.10:53", "172.21.0.10:53"), "from before there was one");
+    assert!(stale("172.21.0.77:53", "172.20.1.2:5353"), "a service that is gone");
+    assert!(stale("10.98.1.11:30053", "172.20.9.9:5353"), "by the node's port");
+    assert!(!stale("10.98.1.11:30053", "172.20.1.2:5353"));
+    assert!(!stale("8.8.8.8:30053", "8.8.8.8:30053"), "not ours");
+    assert!(!stale("8.8.8.8:53", "8.8.8.8:53"), "not ours");
+}

@@ -1,27 +1,56 @@
-//! Just enough of an API server for the router's four caches: lists, and watches that stay open.
+//! Just enough of an API server for caches: lists, and watches that say when to list again.
 //!
-//! Serves one list per path from a shared map; a changed map is seen when the watch's connection
-//! is closed and the router lists again.
+//! A change is told by ending watches as expired, so that clients list again.
+
+#![allow(dead_code, clippy::unwrap_used, reason = "helpers of tests: each uses its part")]
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use kernel::netns::Namespace;
 use serde_json::{Value, json};
 
-/// Items by the collection's path.
-pub(crate) type Items = Arc<Mutex<BTreeMap<String, Vec<Value>>>>;
+/// What the server serves; shared with whoever changes it.
+#[derive(Clone, Default)]
+pub(crate) struct Items(Arc<Mutex<Versioned>>);
+
+#[derive(Default)]
+struct Versioned {
+    version: u64,
+    /// Items by the collection's path.
+    lists: BTreeMap<String, Vec<Value>>,
+}
+
+impl Items {
+    /// Puts a list in the place of the one before.
+    pub(crate) fn set(&self, path: &str, list: Vec<Value>) {
+        let mut items = self.0.lock().unwrap();
+        items.version += 1;
+        items.lists.insert(path.to_owned(), list);
+    }
+
+    fn version(&self) -> u64 {
+        self.0.lock().unwrap().version + 1
+    }
+
+    fn list(&self, path: &str) -> String {
+        let version = self.version().to_string();
+        let items = self.0.lock().unwrap().lists.get(path).cloned().unwrap_or_default();
+        json!({"metadata": {"resourceVersion": version}, "items": items}).to_string()
+    }
+}
 
 /// Serves `items` inside a namespace until the process ends; returns the base address.
 pub(crate) fn serve(inside: &Namespace, items: &Items) -> String {
     let listener = inside.run(|| TcpListener::bind("127.0.0.1:0")).unwrap().unwrap();
     let address = listener.local_addr().unwrap();
-    let items = Arc::clone(items);
+    let items = items.clone();
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            let items = Arc::clone(&items);
+            let items = items.clone();
             std::thread::spawn(move || drop(answer(stream, &items)));
         }
     });
@@ -42,15 +71,25 @@ fn answer(mut stream: TcpStream, items: &Items) -> std::io::Result<()> {
         let target = request.split(' ').nth(1).unwrap_or_default();
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
         if query.contains("watch=") {
-            stream.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")?;
-            std::thread::park();
+            watch(&mut stream, query, items)?;
+            continue;
         }
-        let list = items.lock().unwrap().get(path).cloned().unwrap_or_default();
-        let body = json!({"metadata": {"resourceVersion": "7"}, "items": list}).to_string();
+        let body = items.list(path);
         let length = body.len();
-        write!(
-            stream,
-            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
-        )?;
+        let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json";
+        write!(stream, "{head}\r\ncontent-length: {length}\r\n\r\n{body}")?;
     }
+}
+
+fn watch(stream: &mut TcpStream, query: &str, items: &Items) -> std::io::Result<()> {
+    stream.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")?;
+    let known = format!("resourceVersion={}", items.version());
+    while query.split('&').any(|term| term == known)
+        && format!("resourceVersion={}", items.version()) == known
+    {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let expired = json!({"type": "ERROR", "object": {"kind": "Status", "code": 410}});
+    let event = format!("{expired}\n");
+    write!(stream, "{:x}\r\n{event}\r\n0\r\n\r\n", event.len())
 }
