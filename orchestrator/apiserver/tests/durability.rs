@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 
 use common::{Cluster, config_map, soon, version, watch_from};
 use runtime::client::{ListParams, Patch, WatchEvent};
-use runtime::resource::{CONFIG_MAPS, NAMESPACES};
+use runtime::resource::{CONFIG_MAPS, ENDPOINT_SLICES, NAMESPACES, SERVICES};
 use serde_json::json;
 
 const DEFAULT: Option<&str> = Some("default");
@@ -61,6 +61,18 @@ async fn a_kill_loses_nothing_that_was_acknowledged() {
         }
     }
     assert_eq!(cluster.kubeconfig().ca_pem, fingerprint, "the authority must stay");
+}
+
+#[tokio::test]
+async fn the_api_service_follows_the_server_to_its_new_port() {
+    let mut cluster = Cluster::start().await;
+    cluster.kill_and_restart().await;
+    let port = cluster.kubeconfig().server.rsplit(':').next().unwrap().parse::<u16>().unwrap();
+    let slice = cluster.admin().get(&ENDPOINT_SLICES, DEFAULT, "kubernetes").await.unwrap();
+    assert_eq!(slice["ports"][0]["port"], port);
+    let service = cluster.admin().get(&SERVICES, DEFAULT, "kubernetes").await.unwrap();
+    assert_eq!(service["spec"]["ports"][0]["targetPort"], port);
+    assert_eq!(service["spec"]["clusterIP"], "172.21.0.1");
 }
 
 #[tokio::test]
