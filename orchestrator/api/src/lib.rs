@@ -8,9 +8,9 @@
 //! Everything is a function of its arguments: the time, the fresh uid and the random suffix of a
 //! generated name come with [`prepare::Context`].
 //!
-//! *Limits*: answers are never protobuf; CRDs, admission webhooks and RBAC
-//! objects are not there; owners of fields under server-side apply are kept per field, see
-//! `apply`.
+//! *Limits*: answers are never protobuf; there are no CRDs and no admission webhooks; RBAC objects
+//! are stored and decide nothing yet (see [`authority`]); `kubectl explain` has words for our own
+//! kinds alone.
 
 pub mod accept;
 pub mod authority;

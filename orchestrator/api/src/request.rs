@@ -242,6 +242,10 @@ fn resource(
     if !subresource.is_empty() && !kind.has_subresource(subresource) {
         return Err(Status::no_such_path());
     }
+    // An encoded slash would make one name look like two to whoever joins them again.
+    if [namespace, name].iter().any(|part| part.contains('/') || matches!(*part, "." | "..")) {
+        return Err(Status::no_such_path());
+    }
     let raw = query::parse(query);
     let watch = watch_path || query::flag(&raw, "watch")?.unwrap_or(false);
     let verb = verb(method, name, subresource, watch)?;

@@ -57,6 +57,8 @@ fn what_is_not_served_is_refused() {
     check("GET", "/apis/apps/v1beta1/deployments", "404");
     check("GET", "/api/v1/namespaces/a/nodes", "404");
     check("GET", "/api/v1/pods/b", "404");
+    check("GET", "/api/v1/namespaces/a/pods/b%2Fc", "404");
+    check("GET", "/api/v1/namespaces/../pods/b", "404");
     check("GET", "/api/v1/namespaces/a/configmaps/b/status", "404");
     check("POST", "/api/v1/pods", "405");
     check("POST", "/api/v1/namespaces/a/pods/b", "405");
