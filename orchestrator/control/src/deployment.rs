@@ -55,6 +55,10 @@ pub fn reconcile(view: &View, key: &Key, now: Timestamp) -> Steps {
         return steps;
     }
     let sets = claim(view, deployment, &selector, &mut steps);
+    if !steps.actions.is_empty() {
+        // Who belongs to whom is settled first: one of those may be the set we would make.
+        return steps;
+    }
     let family = Family::of(deployment, sets);
     if deployment.spec.paused {
         family.scale(&mut steps);
@@ -99,7 +103,6 @@ fn claim(
             owners.push(OwnerReference::controlled_by(deployment));
             let body = json!({"metadata": {"ownerReferences": owners}});
             steps.push(Action::patch(Target::of(&**set), body));
-            // It takes part from the next round on: one write per object and round.
         }
     }
     sets.sort_by_key(|set| (set.metadata.creation_timestamp, set.metadata.name.clone()));

@@ -166,3 +166,17 @@ fn everything_goes_with_the_deployment() {
     assert!(world.all::<ReplicaSet>().is_empty());
     assert!(world.all::<Pod>().is_empty());
 }
+
+#[test]
+fn a_set_left_behind_is_taken_over_by_the_next_deployment() {
+    let mut world = world();
+    let name = world.all::<ReplicaSet>()[0].metadata.name.clone();
+    let free = json!({"metadata": {"ownerReferences": null}});
+    world.remove(&kind::DEPLOYMENT, "n", "web");
+    world.change(&kind::REPLICA_SET, "n", &name, &free);
+    world.settle(&[]);
+    world.add(&kind::DEPLOYMENT, deployment(2, "one"));
+    world.settle(&[]);
+    assert_eq!(sets(&world), ["1 2 one"]);
+    assert_eq!(world.all::<ReplicaSet>()[0].metadata.name, name);
+}
