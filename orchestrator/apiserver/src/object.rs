@@ -5,11 +5,13 @@
 //! parsed. Selectors look at the head: labels and selectable fields, worked out once per version.
 
 use std::any::Any;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use objects::{FieldSelector, Kind, Selector, field};
+use serde::Serialize;
 use serde_json::{Map, Value};
 use store::{Head, Item};
 
@@ -79,40 +81,59 @@ static NOTHING: Known = Known {
     namespace: String::new(),
 };
 
+/// A buffer larger than this is not kept for the next object.
+const SCRATCH_BYTES_MAX: usize = 256 << 10;
+
+thread_local! {
+    /// Objects are written here first and then copied to a piece of memory of just their size:
+    /// what is stored stays for long, and room to grow or holes beside it would stay with it.
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
 /// Renders an object for the store, with its head.
 pub(crate) fn render_stored(kind: &Kind, object: &Value) -> (Bytes, Head) {
     let head: Head = Arc::new(Known::of(kind, object));
-    let mut out = Vec::with_capacity(1024);
+    let bytes = SCRATCH.with_borrow_mut(|out| {
+        out.clear();
+        write_object(out, kind, object);
+        let bytes = Bytes::copy_from_slice(out);
+        if out.capacity() > SCRATCH_BYTES_MAX {
+            *out = Vec::new();
+        }
+        bytes
+    });
+    (bytes, head)
+}
+
+fn write_object(out: &mut Vec<u8>, kind: &Kind, object: &Value) {
     out.extend_from_slice(b"{\"kind\":");
-    write_json(&mut out, &Value::from(kind.kind));
+    write_json(out, kind.kind);
     out.extend_from_slice(b",\"apiVersion\":");
-    write_json(&mut out, &Value::from(kind.api_version()));
+    write_json(out, &kind.api_version());
     out.push(b',');
     out.extend_from_slice(MARK);
     out.push(b'"');
     let empty = Map::new();
     let metadata = object.get("metadata").and_then(Value::as_object).unwrap_or(&empty);
-    write_members(&mut out, metadata, &["resourceVersion"]);
+    write_members(out, metadata, &["resourceVersion"]);
     out.push(b'}');
     let members = object.as_object().unwrap_or(&empty);
-    write_members(&mut out, members, &["kind", "apiVersion", "metadata"]);
+    write_members(out, members, &["kind", "apiVersion", "metadata"]);
     out.push(b'}');
-    // What is stored stays; room to grow would stay with it.
-    (Bytes::from(out.into_boxed_slice()), head)
 }
 
 fn write_members(out: &mut Vec<u8>, members: &Map<String, Value>, without: &[&str]) {
     for (key, value) in members {
         if !without.contains(&key.as_str()) {
             out.push(b',');
-            write_json(out, &Value::from(key.as_str()));
+            write_json(out, key);
             out.push(b':');
             write_json(out, value);
         }
     }
 }
 
-fn write_json(out: &mut Vec<u8>, value: &Value) {
+fn write_json(out: &mut Vec<u8>, value: &(impl Serialize + ?Sized)) {
     // Writing JSON values into memory cannot fail.
     let _written = serde_json::to_writer(out, value).is_ok();
 }
