@@ -51,7 +51,7 @@ pub(crate) async fn observe(
     }
 }
 
-/// Why no pod can run here now, in words; nothing when all is well.
+/// Why no pod can run here now, in words; nothing when all is well. The workers are told too.
 pub(crate) async fn problems(shared: &Shared) -> Vec<String> {
     let mut problems = match shared.runtime.status(StatusRequest::default()).await {
         Ok(answer) => {
@@ -63,6 +63,11 @@ pub(crate) async fn problems(shared: &Shared) -> Vec<String> {
     if !shared.imports.are_done() {
         problems.push("the node's own images are still being imported".to_owned());
     }
+    shared.problems.send_if_modified(|have| {
+        let changed = *have != problems;
+        have.clone_from(&problems);
+        changed
+    });
     problems
 }
 

@@ -40,6 +40,7 @@ use objects::pod::Pod;
 use runtime::cache::{Cache, CacheParams};
 use runtime::{Client, Supervisor, resource};
 use thiserror::Error;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use image::Imports;
@@ -119,6 +120,8 @@ struct Shared {
     events: tell::Teller,
     allocatable: node::field::Allocatable,
     imports: Imports,
+    /// Why no pod can run here now; empty when all is well.
+    problems: watch::Sender<Vec<String>>,
 }
 
 /// Joins and runs the agent until `stop`.
@@ -159,8 +162,18 @@ pub async fn run_joined(
     let node = joined.node.clone();
     let imports = joined.imports.clone();
     imports.begin(&config);
-    let shared =
-        Arc::new(Shared { config, node, client, runtime, pods, events, allocatable, imports });
+    let (problems, _) = watch::channel(vec!["the runtime was not looked at yet".to_owned()]);
+    let shared = Arc::new(Shared {
+        config,
+        node,
+        client,
+        runtime,
+        pods,
+        events,
+        allocatable,
+        imports,
+        problems,
+    });
 
     let server = logs::Server::new(Arc::clone(&shared), listener, &joined);
     let server = server.map_err(RunError::Logs)?;

@@ -1,20 +1,28 @@
 //! Events for people: what the agent did to a pod, as `kubectl describe` shows it.
 //!
 //! Telling never holds anything up: events go through a short queue and are dropped when it is
-//! full or the API is away. They are news, not state.
+//! full or the API is away. They are news, not state. News that was told before is counted up
+//! instead of told anew, so that a crash loop is one line with a number.
+
+use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use objects::event::{Event, EventSource};
 use objects::meta::{Object, ObjectReference};
 use objects::pod::Pod;
 use objects::{ObjectMeta, Time};
-use runtime::{Client, report, resource};
+use runtime::client::Patch;
+use runtime::{Client, ClientError, report, resource};
+use serde_json::json;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 /// Events waiting to be written; more are dropped.
 const QUEUE: usize = 256;
+
+/// Events remembered for counting; forgetting them only makes more lines.
+const TOLD_MAX: usize = 512;
 
 /// The end that tells.
 #[derive(Debug, Clone)]
@@ -28,13 +36,21 @@ pub(crate) struct Teller {
 pub(crate) struct Writer {
     client: Client,
     queue: mpsc::Receiver<Event>,
+    /// What was told lately: the event's name and how often.
+    told: BTreeMap<Told, (String, i64)>,
 }
+
+/// What makes two events the same: pod, container, reason, message.
+type Told = [String; 4];
 
 impl Teller {
     /// Both ends.
     pub(crate) fn new(client: Client, node: &str) -> (Self, Writer) {
         let (sender, receiver) = mpsc::channel(QUEUE);
-        (Self { node: node.to_owned(), queue: sender }, Writer { client, queue: receiver })
+        (
+            Self { node: node.to_owned(), queue: sender },
+            Writer { client, queue: receiver, told: BTreeMap::new() },
+        )
     }
 
     /// Tells that something normal happened to a pod, or to a container of it.
@@ -95,11 +111,33 @@ impl Writer {
                 event = self.queue.recv() => event,
             };
             let Some(event) = event else { return };
-            let Ok(value) = event.encode() else { continue };
-            let namespace = Some(event.metadata.namespace.as_str());
-            if let Err(err) = self.client.create(&resource::EVENTS, namespace, &value).await {
+            if let Err(err) = self.write(event).await {
                 debug!(err = report(&err), "event not written");
             }
         }
+    }
+
+    async fn write(&mut self, event: Event) -> Result<(), ClientError> {
+        let object = &event.involved_object;
+        let key =
+            [&object.uid, &object.field_path, &event.reason, &event.message].map(Clone::clone);
+        let namespace = Some(event.metadata.namespace.as_str());
+        if let Some((name, count)) = self.told.get_mut(&key) {
+            *count = count.saturating_add(1);
+            let body = json!({"count": count, "lastTimestamp": event.last_timestamp});
+            let patch = Patch::merge(body);
+            match self.client.patch(&resource::EVENTS, namespace, name, &patch).await {
+                // Swept meanwhile: it is told anew below.
+                Err(err) if err.is_not_found() => {}
+                other => return other.map(drop),
+            }
+        }
+        let value = event.encode().map_err(|source| ClientError::Encode { source })?;
+        self.client.create(&resource::EVENTS, namespace, &value).await?;
+        if self.told.len() >= TOLD_MAX {
+            self.told.clear();
+        }
+        self.told.insert(key, (event.metadata.name, 1));
+        Ok(())
     }
 }

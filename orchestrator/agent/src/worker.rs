@@ -18,7 +18,7 @@ use node::probe;
 use node::seen::{Memory, Seen, Volumes};
 use node::status::{Place, compute_status};
 use objects::meta::Object;
-use objects::pod::{Pod, PodStatus};
+use objects::pod::{ContainerStatus, Pod, PodStatus};
 use runtime::backoff::Backoff;
 use runtime::client::{DeleteParams, Patch};
 use runtime::{report, resource};
@@ -56,6 +56,7 @@ pub(crate) struct Worker {
     pub(crate) uid: String,
     news: watch::Receiver<Option<Arc<Pod>>>,
     wake: Arc<Notify>,
+    problems: watch::Receiver<Vec<String>>,
     /// The pod as the API has it, as far as we know; the answer to our own write counts too.
     pod: Option<Arc<Pod>>,
     pub(crate) memory: Memory,
@@ -74,11 +75,13 @@ impl Worker {
         news: watch::Receiver<Option<Arc<Pod>>>,
         wake: Arc<Notify>,
     ) -> Self {
+        let problems = shared.problems.subscribe();
         Self {
             shared,
             uid,
             news,
             wake,
+            problems,
             pod: None,
             memory: Memory::default(),
             materials: Materials::default(),
@@ -109,6 +112,7 @@ impl Worker {
                 () = stop.cancelled() => return,
                 Some(verdict) = self.probes.join_next() => self.take(verdict.ok()),
                 Ok(()) = self.news.changed() => {}
+                Ok(()) = self.problems.changed() => {}
                 () = self.wake.notified() => {}
                 () = tokio::time::sleep(pause) => {}
             }
@@ -128,6 +132,10 @@ impl Worker {
         let Some(pod) = self.pod.clone() else {
             return self.apply(None, &seen, plan_orphan(&seen)).await;
         };
+        // A pod with the node's own network needs no other.
+        let problems = self.problems.borrow_and_update().join(", ");
+        let blocked = !problems.is_empty() && !pod.spec.host_network;
+        self.memory.blocked = blocked.then_some(problems);
         remember(&pod, &seen, &mut self.memory, now);
         self.refresh(&pod).await;
         self.adopt_probes(&pod, &seen);
@@ -175,6 +183,7 @@ impl Worker {
         if status == pod.status {
             return true;
         }
+        self.tell_back_offs(pod, &status);
         let Some(body) = status_patch(&self.uid, &status) else { return true };
         let patch = Patch::merge(body).on("status");
         let meta = &pod.metadata;
@@ -193,6 +202,32 @@ impl Worker {
                 warn!(pod = pod.key(), err = report(&err), "cannot write a pod's status; retrying");
                 false
             }
+        }
+    }
+
+    /// Tells people once when a container begins to wait for its next try.
+    fn tell_back_offs(&self, pod: &Pod, status: &PodStatus) {
+        let reason = |status: &ContainerStatus| {
+            let waiting = status.state.waiting.as_ref()?;
+            waiting.reason.ends_with("BackOff").then(|| waiting.clone())
+        };
+        let all = status.init_container_statuses.iter().chain(&status.container_statuses);
+        let before =
+            || pod.status.init_container_statuses.iter().chain(&pod.status.container_statuses);
+        for container in all {
+            let Some(waiting) = reason(container) else { continue };
+            let told = before().find(|c| c.name == container.name).and_then(reason);
+            if told.is_some_and(|told| told.reason == waiting.reason) {
+                continue;
+            }
+            let message = match waiting.reason.as_str() {
+                "CrashLoopBackOff" => format!(
+                    "Back-off restarting failed container {} in pod {}_{}({})",
+                    container.name, pod.metadata.name, pod.metadata.namespace, self.uid
+                ),
+                _ => waiting.message,
+            };
+            self.shared.events.warning(pod, Some(&container.name), "BackOff", &message);
         }
     }
 

@@ -284,6 +284,11 @@ mod tests {
             let mut out = Vec::new();
             Printer::new(&query).feed(bytes, &mut out);
             assert!(out.len() <= 64);
+            if let Ok(text) = std::str::from_utf8(bytes)
+                && let Err(err) = parse_query(text, Timestamp::UNIX_EPOCH)
+            {
+                assert!(text.contains(err.name));
+            }
             assert!(parse_line(bytes).is_none_or(|line| line.text.len() <= bytes.len()));
         });
     }

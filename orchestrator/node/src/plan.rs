@@ -412,6 +412,11 @@ fn plan_run(pod: &Pod, seen: &Seen, memory: &Memory, now: Timestamp) -> Plan {
 }
 
 fn plan_sandbox(seen: &Seen, memory: &Memory, now: Timestamp, plan: &mut Plan) {
+    if memory.blocked.is_some() {
+        // The agent looks again when the node becomes ready; this is for a lost wake-up.
+        plan.wait(later(now, SETUP_BACKOFF_MAX));
+        return;
+    }
     if let Some(failure) = &memory.sandbox_failure
         && now < setup_retry_at(failure)
     {

@@ -88,6 +88,8 @@ pub struct Exit {
 pub struct Memory {
     /// Whether the volumes are in place.
     pub volumes: Volumes,
+    /// Why no sandbox can be made on this node now; trying would only cost time.
+    pub blocked: Option<String>,
     /// Why the sandbox could not be made, the last time.
     pub sandbox_failure: Option<Failure>,
     /// Why containers could not be started, the last time, by container name.

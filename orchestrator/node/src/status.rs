@@ -347,7 +347,8 @@ fn starting(pod: &Pod, memory: &Memory, role: Role) -> ContainerStateWaiting {
         (Volumes::Failed(failure), _) => Some(failure),
         (_, failure) => failure.as_ref(),
     };
-    waiting(default_wait(pod, role), failure.map_or("", |failure| &failure.message))
+    let blocked = memory.blocked.as_deref().unwrap_or_default();
+    waiting(default_wait(pod, role), failure.map_or(blocked, |failure| &failure.message))
 }
 
 fn default_wait(pod: &Pod, role: Role) -> &'static str {

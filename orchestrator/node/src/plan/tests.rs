@@ -241,6 +241,8 @@ fn failures_are_retried_with_patience() {
     check("+0", &fail(3, 5), "wait 35");
     check("+0", &fail(1, 10), "start a0@s0");
     check("", &|memory| memory.fail_sandbox("no".into(), at(NOW)), "wait 1");
+    check("", &|memory| memory.blocked = Some("network".into()), "wait 30");
+    check("+0", &|memory| memory.blocked = Some("network".into()), "start a0@s0");
     check("", &|memory| memory.fail_volumes("FailedMount", "no".into(), at(NOW)), "wait 1");
     check("", &|memory| memory.fail_volumes("FailedMount", "no".into(), at(NOW - 1)), "volumes");
 }
