@@ -55,11 +55,7 @@ pub(crate) fn track_update(
     context: &Context<'_>,
 ) {
     let Some(root) = root(request) else { return };
-    let asked_to_forget = new.pointer("/metadata/managedFields") == Some(&json!([{}]));
-    let mut managers = match old {
-        Some(old) if !asked_to_forget => Managers::decode(old),
-        _ => Managers::default(),
-    };
+    let mut managers = managers_of_update(old, new);
     let empty = json!({});
     let diff = Walker::new(builtin()).compare(root, old.unwrap_or(&empty), new);
     let gained = ours(request, diff.added.union(&diff.modified));
@@ -75,6 +71,22 @@ pub(crate) fn track_update(
     }
     managers.tidy();
     store(new, &managers);
+}
+
+/// The owners an update starts from: those the client says, else those that were.
+///
+/// Clients read an object with its owners and send both back; kubectl moves owners on purpose
+/// when it goes from client-side to server-side apply. `[{}]` asks to forget them all.
+fn managers_of_update(old: Option<&Value>, new: &Value) -> Managers {
+    if new.pointer("/metadata/managedFields") == Some(&json!([{}])) {
+        return Managers::default();
+    }
+    let said = Managers::decode(new);
+    match old {
+        Some(old) if said.is_empty() => Managers::decode(old),
+        Some(_) => said,
+        None => Managers::default(),
+    }
 }
 
 /// Records an object that was made by an apply: the manager owns what it said, no more.

@@ -201,3 +201,20 @@ fn many_updaters_become_one() {
     assert!(owns(&object, "ancient-changes", &["f:metadata", "f:labels", "f:l0"]));
     assert!(owns(&object, "m29", &["f:metadata", "f:labels", "f:l29"]));
 }
+
+#[test]
+fn clients_may_move_owners() {
+    let mut old = apply(None, "x", false, &deployment(|_| {})).unwrap().object;
+    let mut new = old.clone();
+    new["metadata"]["managedFields"][0]["manager"] = json!("y");
+    let moved = put_back(&old, "hand", &new);
+    assert_eq!(moved.change, Change::Update);
+    assert!(owns(&moved.object, "y", &["f:metadata", "f:labels", "f:a"]));
+    new["metadata"]["managedFields"] = json!([{}]);
+    assert_eq!(owners(&put_back(&old, "hand", &new).object), []);
+    old["metadata"].as_object_mut().unwrap().remove("managedFields");
+    let first =
+        apply(Some(&old), "z", true, &deployment(|d| d["spec"]["replicas"] = json!(7))).unwrap();
+    let defaulted = ["f:spec", "f:revisionHistoryLimit"];
+    assert!(owns(&first.object, "before-first-apply", &defaulted), "{:?}", owners(&first.object));
+}
