@@ -83,11 +83,17 @@ impl Modules {
     ///
     /// When `modules.dep` or `modules.alias` cannot be read.
     pub fn open(root: &Path) -> Result<Self, ModuleError> {
-        let read = |name: &str| {
-            let path = root.join(name);
-            fs::read_to_string(&path).map_err(|source| ModuleError::Index { path, source })
-        };
-        let index = Index::parse(&read("modules.dep")?, &read("modules.alias")?);
+        let index = Index::parse(&read(root, "modules.dep")?, &read(root, "modules.alias")?);
+        Ok(Self { root: root.to_owned(), index, done: BTreeSet::new() })
+    }
+
+    /// Reads of the tree at `root` only what loading by name needs; the list of aliases is long.
+    ///
+    /// # Errors
+    ///
+    /// When `modules.dep` cannot be read.
+    pub fn open_names(root: &Path) -> Result<Self, ModuleError> {
+        let index = Index::parse(&read(root, "modules.dep")?, "");
         Ok(Self { root: root.to_owned(), index, done: BTreeSet::new() })
     }
 
@@ -164,6 +170,11 @@ impl Index {
             .map(|(_, name)| name.clone())
             .collect()
     }
+}
+
+fn read(root: &Path, name: &str) -> Result<String, ModuleError> {
+    let path = root.join(name);
+    fs::read_to_string(&path).map_err(|source| ModuleError::Index { path, source })
 }
 
 fn insert(path: &Path) -> Result<(), ModuleError> {
