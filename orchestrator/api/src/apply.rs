@@ -140,7 +140,9 @@ pub(crate) fn merge(
     let own = managers.entry(&name, "Apply", &version, subresource, now);
     let before = std::mem::take(&mut own.fields);
     let mut merged = walker.merge(root, old, applied);
-    prune(&walker, root, &mut merged, &before.difference(&said), &managers);
+    // What holds fields goes with the last of them: a probe without a field is no probe.
+    let dropped = before.closure().difference(&said.closure());
+    prune(&walker, root, &mut merged, &dropped, &managers);
     let diff = walker.compare(root, old, &merged);
     let changed = ours(request, diff.added.union(&diff.modified));
     let conflicts = conflicts(&managers, &changed);

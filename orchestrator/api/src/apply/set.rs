@@ -52,6 +52,14 @@ impl Set {
         self.0.range(path.to_vec()..).next().is_some_and(|found| found.starts_with(path))
     }
 
+    /// The set with everything its fields are inside of.
+    pub(super) fn closure(&self) -> Self {
+        let prefixes = self.0.iter().flat_map(|path| {
+            (1..=path.len()).filter_map(|length| path.get(..length).map(<[String]>::to_vec))
+        });
+        Self(prefixes.collect())
+    }
+
     /// Reads `FieldsV1`.
     pub(super) fn decode(fields: &Value) -> Self {
         fn walk(value: &Value, path: &mut Path, set: &mut Set) {

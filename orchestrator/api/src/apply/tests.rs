@@ -218,3 +218,31 @@ fn clients_may_move_owners() {
     let defaulted = ["f:spec", "f:revisionHistoryLimit"];
     assert!(owns(&first.object, "before-first-apply", &defaulted), "{:?}", owners(&first.object));
 }
+
+#[test]
+fn what_holds_fields_goes_with_the_last_of_them() {
+    let probed = deployment(|d| {
+        d["spec"]["template"]["spec"]["containers"][0]["livenessProbe"] =
+            json!({"httpGet": {"port": 80}});
+    });
+    let made = apply(None, "x", false, &probed).unwrap().object;
+    let less = apply(Some(&made), "x", false, &deployment(|_| {})).unwrap().object;
+    assert!(less.pointer("/spec/template/spec/containers/0/livenessProbe").is_none());
+}
+
+#[test]
+fn going_over_from_client_side_apply_keeps_and_prunes() {
+    let user = User::default();
+    let with_label = deployment(|d| d["metadata"]["labels"]["gone"] = json!("soon"));
+    let bytes = serde_json::to_vec(&with_label).unwrap();
+    let body = Body { bytes: &bytes, content_type: "" };
+    let url = format!("{URL}?fieldManager=client");
+    let made = prepare_create(&request("POST", &url), &body, &context(&user)).unwrap().object;
+    let mut moved = made.clone();
+    moved["metadata"]["managedFields"][0]["manager"] = json!("x");
+    moved["metadata"]["managedFields"][0]["operation"] = json!("Apply");
+    let moved = put_back(&made, "hand", &moved).object;
+    let less = apply(Some(&moved), "x", false, &deployment(|_| {})).unwrap().object;
+    assert_eq!(less["metadata"]["labels"], json!({"a": "1"}));
+    assert_eq!(less["spec"]["replicas"], 1);
+}
