@@ -4,7 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cri::message::{Image, ImageSpec, ImageStatusRequest, PodSandboxConfig, PullImageRequest};
+use cri::Runtime;
+use cri::message::{
+    Image, ImageSpec, ImageStatusRequest, PodSandboxConfig, PullImageRequest, VersionRequest,
+};
 use node::config::{PullPolicy, pull_policy};
 use objects::pod::Container;
 use runtime::backoff::Backoff;
@@ -18,6 +21,9 @@ use crate::{Config, Shared, disk};
 
 /// Longest an import may take: the archives are small, but the disk may be busy.
 const IMPORT_LIMIT: std::time::Duration = std::time::Duration::from_secs(300);
+
+/// How often a runtime that is starting is looked at.
+const RUNTIME_BEAT: std::time::Duration = std::time::Duration::from_millis(200);
 
 /// Why an image cannot be used.
 #[derive(Debug, Error)]
@@ -136,8 +142,11 @@ impl Imports {
 
 /// Imports every archive, each once for each life of the agent's data.
 async fn import_all(config: Config, done: Arc<AtomicBool>) {
-    let mut backoff = Backoff::default();
     let mut left = archives(&config.image_dir).await;
+    if !left.is_empty() {
+        await_runtime(&config).await;
+    }
+    let mut backoff = Backoff::default();
     loop {
         let mut failed = Vec::new();
         for archive in left {
@@ -152,6 +161,14 @@ async fn import_all(config: Config, done: Arc<AtomicBool>) {
         }
         left = failed;
         tokio::time::sleep(backoff.step()).await;
+    }
+}
+
+/// Waits until the runtime answers: a tool started before would only take time from it.
+async fn await_runtime(config: &Config) {
+    let Ok(runtime) = Runtime::at(&config.cri_socket) else { return };
+    while runtime.version(VersionRequest::default()).await.is_err() {
+        tokio::time::sleep(RUNTIME_BEAT).await;
     }
 }
 

@@ -50,7 +50,7 @@ pub(crate) fn channel() -> (Wakes, watch::Receiver<Arc<Listing>>) {
 
 /// Looks at the runtime again and again until `stop`.
 pub(crate) async fn relist(stop: CancellationToken, shared: Arc<Shared>, wakes: Wakes) {
-    let mut backoff = Backoff::default();
+    let mut backoff = Backoff::new(Duration::from_millis(100), BEAT);
     loop {
         let pause = match observe(&shared.runtime).await {
             Ok(listing) => {
@@ -65,7 +65,12 @@ pub(crate) async fn relist(stop: CancellationToken, shared: Arc<Shared>, wakes: 
                 if wakes.inner.evented.load(Ordering::Relaxed) { SLOW_BEAT } else { BEAT }
             }
             Err(err) => {
-                warn!(err = report(&err), "cannot list the runtime's pods; retrying");
+                // A runtime that is not up yet is no news; the node's condition tells it anyway.
+                if err.is_unavailable() {
+                    debug!(err = report(&err), "the runtime does not answer");
+                } else {
+                    warn!(err = report(&err), "cannot list the runtime's pods; retrying");
+                }
                 backoff.step()
             }
         };
@@ -80,7 +85,7 @@ pub(crate) async fn relist(stop: CancellationToken, shared: Arc<Shared>, wakes: 
 /// Listens to the runtime until `stop`, or until it says that it never tells.
 pub(crate) async fn events(stop: CancellationToken, shared: Arc<Shared>, wakes: Wakes) {
     let listen = async {
-        let mut backoff = Backoff::default();
+        let mut backoff = Backoff::new(Duration::from_millis(100), BEAT);
         loop {
             match listen(&shared.runtime, &wakes, &mut backoff).await {
                 Err(err) if err.is_unimplemented() => {
