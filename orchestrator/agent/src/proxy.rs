@@ -1,7 +1,7 @@
 //! Services on this node: Services and EndpointSlices in, one nftables table out.
 //!
 //! What the table says is decided in `node::service`; here it is applied, whole and in one
-//! transaction, whenever it would be another one. Caches: three, one task each, and one loop.
+//! transaction, whenever it would be another one. Caches: four, one task each, and one loop.
 //! The table stays when the proxy ends: services work on while the agent is down.
 //!
 //! When UDP endpoints change, tracked flows that lead nowhere any more are forgotten, in one pass
@@ -18,10 +18,11 @@ use node::service::{
 };
 use objects::config::ConfigMap;
 use objects::network::{EndpointSlice, Service};
+use objects::node::Node;
 use runtime::backoff::Backoff;
 use runtime::cache::CacheParams;
 use runtime::driver::{Pace, Plan, World};
-use runtime::resource::{CONFIG_MAPS, ENDPOINT_SLICES, Resource, SERVICES};
+use runtime::resource::{CONFIG_MAPS, ENDPOINT_SLICES, NODES, Resource, SERVICES};
 use runtime::{Cache, Client, ClientConfig, ClientError, Supervisor};
 use serde::de::DeserializeOwned;
 use thiserror::Error;
@@ -32,6 +33,12 @@ use tracing::{debug, warn};
 const SETTLE: Duration = Duration::from_millis(20);
 /// How often the table is looked for in the kernel when nothing changes.
 const BEAT: Duration = Duration::from_secs(60);
+/// How long the first table waits for the node to be Ready. Loading it loads a dozen kernel
+/// modules, too, which in an emulator takes seconds from the very work that makes the node Ready;
+/// and no pod comes before. A node that cannot become Ready still serves its own clients.
+const READY_WAIT: Duration = Duration::from_secs(180);
+/// How often it is looked whether the wait is over; a node that becomes Ready is seen at once.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// Waits after a refused transaction.
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
@@ -78,22 +85,30 @@ enum ProxyError {
 pub async fn run(stop: CancellationToken, config: Config) -> Result<(), RunError> {
     let client = Client::new(config.client).map_err(RunError::Client)?;
     let mut tasks: Supervisor = Supervisor::new(stop.clone());
-    let (namespace, name) = NETWORKS;
-    let one = CacheParams {
-        namespace: Some(namespace.to_owned()),
+    let by_name = |namespace: Option<&str>, name: &str| CacheParams {
+        namespace: namespace.map(str::to_owned),
         ..CacheParams::fields(format!("metadata.name={name}"))
     };
+    let (namespace, name) = NETWORKS;
+    let one = by_name(Some(namespace), name);
     let proxy = Proxy {
+        this: cache(&client, NODES, by_name(None, &config.node), &mut tasks),
         node: config.node,
         networks: cache(&client, CONFIG_MAPS, one, &mut tasks),
         services: cache(&client, SERVICES, CacheParams::default(), &mut tasks),
         slices: cache(&client, ENDPOINT_SLICES, CacheParams::default(), &mut tasks),
         loaded: None,
         flows: None,
+        since: tokio::time::Instant::now(),
         skipped: Vec::new(),
         looked: None,
     };
-    let wakes = vec![proxy.networks.changes(), proxy.services.changes(), proxy.slices.changes()];
+    let wakes = vec![
+        proxy.this.changes(),
+        proxy.networks.changes(),
+        proxy.services.changes(),
+        proxy.slices.changes(),
+    ];
     let pace =
         Pace { resync: BEAT, settle: SETTLE, backoff: Backoff::new(BACKOFF_MIN, BACKOFF_MAX) };
     tasks.spawn("proxy", runtime::drive(stop, wakes, proxy, pace));
@@ -115,6 +130,8 @@ fn cache<T: DeserializeOwned + Send + Sync + 'static>(
 /// The node's services as a world.
 struct Proxy {
     node: String,
+    /// This node's own object.
+    this: Cache<Node>,
     networks: Cache<ConfigMap>,
     services: Cache<Service>,
     slices: Cache<EndpointSlice>,
@@ -122,6 +139,8 @@ struct Proxy {
     loaded: Option<String>,
     /// The UDP endpoints that flows were last held against; `None` before the first time.
     flows: Option<Udp>,
+    /// When the proxy started.
+    since: tokio::time::Instant,
     /// What was said last about parts that are not served.
     skipped: Vec<Skipped>,
     /// When the kernel was last asked for the table.
@@ -131,7 +150,7 @@ struct Proxy {
 /// UDP frontends and their endpoints.
 type Udp = BTreeMap<Frontend, BTreeSet<Backend>>;
 
-/// What the loop sees: nothing while the API has not said everything yet.
+/// What the loop sees: nothing while the API has not said everything yet, or it is too early.
 type Seen = Option<Wanted>;
 
 /// The wanted state.
@@ -180,6 +199,12 @@ impl Proxy {
         Some(Site { node: self.node.clone(), pods, services })
     }
 
+    /// Whether the first table should still wait.
+    fn is_early(&self) -> bool {
+        let ready = || self.this.get("", &self.node).is_some_and(|node| node.is_ready());
+        self.loaded.is_none() && self.since.elapsed() < READY_WAIT && !ready()
+    }
+
     /// Forgets the loaded table when somebody has removed it: `nft flush ruleset` by hand.
     async fn look(&mut self) -> Result<(), ProxyError> {
         let recent = self.looked.is_some_and(|at| at.elapsed() < BEAT);
@@ -207,7 +232,9 @@ impl World for Proxy {
     async fn observe(&mut self) -> Result<Seen, ProxyError> {
         // A table of half the services would refuse the other half.
         let synced = self.services.synced() && self.slices.synced();
-        let Some(site) = self.site().filter(|_| synced) else { return Ok(None) };
+        let Some(site) = self.site().filter(|_| synced && !self.is_early()) else {
+            return Ok(None);
+        };
         self.look().await?;
         let services = self.services.snapshot();
         let slices = self.slices.snapshot();
@@ -228,7 +255,9 @@ impl World for Proxy {
 
     fn plan(&mut self, seen: &Seen) -> Plan<Action> {
         let mut actions = Vec::new();
-        let Some(Wanted { site, script, udp }) = seen else { return Plan::of(actions) };
+        let Some(Wanted { site, script, udp }) = seen else {
+            return Plan { actions, again_after: Some(LOOK_AGAIN) };
+        };
         if self.loaded.as_ref() != Some(script) {
             actions.push(Action::Replace { script: script.clone() });
         }

@@ -282,6 +282,8 @@ fn a_client_that_goes_on_sending_is_moved_to_the_new_endpoint() {
         let networks = json!({"pods": "172.20.0.0/16", "services": "172.21.0.0/24"}).to_string();
         let site = json!({"metadata": {"name": "muster-site", "namespace": "kube-system"}, "data": {"networks": networks}});
         items.set("/api/v1/namespaces/kube-system/configmaps", vec![site]);
+        let ready = json!({"conditions": [{"type": "Ready", "status": "True"}]});
+        items.set("/api/v1/nodes", vec![json!({"metadata": {"name": "node"}, "status": ready})]);
         dns(&items, "red");
 
         let server = api::serve(&lab.node, &items);
