@@ -3,7 +3,7 @@
 //! A result is written under another name and then renamed, so whatever has the right name is
 //! whole. Old results of a step are removed when a new one is made.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -20,6 +20,8 @@ const KEY_CHARS: usize = 24;
 #[derive(Debug)]
 pub(crate) struct Cache {
     pub(crate) dir: PathBuf,
+    /// Held while a build runs: two builds would remove each other's results.
+    _lock: File,
 }
 
 /// A digest over everything a step reads.
@@ -48,7 +50,10 @@ impl Cache {
         fs::create_dir_all(dir).map_err(BuildError::write(dir))?;
         // Tools are started in other directories, so names must not depend on ours.
         let dir = dir.canonicalize().map_err(BuildError::read(dir))?;
-        Ok(Self { dir })
+        let path = dir.join("lock");
+        let lock = File::create(&path).map_err(BuildError::write(&path))?;
+        lock.lock().map_err(BuildError::write(&path))?;
+        Ok(Self { dir, _lock: lock })
     }
 
     /// Where the result of a step lies, whether it is there or not.

@@ -16,16 +16,31 @@ const LAYER_TYPE: &str = "application/vnd.oci.image.layer.v1.tar";
 const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
 const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 
-/// The image whose one process holds a pod's namespaces.
-pub(crate) fn pause(binary: Vec<u8>, epoch: u32) -> Result<Vec<u8>, BuildError> {
-    let mut layer = Tree::default();
-    layer.file("pause", 0o755, binary);
+/// One archive with both images; importing costs most per archive.
+///
+/// `muster.dev/pause:1` is the image whose one process holds a pod's namespaces,
+/// `muster.dev/busybox:1` a small system to try things with.
+pub(crate) fn archive(pause: Vec<u8>, busybox: Vec<u8>, epoch: u32) -> Result<Vec<u8>, BuildError> {
     let config = json!({ "Entrypoint": ["/pause"], "User": "65535:65535" });
-    archive("muster.dev/pause:1", &layer, &config, epoch)
+    let mut layer = Tree::default();
+    layer.file("pause", 0o755, pause);
+    let mut tree = Tree::default();
+    let mut shown = vec![add(&mut tree, "muster.dev/pause:1", &layer, &config, epoch)?];
+    let config = json!({
+        "Cmd": ["sh"],
+        "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
+    });
+    let layer = busybox_layer(busybox)?;
+    shown.push(add(&mut tree, "muster.dev/busybox:1", &layer, &config, epoch)?);
+    tree.file("oci-layout", 0o644, text(&json!({ "imageLayoutVersion": "1.0.0" })));
+    tree.file("index.json", 0o644, text(&json!({ "schemaVersion": 2, "manifests": shown })));
+    tree.add_parents();
+    let mut out = Vec::new();
+    tree.write_tar(&mut out, epoch).map_err(BuildError::run("tar"))?;
+    Ok(out)
 }
 
-/// A small system to try things with.
-pub(crate) fn busybox(binary: Vec<u8>, epoch: u32) -> Result<Vec<u8>, BuildError> {
+fn busybox_layer(binary: Vec<u8>) -> Result<Tree, BuildError> {
     let mut layer = Tree::default();
     for applet in applets(&binary)? {
         layer.link(&format!("usr/bin/{applet}"), "busybox");
@@ -39,11 +54,7 @@ pub(crate) fn busybox(binary: Vec<u8>, epoch: u32) -> Result<Vec<u8>, BuildError
     layer.text("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n");
     layer.text("etc/group", "root:x:0:\nnogroup:x:65534:\n");
     layer.add_parents();
-    let config = json!({
-        "Cmd": ["sh"],
-        "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
-    });
-    archive("muster.dev/busybox:1", &layer, &config, epoch)
+    Ok(layer)
 }
 
 /// Asks the binary which programs are in it; it is static and runs on any host of its kind.
@@ -58,8 +69,14 @@ fn applets(binary: &[u8]) -> Result<Vec<String>, BuildError> {
     Ok(text.lines().filter(|name| *name != "busybox").map(str::to_owned).collect())
 }
 
-fn archive(name: &str, layer: &Tree, config: &Value, epoch: u32) -> Result<Vec<u8>, BuildError> {
-    let fail = BuildError::run("tar");
+/// Adds the blobs of one image and returns what the index says of it.
+fn add(
+    tree: &mut Tree,
+    name: &str,
+    layer: &Tree,
+    config: &Value,
+    epoch: u32,
+) -> Result<Value, BuildError> {
     let mut layer_bytes = Vec::new();
     layer.write_tar(&mut layer_bytes, epoch).map_err(BuildError::run("tar"))?;
     let layer_entry = FileEntry::of(&layer_bytes);
@@ -87,18 +104,12 @@ fn archive(name: &str, layer: &Tree, config: &Value, epoch: u32) -> Result<Vec<u
         });
         fields.insert("annotations".to_owned(), names);
     }
-    let mut tree = Tree::default();
-    tree.file("oci-layout", 0o644, text(&json!({ "imageLayoutVersion": "1.0.0" })));
-    tree.file("index.json", 0o644, text(&json!({ "schemaVersion": 2, "manifests": [shown] })));
     for (entry, bytes) in
         [(layer_entry, layer_bytes), (config_entry, config_bytes), (manifest_entry, manifest_bytes)]
     {
         tree.file(&format!("blobs/sha256/{}", entry.sha256), 0o644, bytes);
     }
-    tree.add_parents();
-    let mut out = Vec::new();
-    tree.write_tar(&mut out, epoch).map_err(fail)?;
-    Ok(out)
+    Ok(shown)
 }
 
 fn descriptor(media_type: &str, entry: &FileEntry) -> Value {
@@ -115,13 +126,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_archive_names_its_image_and_holds_every_blob() {
-        let bytes = pause(b"\x7fELF".to_vec(), 1).unwrap();
-        assert_eq!(bytes, pause(b"\x7fELF".to_vec(), 1).unwrap());
-        let mut tree = Tree::default();
-        tree.read_tar(bytes.as_slice()).unwrap();
-        let index: Value = serde_json::from_slice(tree.bytes("index.json").unwrap()).unwrap();
-        let shown = &index["manifests"][0];
+    fn an_image_is_named_in_the_index_and_all_its_blobs_are_there() {
+        let mut layer = Tree::default();
+        layer.file("pause", 0o755, *b"\x7fELF");
+        let (mut tree, mut again) = (Tree::default(), Tree::default());
+        let shown = add(&mut tree, "muster.dev/pause:1", &layer, &json!({}), 1).unwrap();
+        assert_eq!(add(&mut again, "muster.dev/pause:1", &layer, &json!({}), 1).unwrap(), shown);
+        assert_eq!(again, tree);
         assert_eq!(shown["annotations"]["io.containerd.image.name"], "muster.dev/pause:1");
         let digest = shown["digest"].as_str().unwrap().replace(':', "/");
         let manifest: Value =

@@ -43,7 +43,7 @@ pub(crate) fn build(
     let pause = read_file(&config.pause)?;
     let numbers =
         format!("{} {} {}", config.compression_level, config.epoch, files::digest_input(config))
-            + "root 3";
+            + "root 4";
     let key = Key::of(&[
         &Sha256::digest(&muster),
         &Sha256::digest(&pause),
@@ -65,10 +65,8 @@ pub(crate) fn build(
         tree.put(&path, node);
     }
     files::add(&mut tree, config, muster);
-    let images = "usr/share/muster/images";
-    tree.file(&format!("{images}/pause.tar"), 0o644, oci::pause(pause, config.epoch)?);
-    let busybox = oci::busybox(downloads.busybox()?, config.epoch)?;
-    tree.file(&format!("{images}/busybox.tar"), 0o644, busybox);
+    let images = oci::archive(pause, downloads.busybox()?, config.epoch)?;
+    tree.file("usr/share/muster/images/muster.tar", 0o644, images);
     tree.add_parents();
     let temporary = path.with_extension("new");
     squash(&tree, config, &temporary)?;
