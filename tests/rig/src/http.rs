@@ -67,10 +67,15 @@ pub fn send(request: Request<'_>) -> Result<Response> {
 }
 
 fn parse(answer: &[u8]) -> Option<Response> {
-    let end = answer.windows(4).position(|window| window == b"\r\n\r\n")?;
+    // Scripts behind a server may end their lines without a carriage return.
+    let blank = |at: usize| {
+        let rest = answer.get(at..).unwrap_or_default();
+        [&b"\n\r\n"[..], b"\n\n"].into_iter().find(|end| rest.starts_with(end)).map(<[u8]>::len)
+    };
+    let (end, gap) = (0..answer.len()).find_map(|at| Some((at, blank(at)?)))?;
     let head = String::from_utf8_lossy(answer.get(..end)?);
     let status = head.lines().next()?.strip_prefix("HTTP/1.")?.split(' ').nth(1)?.parse().ok()?;
-    let body = String::from_utf8_lossy(answer.get(end + 4..)?).into_owned();
+    let body = String::from_utf8_lossy(answer.get(end + gap..)?).into_owned();
     Some(Response { status, body })
 }
 
@@ -82,6 +87,8 @@ mod tests {
     fn answers_are_split_into_status_and_body() {
         let good = parse(b"HTTP/1.1 404 Not Found\r\nA: b\r\n\r\nno such thing").unwrap();
         assert_eq!(good, Response { status: 404, body: "no such thing".to_owned() });
+        let script = parse(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\n\npod-1\n").unwrap();
+        assert_eq!(script, Response { status: 200, body: "pod-1\n".to_owned() });
         for bad in [&b""[..], b"HTTP/1.1 200 OK\r\n", b"SSH-2.0\r\n\r\n", b"HTTP/1.1\r\n\r\n"] {
             assert_eq!(parse(bad), None);
         }

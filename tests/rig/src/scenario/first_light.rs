@@ -27,6 +27,26 @@ const UP_LIMIT_SECONDS: &str = "900";
 
 /// Tells the story.
 pub(super) fn run(story: &mut Story) -> Result<()> {
+    let (rig, kubectl) =
+        if story.options().resume { (story.rig()?, story.kubectl()?) } else { rise(story)? };
+    let pods = light::deploy(story, &kubectl)?;
+    light::everyone_reaches_everyone(story, &rig, &pods)?;
+    light::everyone_reaches_the_service(story, &rig, &kubectl, &pods)?;
+    nothing_is_wrapped(story, &rig, &pods)?;
+    for kubectl in story.kubectls() {
+        everyday_commands(story, &kubectl)?;
+    }
+
+    worker_is_lost(story, &rig, &kubectl)?;
+    worker_returns(story, &rig, &kubectl)?;
+
+    story.clear().context("muster down")?;
+    ensure!(story.rig().is_err(), "a rig is left after muster down");
+    story.ok("muster down leaves nothing behind")
+}
+
+/// From nothing to a site whose nodes are all Ready.
+fn rise(story: &mut Story) -> Result<(Rig, Kubectl)> {
     let bare = baseline(story)?;
 
     let rig = story.build_rig().context("building the racks")?;
@@ -52,21 +72,7 @@ pub(super) fn run(story: &mut Story) -> Result<()> {
         story.muster_output(&["status", "--dir", &dir])?
     ))?;
     no_secret_on_the_wire(story, &rig, &captures)?;
-
-    let pods = light::deploy(story, &kubectl)?;
-    light::everyone_reaches_everyone(story, &rig, &pods)?;
-    light::everyone_reaches_the_service(story, &rig, &kubectl, &pods)?;
-    nothing_is_wrapped(story, &rig, &pods)?;
-    for kubectl in story.kubectls() {
-        everyday_commands(story, &kubectl)?;
-    }
-
-    worker_is_lost(story, &rig, &kubectl)?;
-    worker_returns(story, &rig, &kubectl)?;
-
-    story.clear().context("muster down")?;
-    ensure!(story.rig().is_err(), "a rig is left after muster down");
-    story.ok("muster down leaves nothing behind")
+    Ok((rig, kubectl))
 }
 
 fn baseline(story: &Story) -> Result<Option<measure::Seconds>> {

@@ -27,6 +27,10 @@ pub(super) const REACH_LIMIT: Duration = Duration::from_secs(60);
 pub(super) fn deploy(story: &Story, kubectl: &Kubectl) -> Result<Vec<Pod>> {
     let manifest = story.dir().join("light.yaml");
     fs::write(&manifest, MANIFEST).context("writing the manifest")?;
+    if story.options().resume {
+        kubectl.run(&["delete", "deployment,service", "light", "--ignore-not-found"])?;
+        kubectl.await_pods(SELECTOR, 0, POD_LIMIT, |_| true)?;
+    }
     kubectl.run(&["create", "-f", manifest.to_str().context("a path that is no UTF-8")?])?;
     let pods = kubectl.await_pods(SELECTOR, REPLICAS, POD_LIMIT, |_| true)?;
     let nodes: BTreeSet<&str> = pods.iter().map(|pod| pod.node.as_str()).collect();

@@ -77,6 +77,9 @@ pub struct Options {
     /// Does not measure a bare boot to compare with.
     #[arg(long)]
     pub no_baseline: bool,
+    /// Goes on with the site that an earlier run left up by --keep.
+    #[arg(long)]
+    pub resume: bool,
     /// Leaves the site up at the end, also after a failure.
     #[arg(long)]
     pub keep: bool,
@@ -112,7 +115,7 @@ pub fn run(names: &[String], all: bool, options: &Options) -> Result<()> {
             story.describe()?;
             failed.push(scenario.name);
         }
-        if options.keep {
+        if options.keep && story.rig().is_ok() {
             writeln!(out, "the site stays up in {}", story.dir().display())?;
         } else if let Err(err) = story.clear() {
             writeln!(out, "FAILED {}: taking the site down: {err:#}", scenario.name)?;

@@ -46,6 +46,9 @@ impl Story {
         }
         let mut story =
             Self { dir, file, options, plan, start: Instant::now(), report: String::new() };
+        if story.options.resume {
+            return Ok(story);
+        }
         story.clear().context("clearing away an earlier run")?;
         if story.dir.exists() {
             fs::remove_dir_all(&story.dir)
