@@ -376,7 +376,7 @@ async fn await_issue(
                 return None;
             }
             // Automatic approval takes less than a few polls; then a person is needed.
-            ("pending", _) if !told && polls > 6 => {
+            ("pending", _) if !told && polls > 4 => {
                 told = true;
                 let text = format!(
                     "{}: waiting for approval; on the operator's host: muster approve {}",
