@@ -18,7 +18,7 @@ use crate::Power;
 use crate::wait::{Seen, await_until};
 
 /// What init prints when it is all there is.
-const BARE_MARK: &str = "muster: bare init reached";
+const BARE_MARK: &str = "bare init reached";
 /// Emulated firmware on a busy host takes a minute or two.
 const BARE_LIMIT: Duration = Duration::from_secs(600);
 
