@@ -138,4 +138,11 @@ mod tests {
         let long = format!("HTTP/1.1 200 OK\r\n{}\r\n", "a: b\r\n".repeat(200));
         assert!(read_head(&mut long.as_bytes()).is_err());
     }
+
+    #[test]
+    fn any_bytes_are_an_answer_or_refused() {
+        bolero::check!().with_iterations(20_000).for_each(|bytes: &[u8]| {
+            drop(read_head(&mut &*bytes));
+        });
+    }
 }

@@ -51,10 +51,16 @@ pub(crate) struct Network {
 /// Finds the boot card, gives it its address and the way out.
 pub(crate) fn apply(arguments: &Arguments) -> Result<Network> {
     packet::bring_up("lo")?;
-    let cards = await_cards(arguments.mac.as_deref())?;
-    for card in &cards {
-        packet::bring_up(&card.name)?;
-    }
+    let mut cards = await_cards(arguments.mac.as_deref())?;
+    // A card that lacks its firmware must not keep a machine from booting by another.
+    cards.retain(|card| match packet::bring_up(&card.name) {
+        Ok(()) => true,
+        Err(err) => {
+            say(&format!("{} is left out: {:#}", card.name, anyhow::Error::new(err)));
+            false
+        }
+    });
+    ensure!(!cards.is_empty(), "no network card can be switched on");
     await_carrier(&cards);
     let mut network = match &arguments.address {
         Some(fixed) => {
