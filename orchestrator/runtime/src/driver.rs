@@ -217,14 +217,16 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_panicking_plan_is_retried_and_the_goal_reached() {
         let stop = CancellationToken::new();
         let (want, goal) = watch::channel(0);
         let (count, mut reached) = watch::channel(0);
         let world = Counter { goal: goal.clone(), count, fell: false };
+        let millis = Duration::from_millis;
+        let pace = Pace { backoff: Backoff::new(millis(1), millis(2)), ..Pace::default() };
         let mut tasks: crate::Supervisor = crate::Supervisor::new(stop.clone());
-        tasks.spawn("loop", drive(stop.clone(), vec![goal], world, Pace::default()));
+        tasks.spawn("loop", drive(stop.clone(), vec![goal], world, pace));
         want.send_replace(4);
         reached.wait_for(|count| *count == 4).await.unwrap();
         stop.cancel();
