@@ -59,6 +59,8 @@ pub(crate) struct Worker {
     problems: watch::Receiver<Vec<String>>,
     /// The pod as the API has it, as far as we know; the answer to our own write counts too.
     pod: Option<Arc<Pod>>,
+    /// The status written last, and the version of the pod that came of it.
+    written: Option<(PodStatus, String)>,
     pub(crate) memory: Memory,
     pub(crate) materials: Materials,
     known: observe::Known,
@@ -83,6 +85,7 @@ impl Worker {
             wake,
             problems,
             pod: None,
+            written: None,
             memory: Memory::default(),
             materials: Materials::default(),
             known: observe::Known::default(),
@@ -124,7 +127,10 @@ impl Worker {
         let seen = match observe::pod(&self.shared, &self.uid, &mut self.known).await {
             Ok(seen) => seen,
             Err(err) => {
-                warn!(uid = self.uid, err = report(&err), "cannot look at a pod; retrying");
+                // That the runtime is down is told once, by the node's condition.
+                if !err.is_unavailable() {
+                    warn!(uid = self.uid, err = report(&err), "cannot look at a pod; retrying");
+                }
                 return Round::Failed;
             }
         };
@@ -180,7 +186,10 @@ impl Worker {
     async fn tell(&mut self, pod: &Arc<Pod>, seen: &Seen, now: Timestamp) -> bool {
         let place = Place { host: self.shared.node.address, now };
         let status = compute_status(pod, seen, &self.memory, place);
-        if status == pod.status {
+        // An API that keeps less than it was told must not make us tell it for ever.
+        let version = &pod.metadata.resource_version;
+        let told = self.written.as_ref().is_some_and(|(s, v)| *s == status && v == version);
+        if status == pod.status || told {
             return true;
         }
         self.tell_back_offs(pod, &status);
@@ -191,6 +200,7 @@ impl Worker {
         match client.patch(&resource::PODS, Some(&meta.namespace), &meta.name, &patch).await {
             Ok(answer) => match Pod::decode(&answer) {
                 Ok(answer) if answer.metadata.uid == self.uid => {
+                    self.written = Some((status, answer.metadata.resource_version.clone()));
                     self.pod = Some(Arc::new(answer));
                     true
                 }
