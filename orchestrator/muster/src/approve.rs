@@ -37,7 +37,9 @@ async fn approve(client: &Client, name: &str) -> Result<String> {
         "type": "Approved", "status": "True", "reason": "MusterApprove",
         "message": "approved by a person with `muster approve`",
     });
-    request["status"] = json!({ "conditions": [condition] });
+    if let Some(request) = request.as_object_mut() {
+        request.insert("status".to_owned(), json!({ "conditions": [condition] }));
+    }
     let id = text(&request, "/metadata/name").to_owned();
     client
         .update_subresource(&REQUESTS, None, &id, "approval", &request)
