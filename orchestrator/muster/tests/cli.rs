@@ -1,5 +1,7 @@
 //! What operators type, run as they run it.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests end at the first surprise")]
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
