@@ -123,6 +123,9 @@ impl Containerd {
 
 impl Drop for Containerd {
     fn drop(&mut self) {
+        // Through the interface first: only it gives the pods' network namespaces back.
+        let socket = self.socket();
+        drop(std::thread::spawn(move || remove_pods(&socket)).join());
         for task in self.ctr(&["tasks", "ls", "-q"]).lines() {
             self.ctr(&["tasks", "rm", "-f", task]);
         }
@@ -140,6 +143,22 @@ impl Drop for Containerd {
             }
         }
     }
+}
+
+/// Stops and removes every pod; for a thread of its own, for tests may be asynchronous.
+fn remove_pods(socket: &Path) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let runtime = cri::Runtime::at(socket).unwrap();
+        let request = cri::message::ListPodSandboxRequest::default();
+        for sandbox in runtime.list_pod_sandbox(request).await.unwrap_or_default().items {
+            let pod_sandbox_id = sandbox.id.clone();
+            let stop = cri::message::StopPodSandboxRequest { pod_sandbox_id };
+            drop(runtime.stop_pod_sandbox(stop).await);
+            let remove = cri::message::RemovePodSandboxRequest { pod_sandbox_id: sandbox.id };
+            drop(runtime.remove_pod_sandbox(remove).await);
+        }
+    });
 }
 
 fn spawn(dir: &Path) -> Child {
