@@ -157,6 +157,13 @@ fn damaged_image_is_refused(
     })?;
     story.ok(format_args!("a damaged image is refused: {line}"))?;
     flip_byte(&root)?;
+    // The node object may still say Ready from the boot before; the boot server knows better.
+    let mac = &story.plan().machine(VICTIM).context("the plan's machine")?.mac;
+    await_until("a whole boot of the victim", BOOT_LIMIT, || {
+        let found = machine(rig, mac)?;
+        let booted = reached(&found, "agent");
+        Ok(if booted { Seen::There(()) } else { Seen::NotYet(found.to_string()) })
+    })?;
     kubectl.await_node(VICTIM, "to come back", BOOT_LIMIT, |ready| ready == "True")?;
     story.ok("once the image is whole again, the machine comes up by itself")
 }
