@@ -91,7 +91,8 @@ pub(crate) fn render_table(machines: &[Progress]) -> String {
         table.add_row(std::iter::once(machine.name.clone()).chain(steps).chain([total, state]));
     }
     let lines = table.to_string();
-    lines.lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
+    let lines = lines.lines().map(|line| line.strip_prefix(' ').unwrap_or(line).trim_end());
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// Renders the same for machines.
