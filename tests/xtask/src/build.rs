@@ -1,6 +1,6 @@
 //! Release binaries, the node image, and the lab.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use crate::{deps, shell};
 
@@ -27,6 +27,23 @@ pub(crate) fn binaries() -> Result<()> {
 /// Builds the node image.
 pub(crate) fn image() -> Result<()> {
     shell::run(&bin("muster"), &["image", "build", "--out", IMAGE])
+}
+
+/// Builds the image a second time, from nothing, and wants the same bytes.
+pub(crate) fn image_again() -> Result<()> {
+    let (out, cache) = ("target/image-again", "target/image-again-cache");
+    for dir in [out, cache] {
+        match std::fs::remove_dir_all(shell::root().join(dir)) {
+            Err(err) if err.kind() != std::io::ErrorKind::NotFound => return Err(err.into()),
+            _ => (),
+        }
+    }
+    shell::run(&bin("muster"), &["image", "build", "--out", out, "--cache", cache])?;
+    // The manifest holds every file's digest.
+    let manifest = |dir: &str| std::fs::read(shell::root().join(dir).join("manifest.json"));
+    ensure!(manifest(IMAGE)? == manifest(out)?, "two builds of the image differ: {IMAGE}, {out}");
+    shell::say("two builds of the image are the same, byte for byte");
+    Ok(())
 }
 
 /// Brings the lab up.

@@ -8,6 +8,7 @@ use crate::{build, deps, shell, tidy};
 pub(crate) fn test() -> Result<()> {
     build::binaries()?;
     build::image()?;
+    build::image_again()?;
     deps::fetch_kubectls()?;
     shell::run("cargo", &["test", "--locked", "--workspace", "--no-fail-fast"])?;
     let rig = build::bin("rig");
