@@ -1,7 +1,7 @@
 //! Waiting, with the last state seen; and registering what the plan names.
 
 use std::collections::BTreeMap;
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::process::Daemon;
+use crate::say;
 use crate::status;
 use crate::waterfall::{self, Progress};
 
@@ -51,7 +52,9 @@ pub(crate) fn wait_for(
 
 /// Puts the plan's racks and machines into the API; what is there is brought up to date.
 pub(crate) async fn register(client: &Client, plan: &Plan) -> Result<()> {
-    put_networks(client, &plan.networks).await?;
+    // Where router and proxy of each node look for the address ranges.
+    let data = json!({ "networks": serde_json::to_string(&plan.networks)? });
+    put(client, &CONFIG_MAPS, Some("kube-system"), "muster-site", json!({ "data": data })).await?;
     for rack in &plan.racks {
         put(client, &RACKS, None, &rack.name, json!({ "spec": rack })).await?;
     }
@@ -59,24 +62,6 @@ pub(crate) async fn register(client: &Client, plan: &Plan) -> Result<()> {
         put(client, &MACHINES, None, &machine.name, json!({ "spec": machine })).await?;
     }
     Ok(())
-}
-
-/// Puts the address ranges where router and proxy of each node look for them.
-async fn put_networks(client: &Client, networks: &cluster::plan::Networks) -> Result<()> {
-    let (namespace, name) = ("kube-system", "muster-site");
-    let data = json!({ "networks": serde_json::to_string(networks)? });
-    let object = json!({
-        "apiVersion": "v1", "kind": "ConfigMap",
-        "metadata": {"name": name, "namespace": namespace}, "data": data,
-    });
-    let answer = match client.create(&CONFIG_MAPS, Some(namespace), &object).await {
-        Err(err) if err.is_already_exists() => {
-            let patch = Patch::merge(json!({ "data": data }));
-            client.patch(&CONFIG_MAPS, Some(namespace), name, &patch).await
-        }
-        other => other,
-    };
-    answer.context("cannot register the site's networks").map(drop)
 }
 
 /// Creates an object, or merges `content` into the one that is there.
@@ -182,9 +167,4 @@ pub(crate) async fn render_nodes(client: &Client) -> Result<String> {
         ]);
     }
     Ok(table.to_string())
-}
-
-fn say(line: &str) {
-    // A closed terminal must not stop the work.
-    drop(writeln!(std::io::stderr(), "{line}"));
 }

@@ -11,6 +11,7 @@ use layout::cmdline::SiteArguments;
 use layout::manifest::Manifest;
 
 use crate::args::{ImageArgs, ImageBuildArgs, ImageShowArgs, ImageVerb, Output};
+use crate::say;
 use crate::site::Site;
 
 /// How many packages the table names; JSON names them all.
@@ -123,9 +124,4 @@ fn load(dir: &Path) -> Result<Manifest> {
 
 fn megabytes(bytes: u64) -> String {
     format!("{}.{}", bytes / 1_000_000, bytes % 1_000_000 / 100_000)
-}
-
-fn say(line: &str) {
-    // A closed terminal must not stop the work.
-    drop(writeln!(std::io::stderr(), "{line}"));
 }

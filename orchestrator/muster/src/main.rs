@@ -36,7 +36,7 @@ fn main() -> ExitCode {
     match run(args.command) {
         Ok(code) => code,
         Err(err) => {
-            drop(writeln!(std::io::stderr(), "error: {err:#}"));
+            say(&format!("error: {err:#}"));
             ExitCode::FAILURE
         }
     }
@@ -60,4 +60,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
 
 fn done(result: anyhow::Result<()>) -> anyhow::Result<ExitCode> {
     result.map(|()| ExitCode::SUCCESS)
+}
+
+/// Prints one line for the person in front of the screen.
+fn say(line: &str) {
+    // A closed terminal must not stop the work.
+    drop(writeln!(std::io::stderr(), "{line}"));
 }

@@ -15,7 +15,7 @@ use crate::args::{Output, SiteArgs, UpArgs};
 use crate::ground::{Ground, Simulated};
 use crate::process::{self, Daemon};
 use crate::site::{Record, Site};
-use crate::{check, follow, status};
+use crate::{check, follow, say, status};
 
 /// How long a daemon may take to answer after its start.
 const DAEMON_LIMIT: Duration = Duration::from_secs(60);
@@ -238,9 +238,4 @@ impl Up<'_> {
 
 fn short(hash: &str) -> &str {
     hash.get(..12).unwrap_or(hash)
-}
-
-fn say(line: &str) {
-    // A closed terminal must not stop the work.
-    drop(writeln!(std::io::stderr(), "{line}"));
 }
