@@ -67,11 +67,7 @@ impl<'a> Merger<'a> {
     ) -> Result<Option<Map<String, Value>>, MergeError> {
         match directive(patch)? {
             "delete" => return Ok(None),
-            "replace" => {
-                let mut whole = self.clean(patch);
-                whole.remove(DIRECTIVE);
-                return Ok(Some(whole));
-            }
+            "replace" => return Ok(Some(self.whole(patch))),
             _ => {}
         }
         let mut new = old.clone();
@@ -134,6 +130,13 @@ impl<'a> Merger<'a> {
         Ok(())
     }
 
+    /// What a patch that replaces leaves behind: itself, without directives.
+    fn whole(&self, patch: &Map<String, Value>) -> Map<String, Value> {
+        let mut whole = self.clean(patch);
+        whole.remove(DIRECTIVE);
+        whole
+    }
+
     /// Merges two maps, whose values are all of one kind.
     fn maps(
         &self,
@@ -143,11 +146,7 @@ impl<'a> Merger<'a> {
     ) -> Result<Option<Map<String, Value>>, MergeError> {
         match directive(patch)? {
             "delete" => return Ok(None),
-            "replace" => {
-                let mut whole = self.clean(patch);
-                whole.remove(DIRECTIVE);
-                return Ok(Some(whole));
-            }
+            "replace" => return Ok(Some(self.whole(patch))),
             _ => {}
         }
         let mut new = old.clone();
