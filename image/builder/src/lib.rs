@@ -16,7 +16,6 @@ mod kernel;
 mod oci;
 mod root;
 mod rules;
-mod show;
 mod sign;
 mod site;
 mod tool;
@@ -30,7 +29,6 @@ use layout::uki;
 
 pub use error::BuildError;
 pub use rules::HOST_PACKAGES;
-pub use show::{FileShare, Overview, show};
 pub use sign::verify;
 pub use site::{SiteUki, compose_site_uki};
 
