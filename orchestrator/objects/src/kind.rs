@@ -351,6 +351,104 @@ pub static CLUSTER_ROLE_BINDING: Kind = Kind {
     ..BASE
 };
 
+/// What a workload was at some time.
+pub static CONTROLLER_REVISION: Kind = Kind {
+    group: "apps",
+    kind: "ControllerRevision",
+    plural: "controllerrevisions",
+    singular: "controllerrevision",
+    ..BASE
+};
+
+/// Runs pods until enough of them succeeded.
+pub static JOB: Kind = Kind {
+    group: "batch",
+    kind: "Job",
+    plural: "jobs",
+    singular: "job",
+    categories: &["all"],
+    has_status: true,
+    has_generation: true,
+    subresources: &["status"],
+    selectable: &["status.successful"],
+    ..BASE
+};
+
+/// Makes jobs at given times.
+pub static CRON_JOB: Kind = Kind {
+    group: "batch",
+    kind: "CronJob",
+    plural: "cronjobs",
+    singular: "cronjob",
+    short_names: &["cj"],
+    categories: &["all"],
+    has_status: true,
+    has_generation: true,
+    subresources: &["status"],
+    ..BASE
+};
+
+/// How many pods of a group may be away at once.
+pub static POD_DISRUPTION_BUDGET: Kind = Kind {
+    group: "policy",
+    kind: "PodDisruptionBudget",
+    plural: "poddisruptionbudgets",
+    singular: "poddisruptionbudget",
+    short_names: &["pdb"],
+    has_status: true,
+    has_generation: true,
+    subresources: &["status"],
+    ..BASE
+};
+
+/// Scales a workload by what it uses.
+pub static HORIZONTAL_POD_AUTOSCALER: Kind = Kind {
+    group: "autoscaling",
+    version: "v2",
+    kind: "HorizontalPodAutoscaler",
+    plural: "horizontalpodautoscalers",
+    singular: "horizontalpodautoscaler",
+    short_names: &["hpa"],
+    categories: &["all"],
+    has_status: true,
+    subresources: &["status"],
+    ..BASE
+};
+
+/// The most a namespace may use.
+pub static RESOURCE_QUOTA: Kind = Kind {
+    kind: "ResourceQuota",
+    plural: "resourcequotas",
+    singular: "resourcequota",
+    short_names: &["quota"],
+    has_status: true,
+    subresources: &["status"],
+    ..BASE
+};
+
+/// How volumes are made.
+pub static STORAGE_CLASS: Kind = Kind {
+    group: "storage.k8s.io",
+    kind: "StorageClass",
+    plural: "storageclasses",
+    singular: "storageclass",
+    short_names: &["sc"],
+    namespaced: false,
+    ..BASE
+};
+
+/// A volume that is, or is to be, at a node.
+pub static VOLUME_ATTACHMENT: Kind = Kind {
+    group: "storage.k8s.io",
+    kind: "VolumeAttachment",
+    plural: "volumeattachments",
+    singular: "volumeattachment",
+    namespaced: false,
+    has_status: true,
+    subresources: &["status"],
+    ..BASE
+};
+
 /// A machine of the plan.
 pub static MACHINE: Kind = Kind {
     group: "muster.dev",

@@ -14,6 +14,8 @@ mod view;
 pub mod kind;
 pub mod meta;
 
+pub mod access;
+pub mod batch;
 pub mod certificate;
 pub mod config;
 pub mod event;
@@ -23,6 +25,8 @@ pub mod namespace;
 pub mod network;
 pub mod node;
 pub mod pod;
+pub mod policy;
+pub mod storage;
 pub mod workload;
 
 pub mod condition;

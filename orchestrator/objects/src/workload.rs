@@ -1,4 +1,4 @@
-//! Deployments and replica sets: how many pods, made from which template.
+//! Deployments, replica sets, daemon sets, stateful sets: how many pods, made from which template.
 
 use serde_json::Value;
 
@@ -8,6 +8,7 @@ use crate::{
     kind,
     meta::LabelSelector,
     pod::PodTemplateSpec,
+    storage::PersistentVolumeClaim,
     view::{objects, views},
 };
 
@@ -22,6 +23,102 @@ objects! {
     kind::REPLICA_SET => pub struct ReplicaSet {
         pub spec: ReplicaSetSpec,
         pub status: ReplicaSetStatus,
+    }
+
+    /// One pod per node.
+    kind::DAEMON_SET => pub struct DaemonSet {
+        pub spec: DaemonSetSpec,
+        pub status: DaemonSetStatus,
+    }
+
+    /// Pods with lasting names.
+    kind::STATEFUL_SET => pub struct StatefulSet {
+        pub spec: StatefulSetSpec,
+        pub status: StatefulSetStatus,
+    }
+
+    /// What a workload was at some time.
+    kind::CONTROLLER_REVISION => pub struct ControllerRevision {
+        pub data: Value,
+        pub revision: i64,
+    }
+}
+
+views! {
+    /// What a daemon set is to be.
+    pub struct DaemonSetSpec {
+        pub selector: Option<LabelSelector>,
+        pub template: PodTemplateSpec,
+        pub update_strategy: DeploymentStrategy,
+        pub min_ready_seconds: i64,
+        pub revision_history_limit: Option<i64>,
+    }
+
+    /// What is known of a daemon set.
+    pub struct DaemonSetStatus {
+        pub current_number_scheduled: i64,
+        pub number_misscheduled: i64,
+        pub desired_number_scheduled: i64,
+        pub number_ready: i64,
+        pub observed_generation: i64,
+        pub updated_number_scheduled: i64,
+        pub number_available: i64,
+        pub number_unavailable: i64,
+        pub collision_count: Option<i64>,
+        pub conditions: Vec<Condition>,
+    }
+
+    /// What a stateful set is to be.
+    pub struct StatefulSetSpec {
+        pub replicas: Option<i64>,
+        pub selector: Option<LabelSelector>,
+        pub template: PodTemplateSpec,
+        pub volume_claim_templates: Vec<PersistentVolumeClaim>,
+        pub service_name: String,
+        pub pod_management_policy: String,
+        pub update_strategy: StatefulSetStrategy,
+        pub revision_history_limit: Option<i64>,
+        pub min_ready_seconds: i64,
+        pub persistent_volume_claim_retention_policy: Option<ClaimRetentionPolicy>,
+        pub ordinals: Option<Ordinals>,
+    }
+
+    /// How old pods are replaced by new ones.
+    pub struct StatefulSetStrategy {
+        #[serde(rename = "type")]
+        pub kind: String,
+        pub rolling_update: Option<StatefulRollingUpdate>,
+    }
+
+    /// From which pod on, and how many at once.
+    pub struct StatefulRollingUpdate {
+        pub partition: Option<i64>,
+        pub max_unavailable: Option<IntOrString>,
+    }
+
+    /// What becomes of claims: `Retain` or `Delete`.
+    pub struct ClaimRetentionPolicy {
+        pub when_deleted: String,
+        pub when_scaled: String,
+    }
+
+    /// The number of the first pod.
+    pub struct Ordinals {
+        pub start: i64,
+    }
+
+    /// What is known of a stateful set; `replicas` is always written.
+    pub struct StatefulSetStatus {
+        pub observed_generation: i64,
+        pub replicas: Option<i64>,
+        pub ready_replicas: i64,
+        pub current_replicas: i64,
+        pub updated_replicas: i64,
+        pub current_revision: String,
+        pub update_revision: String,
+        pub collision_count: Option<i64>,
+        pub conditions: Vec<Condition>,
+        pub available_replicas: i64,
     }
 }
 

@@ -1,0 +1,115 @@
+//! Volumes, claims on them, and classes they are made by.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use crate::{
+    condition::Condition,
+    kind,
+    meta::{LabelSelector, ObjectReference},
+    pod::{NodeSelector, ResourceList, ResourceRequirements},
+    time::Time,
+    view::{objects, views},
+};
+
+objects! {
+    /// A piece of storage.
+    kind::PERSISTENT_VOLUME => pub struct PersistentVolume {
+        pub spec: PersistentVolumeSpec,
+        pub status: PersistentVolumeStatus,
+    }
+
+    /// A claim on storage.
+    kind::PERSISTENT_VOLUME_CLAIM => pub struct PersistentVolumeClaim {
+        pub spec: PersistentVolumeClaimSpec,
+        pub status: PersistentVolumeClaimStatus,
+    }
+
+    /// How volumes are made.
+    kind::STORAGE_CLASS => pub struct StorageClass {
+        pub provisioner: String,
+        pub parameters: BTreeMap<String, String>,
+        pub reclaim_policy: Option<String>,
+        pub mount_options: Vec<String>,
+        pub allow_volume_expansion: Option<bool>,
+        pub volume_binding_mode: Option<String>,
+        pub allowed_topologies: Vec<Value>,
+    }
+
+    /// A volume that is, or is to be, at a node.
+    kind::VOLUME_ATTACHMENT => pub struct VolumeAttachment {
+        pub spec: VolumeAttachmentSpec,
+        pub status: VolumeAttachmentStatus,
+    }
+}
+
+views! {
+    /// What a volume is; its source stays in `extra`.
+    pub struct PersistentVolumeSpec {
+        pub capacity: ResourceList,
+        pub access_modes: Vec<String>,
+        pub claim_ref: Option<ObjectReference>,
+        pub persistent_volume_reclaim_policy: String,
+        pub storage_class_name: String,
+        pub mount_options: Vec<String>,
+        pub volume_mode: Option<String>,
+        pub node_affinity: Option<VolumeNodeAffinity>,
+        pub csi: Option<Value>,
+        pub rbd: Option<Value>,
+    }
+
+    /// Where a volume can be reached.
+    pub struct VolumeNodeAffinity {
+        pub required: Option<NodeSelector>,
+    }
+
+    /// What is known of a volume.
+    pub struct PersistentVolumeStatus {
+        pub phase: String,
+        pub message: String,
+        pub reason: String,
+        pub last_phase_transition_time: Option<Time>,
+    }
+
+    /// What is claimed.
+    pub struct PersistentVolumeClaimSpec {
+        pub access_modes: Vec<String>,
+        pub selector: Option<LabelSelector>,
+        pub resources: ResourceRequirements,
+        pub volume_name: String,
+        pub storage_class_name: Option<String>,
+        pub volume_mode: Option<String>,
+        pub data_source: Option<Value>,
+        pub data_source_ref: Option<Value>,
+    }
+
+    /// What was given.
+    pub struct PersistentVolumeClaimStatus {
+        pub phase: String,
+        pub access_modes: Vec<String>,
+        pub capacity: ResourceList,
+        pub conditions: Vec<Condition>,
+    }
+
+    /// Which volume, at which node, by whom.
+    pub struct VolumeAttachmentSpec {
+        pub attacher: String,
+        pub source: VolumeAttachmentSource,
+        pub node_name: String,
+    }
+
+    /// The volume of an attachment.
+    pub struct VolumeAttachmentSource {
+        pub persistent_volume_name: Option<String>,
+        pub inline_volume_spec: Option<Value>,
+    }
+
+    /// Is it there?
+    pub struct VolumeAttachmentStatus {
+        pub attached: Option<bool>,
+        pub attachment_metadata: BTreeMap<String, String>,
+        pub attach_error: Option<Value>,
+        pub detach_error: Option<Value>,
+    }
+}
