@@ -31,7 +31,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 fn collect(dir: &Path, prefix: &str, sources: &mut Sources) -> Result<(), Box<dyn Error>> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
-        let name = entry.file_name().to_string_lossy().into_owned();
+        // Rust has no hyphens in names of modules; the definitions have.
+        let name = entry.file_name().to_string_lossy().replace('_', "-");
         if entry.file_type()?.is_dir() {
             collect(&entry.path(), &format!("{prefix}.{name}"), sources)?;
         } else if name == "mod.rs" {

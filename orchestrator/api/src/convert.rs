@@ -1,6 +1,10 @@
 //! Between the version a client speaks and the version that is stored.
 //!
-//! Only events have two: core/v1, which is stored, and events.k8s.io/v1.
+//! Events are stored as core/v1 and also spoken as events.k8s.io/v1, autoscalers are stored as
+//! autoscaling/v2 and also spoken as v1. All other aliases (batch/v1beta1, policy/v1beta1) differ
+//! in nothing but the name of the version.
+
+mod autoscaler;
 
 use serde_json::{Map, Value};
 
@@ -20,7 +24,13 @@ const EVENT_FIELDS: &[(&str, &str)] = &[
 /// The object as it is stored.
 pub(crate) fn to_stored(request: &Request, mut object: Value) -> Value {
     if request.is_alias() {
-        rename(&mut object, EVENT_FIELDS.iter().map(|(stored, served)| (*served, *stored)));
+        match request.kind.kind {
+            "Event" => {
+                rename(&mut object, EVENT_FIELDS.iter().map(|(stored, served)| (*served, *stored)));
+            }
+            "HorizontalPodAutoscaler" => autoscaler::to_v2(&mut object),
+            _ => {}
+        }
     }
     set(&mut object, "apiVersion", &request.kind.api_version());
     set(&mut object, "kind", request.kind.kind);
@@ -31,7 +41,11 @@ pub(crate) fn to_stored(request: &Request, mut object: Value) -> Value {
 pub(crate) fn to_served(request: &Request, object: &Value) -> Value {
     let mut object = object.clone();
     if request.is_alias() {
-        rename(&mut object, EVENT_FIELDS.iter().copied());
+        match request.kind.kind {
+            "Event" => rename(&mut object, EVENT_FIELDS.iter().copied()),
+            "HorizontalPodAutoscaler" => autoscaler::to_v1(&mut object),
+            _ => {}
+        }
         set(&mut object, "apiVersion", &request.api_version());
     }
     object

@@ -38,4 +38,4 @@ pub use prepare::{
     Body, Change, Context, Prepared, answer, answer_deletion, check_namespace, prepare_binding,
     prepare_create, prepare_delete, prepare_patch, prepare_update,
 };
-pub use request::{FieldValidation, Options, Request, Route, Verb, parse_request};
+pub use request::{FieldValidation, Options, Request, Route, Verb, not_allowed, parse_request};

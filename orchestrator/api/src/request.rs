@@ -253,7 +253,7 @@ fn resource(
         return Err(not_allowed());
     }
     let options = query::options(kind, raw)?;
-    let served = served(kind, group);
+    let served = served(kind, group, version);
     let (namespace, name, subresource) =
         (namespace.to_owned(), name.to_owned(), subresource.to_owned());
     Ok(Route::Resource(Box::new(Request {
@@ -269,12 +269,10 @@ fn resource(
 }
 
 /// The group and version of the row, or of the alias, that the client used.
-fn served(kind: &'static Kind, group: &str) -> GroupVersion {
+fn served(kind: &'static Kind, group: &str, version: &str) -> GroupVersion {
     let own = GroupVersion { group: kind.group, version: kind.version };
-    if kind.group == group {
-        return own;
-    }
-    kind.aliases.iter().copied().find(|alias| alias.group == group).unwrap_or(own)
+    let used = |alias: &GroupVersion| (alias.group, alias.version) == (group, version);
+    kind.aliases.iter().copied().find(used).unwrap_or(own)
 }
 
 fn verb(method: &str, name: &str, subresource: &str, watch: bool) -> Result<Verb, Status> {
@@ -293,7 +291,9 @@ fn verb(method: &str, name: &str, subresource: &str, watch: bool) -> Result<Verb
     })
 }
 
-fn not_allowed() -> Status {
+/// 405: the resource is there, but not for this.
+#[must_use]
+pub fn not_allowed() -> Status {
     Status::method_not_allowed("the server does not allow this method on the requested resource")
 }
 

@@ -57,8 +57,9 @@ pub(crate) struct Type {
     pub(crate) atomic: bool,
     /// What it is, in a sentence; empty when nobody says.
     pub(crate) about: &'static str,
-    /// The group, version and kind when it is a whole object.
-    pub(crate) gvk: Option<(&'static str, &'static str, &'static str)>,
+    /// Group, version and kind when it is a whole object; several when older versions of the same
+    /// shape are served too.
+    pub(crate) gvks: Vec<(&'static str, &'static str, &'static str)>,
     /// Its fields by name, sorted.
     pub(crate) fields: Vec<Field>,
 }
@@ -190,14 +191,14 @@ impl Schema {
         let (head, about) = head.split_once(ABOUT).unwrap_or((head, ""));
         let mut words = head.split(' ');
         let name = words.next().unwrap_or("");
-        let mut made = Type { name, atomic: false, about, gvk: None, fields: Vec::new() };
+        let mut made = Type { name, atomic: false, about, gvks: Vec::new(), fields: Vec::new() };
         for word in words {
             if word == "atomic" {
                 made.atomic = true;
             } else if let Some((group, rest)) = word.split_once('/')
                 && let Some((version, kind)) = rest.split_once('/')
             {
-                made.gvk = Some((group, version, kind));
+                made.gvks.push((group, version, kind));
                 let key = (group.to_owned(), version.to_owned(), kind.to_owned());
                 self.roots.insert(key, TypeId(self.types.len()));
             }

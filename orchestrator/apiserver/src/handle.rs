@@ -141,6 +141,13 @@ async fn resource(call: Call<'_>, parts: &Parts, body: Incoming) -> Result<Answe
     let subresource = call.request.subresource.as_str();
     match call.request.verb {
         Verb::Get if subresource == "log" => log::answer(&call).await,
+        // Parts that are done, not read.
+        _ if matches!(subresource, "attach" | "exec" | "portforward" | "proxy" | "token") => {
+            Err(api::not_allowed())
+        }
+        Verb::Get if matches!(subresource, "binding" | "eviction" | "finalize") => {
+            Err(api::not_allowed())
+        }
         Verb::Get => read::get(&call).await,
         Verb::List => read::list(&call).await,
         Verb::Watch => watch::answer(&call),

@@ -3,7 +3,16 @@
 //! One row says everything that paths, discovery and storage need to know of a kind. What an
 //! object of the kind looks like is the schema's business (`api::schema`).
 
+mod access;
+mod core;
+mod network;
+mod site;
+mod storage;
+mod workload;
+
 use std::fmt;
+
+pub use self::{access::*, core::*, network::*, site::*, storage::*, workload::*};
 
 /// A group and version, as in `discovery.k8s.io/v1`; the core group is empty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -67,459 +76,66 @@ const BASE: Kind = Kind {
     aliases: &[],
 };
 
-/// A namespace.
-pub static NAMESPACE: Kind = Kind {
-    kind: "Namespace",
-    plural: "namespaces",
-    singular: "namespace",
-    short_names: &["ns"],
-    namespaced: false,
-    has_status: true,
-    subresources: &["finalize", "status"],
-    selectable: &["status.phase"],
-    ..BASE
-};
-
-/// A machine as the orchestrator sees it.
-pub static NODE: Kind = Kind {
-    kind: "Node",
-    plural: "nodes",
-    singular: "node",
-    short_names: &["no"],
-    namespaced: false,
-    has_status: true,
-    subresources: &["status"],
-    selectable: &["spec.unschedulable"],
-    ..BASE
-};
-
-/// A group of containers on one node.
-pub static POD: Kind = Kind {
-    kind: "Pod",
-    plural: "pods",
-    singular: "pod",
-    short_names: &["po"],
-    categories: &["all"],
-    has_status: true,
-    has_generation: true,
-    subresources: &["binding", "eviction", "log", "status"],
-    selectable: &[
-        "spec.nodeName",
-        "spec.restartPolicy",
-        "spec.schedulerName",
-        "spec.serviceAccountName",
-        "spec.hostNetwork",
-        "status.phase",
-        "status.podIP",
-        "status.nominatedNodeName",
-    ],
-    ..BASE
-};
-
-/// A stable address in front of pods.
-pub static SERVICE: Kind = Kind {
-    kind: "Service",
-    plural: "services",
-    singular: "service",
-    short_names: &["svc"],
-    categories: &["all"],
-    has_status: true,
-    subresources: &["status"],
-    selectable: &["spec.clusterIP", "spec.type"],
-    ..BASE
-};
-
-/// The addresses behind a service, in one object.
-pub static ENDPOINTS: Kind = Kind {
-    kind: "Endpoints",
-    plural: "endpoints",
-    singular: "endpoints",
-    short_names: &["ep"],
-    put_creates: false,
-    ..BASE
-};
-
-/// Settings for pods.
-pub static CONFIG_MAP: Kind = Kind {
-    kind: "ConfigMap",
-    plural: "configmaps",
-    singular: "configmap",
-    short_names: &["cm"],
-    ..BASE
-};
-
-/// Secrets for pods.
-pub static SECRET: Kind =
-    Kind { kind: "Secret", plural: "secrets", singular: "secret", selectable: &["type"], ..BASE };
-
-/// Something that happened to an object.
-pub static EVENT: Kind = Kind {
-    kind: "Event",
-    plural: "events",
-    singular: "event",
-    short_names: &["ev"],
-    put_creates: true,
-    selectable: &[
-        "involvedObject.kind",
-        "involvedObject.namespace",
-        "involvedObject.name",
-        "involvedObject.uid",
-        "involvedObject.apiVersion",
-        "involvedObject.resourceVersion",
-        "involvedObject.fieldPath",
-        "reason",
-        "reportingComponent",
-        "source",
-        "type",
-    ],
-    aliases: &[GroupVersion { group: "events.k8s.io", version: "v1" }],
-    ..BASE
-};
-
-/// An identity for pods.
-pub static SERVICE_ACCOUNT: Kind = Kind {
-    kind: "ServiceAccount",
-    plural: "serviceaccounts",
-    singular: "serviceaccount",
-    short_names: &["sa"],
-    ..BASE
-};
-
-/// Keeps a number of equal pods, the older way.
-pub static REPLICATION_CONTROLLER: Kind = Kind {
-    kind: "ReplicationController",
-    plural: "replicationcontrollers",
-    singular: "replicationcontroller",
-    short_names: &["rc"],
-    categories: &["all"],
-    has_status: true,
-    has_generation: true,
-    subresources: &["scale", "status"],
-    selectable: &["status.replicas"],
-    ..BASE
-};
-
-/// A piece of storage.
-pub static PERSISTENT_VOLUME: Kind = Kind {
-    kind: "PersistentVolume",
-    plural: "persistentvolumes",
-    singular: "persistentvolume",
-    short_names: &["pv"],
-    namespaced: false,
-    has_status: true,
-    subresources: &["status"],
-    ..BASE
-};
-
-/// A claim on storage.
-pub static PERSISTENT_VOLUME_CLAIM: Kind = Kind {
-    kind: "PersistentVolumeClaim",
-    plural: "persistentvolumeclaims",
-    singular: "persistentvolumeclaim",
-    short_names: &["pvc"],
-    has_status: true,
-    subresources: &["status"],
-    ..BASE
-};
-
-/// Rolls out replica sets.
-pub static DEPLOYMENT: Kind = Kind {
-    group: "apps",
-    kind: "Deployment",
-    plural: "deployments",
-    singular: "deployment",
-    short_names: &["deploy"],
-    categories: &["all"],
-    has_status: true,
-    has_generation: true,
-    subresources: &["scale", "status"],
-    ..BASE
-};
-
-/// Keeps a number of equal pods.
-pub static REPLICA_SET: Kind = Kind {
-    group: "apps",
-    kind: "ReplicaSet",
-    plural: "replicasets",
-    singular: "replicaset",
-    short_names: &["rs"],
-    categories: &["all"],
-    has_status: true,
-    has_generation: true,
-    subresources: &["scale", "status"],
-    selectable: &["status.replicas"],
-    ..BASE
-};
-
-/// One pod per node.
-pub static DAEMON_SET: Kind = Kind {
-    group: "apps",
-    kind: "DaemonSet",
-    plural: "daemonsets",
-    singular: "daemonset",
-    short_names: &["ds"],
-    categories: &["all"],
-    has_status: true,
-    has_generation: true,
-    subresources: &["status"],
-    ..BASE
-};
-
-/// Pods with lasting names.
-pub static STATEFUL_SET: Kind = Kind {
-    group: "apps",
-    kind: "StatefulSet",
-    plural: "statefulsets",
-    singular: "statefulset",
-    short_names: &["sts"],
-    categories: &["all"],
-    has_status: true,
-    has_generation: true,
-    subresources: &["scale", "status"],
-    ..BASE
-};
-
-/// The addresses behind a service, in pieces.
-pub static ENDPOINT_SLICE: Kind = Kind {
-    group: "discovery.k8s.io",
-    kind: "EndpointSlice",
-    plural: "endpointslices",
-    singular: "endpointslice",
-    has_generation: true,
-    ..BASE
-};
-
-/// A heartbeat or a leader's claim.
-pub static LEASE: Kind = Kind {
-    group: "coordination.k8s.io",
-    kind: "Lease",
-    plural: "leases",
-    singular: "lease",
-    put_creates: true,
-    ..BASE
-};
-
-/// A request for a certificate.
-pub static CERTIFICATE_SIGNING_REQUEST: Kind = Kind {
-    group: "certificates.k8s.io",
-    kind: "CertificateSigningRequest",
-    plural: "certificatesigningrequests",
-    singular: "certificatesigningrequest",
-    short_names: &["csr"],
-    namespaced: false,
-    has_status: true,
-    subresources: &["approval", "status"],
-    selectable: &["spec.signerName"],
-    ..BASE
-};
-
-/// What a person may do in a namespace.
-pub static ROLE: Kind = Kind {
-    group: "rbac.authorization.k8s.io",
-    kind: "Role",
-    plural: "roles",
-    singular: "role",
-    ..BASE
-};
-
-/// Who has a role in a namespace.
-pub static ROLE_BINDING: Kind = Kind {
-    group: "rbac.authorization.k8s.io",
-    kind: "RoleBinding",
-    plural: "rolebindings",
-    singular: "rolebinding",
-    ..BASE
-};
-
-/// What a person may do anywhere.
-pub static CLUSTER_ROLE: Kind = Kind {
-    group: "rbac.authorization.k8s.io",
-    kind: "ClusterRole",
-    plural: "clusterroles",
-    singular: "clusterrole",
-    namespaced: false,
-    ..BASE
-};
-
-/// Who has a cluster role.
-pub static CLUSTER_ROLE_BINDING: Kind = Kind {
-    group: "rbac.authorization.k8s.io",
-    kind: "ClusterRoleBinding",
-    plural: "clusterrolebindings",
-    singular: "clusterrolebinding",
-    namespaced: false,
-    ..BASE
-};
-
-/// What a workload was at some time.
-pub static CONTROLLER_REVISION: Kind = Kind {
-    group: "apps",
-    kind: "ControllerRevision",
-    plural: "controllerrevisions",
-    singular: "controllerrevision",
-    ..BASE
-};
-
-/// Runs pods until enough of them succeeded.
-pub static JOB: Kind = Kind {
-    group: "batch",
-    kind: "Job",
-    plural: "jobs",
-    singular: "job",
-    categories: &["all"],
-    has_status: true,
-    has_generation: true,
-    subresources: &["status"],
-    selectable: &["status.successful"],
-    ..BASE
-};
-
-/// Makes jobs at given times.
-pub static CRON_JOB: Kind = Kind {
-    group: "batch",
-    kind: "CronJob",
-    plural: "cronjobs",
-    singular: "cronjob",
-    short_names: &["cj"],
-    categories: &["all"],
-    has_status: true,
-    has_generation: true,
-    subresources: &["status"],
-    ..BASE
-};
-
-/// How many pods of a group may be away at once.
-pub static POD_DISRUPTION_BUDGET: Kind = Kind {
-    group: "policy",
-    kind: "PodDisruptionBudget",
-    plural: "poddisruptionbudgets",
-    singular: "poddisruptionbudget",
-    short_names: &["pdb"],
-    has_status: true,
-    has_generation: true,
-    subresources: &["status"],
-    ..BASE
-};
-
-/// Scales a workload by what it uses.
-pub static HORIZONTAL_POD_AUTOSCALER: Kind = Kind {
-    group: "autoscaling",
-    version: "v2",
-    kind: "HorizontalPodAutoscaler",
-    plural: "horizontalpodautoscalers",
-    singular: "horizontalpodautoscaler",
-    short_names: &["hpa"],
-    categories: &["all"],
-    has_status: true,
-    subresources: &["status"],
-    ..BASE
-};
-
-/// The most a namespace may use.
-pub static RESOURCE_QUOTA: Kind = Kind {
-    kind: "ResourceQuota",
-    plural: "resourcequotas",
-    singular: "resourcequota",
-    short_names: &["quota"],
-    has_status: true,
-    subresources: &["status"],
-    ..BASE
-};
-
-/// How volumes are made.
-pub static STORAGE_CLASS: Kind = Kind {
-    group: "storage.k8s.io",
-    kind: "StorageClass",
-    plural: "storageclasses",
-    singular: "storageclass",
-    short_names: &["sc"],
-    namespaced: false,
-    ..BASE
-};
-
-/// A volume that is, or is to be, at a node.
-pub static VOLUME_ATTACHMENT: Kind = Kind {
-    group: "storage.k8s.io",
-    kind: "VolumeAttachment",
-    plural: "volumeattachments",
-    singular: "volumeattachment",
-    namespaced: false,
-    has_status: true,
-    subresources: &["status"],
-    ..BASE
-};
-
-/// A machine of the plan.
-pub static MACHINE: Kind = Kind {
-    group: "muster.dev",
-    version: "v1alpha1",
-    kind: "Machine",
-    plural: "machines",
-    singular: "machine",
-    categories: &["muster"],
-    namespaced: false,
-    has_status: true,
-    has_generation: true,
-    subresources: &["status"],
-    selectable: &["spec.rack", "spec.role", "status.phase"],
-    ..BASE
-};
-
-/// A rack of the plan.
-pub static RACK: Kind = Kind {
-    group: "muster.dev",
-    version: "v1alpha1",
-    kind: "Rack",
-    plural: "racks",
-    singular: "rack",
-    categories: &["muster"],
-    namespaced: false,
-    has_status: true,
-    has_generation: true,
-    subresources: &["status"],
-    ..BASE
-};
-
-/// A release of the node image.
-pub static NODE_IMAGE: Kind = Kind {
-    group: "muster.dev",
-    version: "v1alpha1",
-    kind: "NodeImage",
-    plural: "nodeimages",
-    singular: "nodeimage",
-    categories: &["muster"],
-    namespaced: false,
-    has_status: true,
-    has_generation: true,
-    subresources: &["status"],
-    ..BASE
-};
-
 /// Every kind, in the order discovery lists groups and resources.
 pub static KINDS: &[&Kind] = &[
     &CONFIG_MAP,
     &ENDPOINTS,
     &EVENT,
+    &LIMIT_RANGE,
     &NAMESPACE,
     &NODE,
     &PERSISTENT_VOLUME_CLAIM,
     &PERSISTENT_VOLUME,
     &POD,
+    &POD_TEMPLATE,
     &REPLICATION_CONTROLLER,
+    &RESOURCE_QUOTA,
     &SECRET,
     &SERVICE_ACCOUNT,
     &SERVICE,
+    &VALIDATING_WEBHOOK_CONFIGURATION,
+    &MUTATING_WEBHOOK_CONFIGURATION,
+    &VALIDATING_ADMISSION_POLICY,
+    &VALIDATING_ADMISSION_POLICY_BINDING,
+    &MUTATING_ADMISSION_POLICY,
+    &MUTATING_ADMISSION_POLICY_BINDING,
+    &CUSTOM_RESOURCE_DEFINITION,
+    &API_SERVICE,
     &DAEMON_SET,
+    &CONTROLLER_REVISION,
     &DEPLOYMENT,
     &REPLICA_SET,
     &STATEFUL_SET,
+    &HORIZONTAL_POD_AUTOSCALER,
+    &CRON_JOB,
+    &JOB,
     &CERTIFICATE_SIGNING_REQUEST,
+    &LEASE,
+    &ENDPOINT_SLICE,
+    &FLOW_SCHEMA,
+    &PRIORITY_LEVEL_CONFIGURATION,
+    &INGRESS_CLASS,
+    &INGRESS,
+    &IP_ADDRESS,
+    &NETWORK_POLICY,
+    &SERVICE_CIDR,
+    &RUNTIME_CLASS,
+    &POD_DISRUPTION_BUDGET,
     &CLUSTER_ROLE_BINDING,
     &CLUSTER_ROLE,
     &ROLE_BINDING,
     &ROLE,
-    &LEASE,
-    &ENDPOINT_SLICE,
+    &DEVICE_CLASS,
+    &RESOURCE_CLAIM_TEMPLATE,
+    &RESOURCE_CLAIM,
+    &RESOURCE_SLICE,
+    &PRIORITY_CLASS,
+    &CSI_DRIVER,
+    &CSI_NODE,
+    &CSI_STORAGE_CAPACITY,
+    &STORAGE_CLASS,
+    &VOLUME_ATTACHMENT,
+    &VOLUME_ATTRIBUTES_CLASS,
     &MACHINE,
     &NODE_IMAGE,
     &RACK,

@@ -91,6 +91,18 @@ pub(super) fn subresource(
         "scale" => (("autoscaling", "v1", "Scale"), &["get", "patch", "update"]),
         "binding" => (("", "v1", "Binding"), &["create"]),
         "eviction" => (("policy", "v1", "Eviction"), &["create"]),
+        "token" => (("authentication.k8s.io", "v1", "TokenRequest"), &["create"]),
+        "attach" => (("", "v1", "PodAttachOptions"), &["create", "get"]),
+        "exec" => (("", "v1", "PodExecOptions"), &["create", "get"]),
+        "portforward" => (("", "v1", "PodPortForwardOptions"), &["create", "get"]),
+        "proxy" => {
+            let options = match kind.kind {
+                "Node" => "NodeProxyOptions",
+                "Service" => "ServiceProxyOptions",
+                _ => "PodProxyOptions",
+            };
+            (("", "v1", options), &["create", "delete", "get", "patch", "update"])
+        }
         "log" => (own, &["get"]),
         "finalize" => (own, &["update"]),
         _ => (own, &["get", "patch", "update"]),

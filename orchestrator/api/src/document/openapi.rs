@@ -201,12 +201,12 @@ fn render_type(dialect: Dialect, schema: &Schema, one: &Type) -> Value {
     if one.atomic {
         put(&mut shape, "x-kubernetes-map-type", json!("atomic"));
     }
-    if let Some((group, version, kind)) = one.gvk {
-        put(
-            &mut shape,
-            "x-kubernetes-group-version-kind",
-            json!([{"group": group, "version": version, "kind": kind}]),
-        );
+    if !one.gvks.is_empty() {
+        let gvks = one.gvks.iter();
+        let gvks: Vec<Value> = gvks
+            .map(|(group, version, kind)| json!({"group": group, "version": version, "kind": kind}))
+            .collect();
+        put(&mut shape, "x-kubernetes-group-version-kind", json!(gvks));
     }
     shape
 }

@@ -38,7 +38,9 @@ fn write_message(
     messages: &BTreeMap<String, Fields>,
     written: &mut BTreeSet<String>,
 ) {
-    let Some(fields) = messages.get(name) else { return };
+    // A version that is younger than the sources has the numbers of its beta.
+    let beta = name.replace(".v1.", ".v1beta1.");
+    let Some(fields) = messages.get(name).or_else(|| messages.get(&beta)) else { return };
     if !written.insert(name.to_owned()) {
         return;
     }

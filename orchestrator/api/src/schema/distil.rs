@@ -14,12 +14,22 @@ const OTHER_ROOTS: &[(&str, &str, &str)] = &[
     ("", "v1", "Binding"),
     ("autoscaling", "v1", "Scale"),
     ("policy", "v1", "Eviction"),
+    ("policy", "v1beta1", "Eviction"),
     ("authentication.k8s.io", "v1", "SelfSubjectReview"),
+    ("authentication.k8s.io", "v1", "TokenRequest"),
     ("authentication.k8s.io", "v1", "TokenReview"),
     ("authorization.k8s.io", "v1", "LocalSubjectAccessReview"),
     ("authorization.k8s.io", "v1", "SelfSubjectAccessReview"),
     ("authorization.k8s.io", "v1", "SelfSubjectRulesReview"),
     ("authorization.k8s.io", "v1", "SubjectAccessReview"),
+];
+
+/// Versions upstream no longer defines, with the version whose shape they have; older clients
+/// still speak them.
+const RETIRED: &[(&str, &str, &str, &str)] = &[
+    ("batch", "v1beta1", "CronJob", "v1"),
+    ("policy", "v1beta1", "PodDisruptionBudget", "v1"),
+    ("policy", "v1beta1", "Eviction", "v1"),
 ];
 
 /// Whole objects found by name, for they are registered in every group.
@@ -59,9 +69,17 @@ pub fn distil(definitions: &Value) -> Result<String, DistilError> {
         kind.aliases.iter().map(move |alias| (alias.group, alias.version, kind.kind))
     });
     for (group, version, kind) in own.chain(aliases).chain(OTHER_ROOTS.iter().copied()) {
+        let heir = RETIRED.iter().find(|row| (row.0, row.1, row.2) == (group, version, kind));
+        if let Some((.., heir)) = heir {
+            let heir = root(group, heir, kind);
+            let served = open.iter_mut().find(|(_, roots)| *roots == heir);
+            let missing = || DistilError::Missing(format!("{group}/{version} {kind}"));
+            served.ok_or_else(missing)?.1.push_str(&root(group, version, kind));
+            continue;
+        }
         let name = find(defs, group, version, kind)
             .ok_or_else(|| DistilError::Missing(format!("{group}/{version} {kind}")))?;
-        open.push_back((name.to_owned(), format!(" {group}/{version}/{kind}")));
+        open.push_back((name.to_owned(), root(group, version, kind)));
     }
     for (name, kind) in BY_NAME {
         open.push_back(((*name).to_owned(), format!(" /v1/{kind}")));
@@ -87,6 +105,11 @@ pub fn distil(definitions: &Value) -> Result<String, DistilError> {
     }
     types.sort();
     Ok(types.concat())
+}
+
+/// The words that make a type a whole object.
+fn root(group: &str, version: &str, kind: &str) -> String {
+    format!(" {group}/{version}/{kind}")
 }
 
 fn find<'a>(
@@ -155,7 +178,9 @@ fn node(
             "MicroTime" => "microtime".to_owned(),
             "Quantity" => "quantity".to_owned(),
             "IntOrString" => "int-or-string".to_owned(),
+            // What JSON says in several shapes no one type describes.
             "FieldsV1" | "RawExtension" | "JSON" => "any".to_owned(),
+            name if name.starts_with("JSONSchemaPropsOr") => "any".to_owned(),
             _ => {
                 open.push_back((name.to_owned(), String::new()));
                 format!("@{name}")
