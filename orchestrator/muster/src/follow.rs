@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use cluster::plan::Plan;
 use comfy_table::{Table, presets};
 use objects::node::Node;
-use runtime::client::{ListParams, Patch};
+use runtime::client::{DeleteParams, ListParams, Patch};
 use runtime::resource::{CONFIG_MAPS, MACHINES, NODES, RACKS, Resource};
 use runtime::{Client, ClientError};
 use serde_json::{Value, json};
@@ -21,6 +21,9 @@ use crate::waterfall::{self, Progress};
 
 /// Time between looks.
 const PACE: Duration = Duration::from_millis(500);
+
+/// Marks what `muster up` put into the API because the plan names it.
+const PLAN_LABEL: (&str, &str) = ("muster.dev/origin", "plan");
 
 /// How often progress is said when nobody's terminal shows it live.
 const BEAT: Duration = Duration::from_secs(30);
@@ -50,18 +53,58 @@ pub(crate) fn wait_for(
     Ok(())
 }
 
-/// Puts the plan's racks and machines into the API; what is there is brought up to date.
+/// Puts the plan's racks and machines into the API; what is there is brought up to date, and
+/// what an earlier plan put there and this one does not name is removed.
 pub(crate) async fn register(client: &Client, plan: &Plan) -> Result<()> {
     // Where router and proxy of each node look for the address ranges.
     let data = json!({ "networks": serde_json::to_string(&plan.networks)? });
     put(client, &CONFIG_MAPS, Some("kube-system"), "muster-site", json!({ "data": data })).await?;
     for rack in &plan.racks {
-        put(client, &RACKS, None, &rack.name, json!({ "spec": rack })).await?;
+        put(client, &RACKS, None, &rack.name, from_plan(json!(rack))).await?;
     }
     for machine in &plan.machines {
-        put(client, &MACHINES, None, &machine.name, json!({ "spec": machine })).await?;
+        put(client, &MACHINES, None, &machine.name, from_plan(json!(machine))).await?;
     }
+    let is_named = |name: &str| plan.machines.iter().any(|machine| machine.name == name);
+    for name in forget(client, &MACHINES, is_named).await? {
+        say(&format!(
+            "{name} is in the plan no more and is not let in again; \
+             remove its node with: kubectl delete node {name}"
+        ));
+    }
+    let is_named = |name: &str| plan.racks.iter().any(|rack| rack.name == name);
+    forget(client, &RACKS, is_named).await?;
     Ok(())
+}
+
+/// The content of an object that stands in the plan.
+fn from_plan(spec: Value) -> Value {
+    let (key, value) = PLAN_LABEL;
+    json!({ "metadata": { "labels": { key: value } }, "spec": spec })
+}
+
+/// Deletes the objects that came from a plan and are not named by this one; returns their names.
+async fn forget(
+    client: &Client,
+    resource: &Resource,
+    is_named: impl Fn(&str) -> bool,
+) -> Result<Vec<String>> {
+    let (key, value) = PLAN_LABEL;
+    let mut gone = Vec::new();
+    let params = ListParams::labels(format!("{key}={value}"));
+    for item in client.list(resource, None, &params).await?.items {
+        let name = item.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
+        if is_named(name) {
+            continue;
+        }
+        match client.delete(resource, None, name, &DeleteParams::default()).await {
+            Err(err) if !err.is_not_found() => {
+                return Err(err).with_context(|| format!("cannot remove {resource} {name}"));
+            }
+            _ => gone.push(name.to_owned()),
+        }
+    }
+    Ok(gone)
 }
 
 /// Creates an object, or merges `content` into the one that is there.
@@ -75,9 +118,7 @@ async fn put(
     let mut object = json!({
         "apiVersion": resource.api_version(), "kind": resource.kind, "metadata": {"name": name},
     });
-    if let (Some(object), Some(content)) = (object.as_object_mut(), content.as_object()) {
-        object.extend(content.clone());
-    }
+    json_patch::merge(&mut object, &content);
     let answer = match client.create(resource, namespace, &object).await {
         Err(err) if err.is_already_exists() => {
             client.patch(resource, namespace, name, &Patch::merge(content)).await

@@ -13,7 +13,7 @@ use runtime::pki::Kubeconfig;
 
 use crate::args::{Output, SiteArgs, UpArgs};
 use crate::ground::{Ground, Simulated};
-use crate::process::{self, Daemon};
+use crate::process::{self, Daemon, Recipe, Started};
 use crate::site::{Record, Site};
 use crate::{check, follow, say, status};
 
@@ -40,7 +40,9 @@ pub(crate) fn run(args: &UpArgs) -> Result<()> {
     say(&format!("site {}: plan {}, {} machines", plan.site, short(&hash), plan.machines.len()));
     let simulated = if args.sim { Simulated::Yes } else { Simulated::No };
     let ground = Ground::make(&plan, &site, simulated)?;
-    let up = Up { args, plan: &plan, site: &site, ground: &ground, image };
+    let manifest = std::fs::read_to_string(image.join("manifest.json"))
+        .with_context(|| format!("{} has no manifest", image.display()))?;
+    let up = Up { args, plan: &plan, site: &site, ground: &ground, hash, image, manifest };
     up.start_master()?;
     crate::daemon::block_on(up.register_machines())?;
     up.start_boot_server()?;
@@ -118,7 +120,11 @@ struct Up<'a> {
     plan: &'a Plan,
     site: &'a Site,
     ground: &'a Ground,
+    /// The plan's hash.
+    hash: String,
     image: PathBuf,
+    /// The image's manifest, as it was when this command began.
+    manifest: String,
 }
 
 impl Up<'_> {
@@ -135,8 +141,7 @@ impl Up<'_> {
         command.args(["--node-monitor-grace-period", &grace]);
         let eviction = timings.pod_eviction_timeout_seconds.to_string();
         command.args(["--pod-eviction-timeout", &eviction]);
-        let daemon = Daemon::new(self.site.dir(), "master");
-        daemon.start(command)?;
+        let daemon = self.start("master", command)?;
         let made = self.site.path("master/admin.kubeconfig");
         follow::wait_for("the API server", DAEMON_LIMIT, &daemon, || Ok(made.exists()))?;
         let mut kubeconfig = Kubeconfig::load(&made)?;
@@ -167,8 +172,7 @@ impl Up<'_> {
         command.arg("--data-dir").arg(self.site.path("boot"));
         command.arg("--image").arg(&self.image).arg("--site").arg(self.site.path("site"));
         command.arg("--kubeconfig").arg(self.site.path("master/boot.kubeconfig"));
-        let daemon = Daemon::new(self.site.dir(), "boot");
-        daemon.start(command)?;
+        let daemon = self.start("boot", command)?;
         let journal = self.site.path("boot");
         follow::wait_for("the boot server", DAEMON_LIMIT, &daemon, || Ok(journal.exists()))?;
         say(&format!("boot server is up; machines get: {line}"));
@@ -229,11 +233,25 @@ impl Up<'_> {
         Ok(())
     }
 
+    /// Starts a daemon, or replaces it when it runs by another plan, image, option or program.
+    fn start(&self, name: &str, command: Command) -> Result<Daemon> {
+        let daemon = Daemon::new(self.site.dir(), name);
+        let append = self.args.append.as_deref().unwrap_or_default();
+        let recipe = Recipe::new(&command, &program()?, &[&self.hash, &self.manifest, append])?;
+        if daemon.start(command, &recipe)? == Started::Replaced {
+            say(&format!("{name} ran by another plan, image or program: started anew"));
+        }
+        Ok(daemon)
+    }
+
     /// Our own program, to be run on the seed.
     fn muster(&self) -> Result<Command> {
-        let program = std::env::current_exe().context("cannot find our own program")?;
-        Ok(self.ground.seed_command(&program))
+        Ok(self.ground.seed_command(&program()?))
     }
+}
+
+fn program() -> Result<PathBuf> {
+    std::env::current_exe().context("cannot find our own program")
 }
 
 fn short(hash: &str) -> &str {
