@@ -118,7 +118,7 @@ async fn a_killed_server_comes_back_and_has_lost_nothing() {
     let running = Running::start(dir.path(), relays.port()).await;
     boot(&running, &relays, 0..5, Road::Whole).await;
     boot(&running, &relays, 5..10, Road::DhcpAndTftp).await;
-    assert_eq!(fleet::count_enrolled(&running.target()).await.unwrap(), 5);
+    assert_eq!(fleet::count_agents(&running.target()).await.unwrap(), 5);
     let before = running.view().await;
     running.kill().await;
     let running = Running::start(dir.path(), relays.port()).await;
@@ -128,7 +128,7 @@ async fn a_killed_server_comes_back_and_has_lost_nothing() {
         assert_eq!((&before.addresses, &before.evidence), (&after.addresses, &after.evidence));
     }
     boot(&running, &relays, 5..10, Road::Whole).await;
-    assert_eq!(fleet::count_enrolled(&running.target()).await.unwrap(), 10);
+    assert_eq!(fleet::count_agents(&running.target()).await.unwrap(), 10);
     running.stop().await;
 }
 

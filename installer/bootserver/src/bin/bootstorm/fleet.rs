@@ -54,6 +54,10 @@ pub(crate) fn mac(number: u32) -> Mac {
     Mac::new([0x52, 0x54, 0x00, b, c, d])
 }
 
+pub(crate) fn uuid(number: u32) -> uuid::Uuid {
+    uuid::Uuid::from_u128(0x5700_0000_0000_4000_8000_0000_0000_0000 + u128::from(number))
+}
+
 /// A plan of so many machines.
 pub(crate) fn plan(machines: u32) -> anyhow::Result<Plan> {
     ensure!((1..=50_000).contains(&machines), "between 1 and 50000 machines");
@@ -86,7 +90,7 @@ pub(crate) fn plan(machines: u32) -> anyhow::Result<Plan> {
 }
 
 /// Asks the boot server how many machines reached their agent.
-pub(crate) async fn count_enrolled(target: &Target) -> anyhow::Result<usize> {
+pub(crate) async fn count_agents(target: &Target) -> anyhow::Result<usize> {
     let http = target.http.context("no HTTP")?;
     let answer = wire::get(SEED, http, "/machines", None).await?;
     let view: SiteView = serde_json::from_slice(&answer.body)?;
@@ -188,9 +192,7 @@ impl Machine {
         message.options.set(option::CLIENT_ARCHITECTURE, [0, 0]);
         message.options.set(option::PARAMETER_LIST, [1, 3, 12, 43, 54, 60, 66, 67]);
         message.options.set(option::MESSAGE_SIZE_MAX, 1472_u16.to_be_bytes());
-        let uuid = uuid::Uuid::from_u128(
-            0x5700_0000_0000_4000_8000_0000_0000_0000 + u128::from(self.number),
-        );
+        let uuid = uuid(self.number);
         message.options.set(option::CLIENT_UUID, [&[0][..], &uuid.to_bytes_le()].concat());
         message
             .options

@@ -7,11 +7,14 @@
 //!
 //! Each machine goes DISCOVER → ACK (firmware) → loader by TFTP → DISCOVER → ACK (iPXE) → script →
 //! kernel and initramfs → DISCOVER → ACK (init) → a range of the root image → reports `verified`
-//! and `agent`. It has its own address in 127.20.0.0/14, and DHCP goes through a simulated relay.
+//! and `agent` → its own key and signing request → its certificate from a real `muster master`
+//! (a process of its own, found beside this program or named with `--muster`). It has its own
+//! address in 127.20.0.0/14, and DHCP goes through a simulated relay.
 //!
 //! *Limits*: the machines share processors and memory with the server, so figures are upper
-//! bounds; the enrolment at the API is not part of it.
+//! bounds.
 
+mod enroll;
 mod fleet;
 mod rival;
 mod wire;
@@ -29,6 +32,7 @@ use serde::Serialize;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::enroll::{Door, Master};
 use crate::fleet::{Machine, Road};
 use crate::wire::{Relays, Target};
 
@@ -46,9 +50,24 @@ struct Arguments {
     /// Print one JSON object instead of lines.
     #[arg(long)]
     json: bool,
+    /// The `muster` program whose control plane enrols the machines [default: the one built
+    /// beside this program; without any, machines stop at the report of their agent].
+    #[arg(long, value_name = "PATH")]
+    muster: Option<PathBuf>,
     /// Leave the comparison with dnsmasq out.
     #[arg(long)]
     no_dnsmasq: bool,
+}
+
+/// Where the machines' road ends.
+#[derive(Clone)]
+enum End {
+    /// At the loader, which is what dnsmasq can do too.
+    Loader,
+    /// At the report of the agent.
+    Agent,
+    /// At the certificate that a control plane issues.
+    Certificate(Arc<Door>),
 }
 
 /// One run of all machines.
@@ -62,6 +81,7 @@ struct Run {
     /// Half of the machines were faster.
     median_ms: u128,
     gave_up: usize,
+    succeeded: usize,
     /// Why the first ones gave up.
     reasons: Vec<String>,
 }
@@ -73,7 +93,14 @@ struct Figures {
     /// Peak resident memory of this process, server and machines, after the whole road.
     resident_max_bytes: u64,
     /// Machines that the server itself says reached the agent.
-    enrolled: usize,
+    reached_agent: usize,
+    /// Machines that got their certificate, which is the end of the whole road.
+    enrolled: Option<usize>,
+    /// Why nobody was enrolled.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    enrolment_skipped: Option<String>,
+    /// Peak resident memory of the control plane after that.
+    master_resident_max_bytes: Option<u64>,
     dhcp_tftp: Run,
     dnsmasq: Option<Run>,
     /// Why dnsmasq was not run.
@@ -108,9 +135,21 @@ async fn measure(arguments: &Arguments, dir: &Path) -> anyhow::Result<Figures> {
     let image_dir = dir.join("image");
     make_image(&image_dir)?;
     let count = arguments.machines;
-    let (whole_road, enrolled) = storm(dir.join("whole"), &image_dir, count, Road::Whole).await?;
-    let resident_max_bytes = resident_max_bytes()?;
-    let (dhcp_tftp, _) = storm(dir.join("part"), &image_dir, count, Road::DhcpAndTftp).await?;
+    let (master, enrolment_skipped) = match enroll::find_program(arguments.muster.as_deref()) {
+        Ok(program) => {
+            let plan = fleet::plan(count)?;
+            (Some(Master::start(&program, &dir.join("master"), &plan).await?), None)
+        }
+        Err(err) if arguments.muster.is_none() => (None, Some(format!("{err:#}"))),
+        Err(err) => return Err(err),
+    };
+    let end = master.as_ref().map_or(End::Agent, |master| End::Certificate(master.door()));
+    let (whole_road, reached_agent) = storm(dir.join("whole"), &image_dir, count, end).await?;
+    let resident_max_bytes = resident_max_bytes("self")?;
+    let enrolled = master.as_ref().map(|_| whole_road.succeeded);
+    let master_resident_max_bytes = master.as_ref().map(Master::resident_max_bytes).transpose()?;
+    drop(master);
+    let (dhcp_tftp, _) = storm(dir.join("part"), &image_dir, count, End::Loader).await?;
     let (dnsmasq, dnsmasq_skipped) = if arguments.no_dnsmasq {
         (None, Some("left out".to_owned()))
     } else {
@@ -129,7 +168,10 @@ async fn measure(arguments: &Arguments, dir: &Path) -> anyhow::Result<Figures> {
     Ok(Figures {
         whole_road,
         resident_max_bytes,
+        reached_agent,
         enrolled,
+        enrolment_skipped,
+        master_resident_max_bytes,
         dhcp_tftp,
         dnsmasq,
         dnsmasq_skipped,
@@ -143,7 +185,7 @@ async fn storm(
     state_dir: PathBuf,
     image_dir: &Path,
     count: u32,
-    road: Road,
+    end: End,
 ) -> anyhow::Result<(Run, usize)> {
     let plan = fleet::plan(count)?;
     let relays = Relays::open(fleet::racks(count), None).await?;
@@ -165,16 +207,16 @@ async fn storm(
     let mut serving = JoinSet::new();
     serving.spawn(server.run(stop.clone()));
     let target = Target { dhcp: addresses.dhcp, tftp: addresses.tftp, http: Some(addresses.http) };
-    let run = boot_all(count, Arc::new(target.clone()), relays, road).await?;
-    let enrolled = match road {
-        Road::Whole => fleet::count_enrolled(&target).await?,
-        Road::DhcpAndTftp => 0,
+    let run = boot_all(count, Arc::new(target.clone()), relays, end.clone()).await?;
+    let reached_agent = match end {
+        End::Agent | End::Certificate(_) => fleet::count_agents(&target).await?,
+        End::Loader => 0,
     };
     stop.cancel();
     while let Some(ended) = serving.join_next().await {
         ended??;
     }
-    Ok((run, enrolled))
+    Ok((run, reached_agent))
 }
 
 /// Boots all machines at once and waits for the last.
@@ -182,7 +224,7 @@ async fn boot_all(
     count: u32,
     target: Arc<Target>,
     relays: Relays,
-    road: Road,
+    end: End,
 ) -> anyhow::Result<Run> {
     let relays = Arc::new(relays);
     let mut dispatch = JoinSet::new();
@@ -191,9 +233,18 @@ async fn boot_all(
     let mut boots = JoinSet::new();
     for number in 0..count {
         let machine = Machine::new(number, Arc::clone(&target), Arc::clone(&relays));
+        let end = end.clone();
         boots.spawn(async move {
             let began = Instant::now();
-            machine.boot(road).await.map(|()| began.elapsed())
+            match end {
+                End::Loader => machine.boot(Road::DhcpAndTftp).await?,
+                End::Agent => machine.boot(Road::Whole).await?,
+                End::Certificate(door) => {
+                    machine.boot(Road::Whole).await?;
+                    door.enroll(number).await.context("enrolment")?;
+                }
+            }
+            anyhow::Ok(began.elapsed())
         });
     }
     let (mut times, mut reasons, mut gave_up) = (Vec::new(), Vec::new(), 0);
@@ -218,6 +269,7 @@ async fn boot_all(
         slowest_ms: times.last().map_or(0, Duration::as_millis),
         median_ms: at(times.len() / 2),
         gave_up,
+        succeeded: times.len(),
         reasons,
     })
 }
@@ -241,8 +293,9 @@ fn raise_file_limit() -> anyhow::Result<()> {
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("cannot raise the limit of open files")
 }
 
-fn resident_max_bytes() -> anyhow::Result<u64> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
+/// The most memory a process ever had.
+fn resident_max_bytes(process: &str) -> anyhow::Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     let kib = line.and_then(|line| line.split_whitespace().next()).context("no VmHWM")?;
     Ok(kib.parse::<u64>()? * 1024)
@@ -256,10 +309,18 @@ fn render(figures: &Figures) -> String {
         )
     };
     let mut text = line("whole road", &figures.whole_road);
-    text += &format!(
-        "{:<28} {:>6} of {} machines\n",
-        "enrolled by the server", figures.enrolled, figures.whole_road.machines
-    );
+    let of = figures.whole_road.machines;
+    text += &format!("{:<28} {:>6} of {of}\n", "agents the server knows", figures.reached_agent);
+    match (figures.enrolled, figures.master_resident_max_bytes) {
+        (Some(enrolled), Some(bytes)) => {
+            text += &format!("{:<28} {enrolled:>6} of {of}\n", "certificates issued");
+            text += &format!("{:<28} {:>6} MiB\n", "control plane, peak memory", bytes >> 20);
+        }
+        _ => {
+            let why = figures.enrolment_skipped.as_deref().unwrap_or_default();
+            text += &format!("nobody was enrolled: {why}\n");
+        }
+    }
     let mib = figures.resident_max_bytes >> 20;
     text += &format!("{:<28} {mib:>6} MiB (server and machines)\n", "peak resident memory");
     text += &line("DHCP and TFTP alone", &figures.dhcp_tftp);

@@ -9,9 +9,9 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use tokio::process::{Child, Command};
 
-use crate::fleet::{self, Road};
+use crate::fleet;
 use crate::wire::{self, Relays, Target};
-use crate::{Run, boot_all};
+use crate::{End, Run, boot_all};
 
 /// TFTP's port; dnsmasq knows no other.
 const TFTP_PORT: u16 = 69;
@@ -29,7 +29,7 @@ pub(crate) async fn storm(dir: &Path, image_dir: &Path, count: u32) -> anyhow::R
         http: None,
     };
     let run = match wait_ready(&mut dnsmasq, &target).await {
-        Ok(()) => boot_all(count, Arc::new(target), relays, Road::DhcpAndTftp).await,
+        Ok(()) => boot_all(count, Arc::new(target), relays, End::Loader).await,
         Err(err) => {
             let log = std::fs::read_to_string(dir.join(LOG)).unwrap_or_default();
             Err(err.context(log.lines().last().unwrap_or("no log").to_owned()))

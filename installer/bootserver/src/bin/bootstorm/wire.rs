@@ -9,8 +9,8 @@ use anyhow::{Context, bail, ensure};
 use boot::dhcp::Message;
 use boot::tftp::{ReadRequest, render_ack, render_read};
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpSocket, UdpSocket};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -212,7 +212,7 @@ pub(crate) async fn get(
 ) -> anyhow::Result<Answer> {
     let range = range.map_or(String::new(), |range| format!("Range: {range}\r\n"));
     let head = format!("GET {path} HTTP/1.1\r\nHost: {server}\r\n{range}Connection: close\r\n\r\n");
-    ask(own, server, head).await
+    ask_plain(own, server, head).await
 }
 
 /// `POST` of a JSON text.
@@ -226,15 +226,29 @@ pub(crate) async fn post(
     let head = format!(
         "POST {path} HTTP/1.1\r\nHost: {server}\r\nContent-Length: {len}\r\nConnection: close\r\n\r\n{body}"
     );
-    ask(own, server, head).await
+    ask_plain(own, server, head).await
 }
 
-async fn ask(own: Ipv4Addr, server: SocketAddr, request: String) -> anyhow::Result<Answer> {
+async fn ask_plain(own: Ipv4Addr, server: SocketAddr, request: String) -> anyhow::Result<Answer> {
+    ask(connect(SocketAddrV4::new(own, 0), server).await?, request).await
+}
+
+/// Connects from a machine's own address.
+pub(crate) async fn connect(own: SocketAddrV4, server: SocketAddr) -> anyhow::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(SocketAddr::V4(own))?;
+    let connected = tokio::time::timeout(HTTP_LIMIT, socket.connect(server)).await;
+    Ok(connected.context("no connection in 40 s")??)
+}
+
+/// Sends a request that ends its connection, and reads the answer.
+pub(crate) async fn ask(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    request: String,
+) -> anyhow::Result<Answer> {
     let asking = async {
-        let socket = TcpSocket::new_v4()?;
-        socket.bind(SocketAddr::V4(SocketAddrV4::new(own, 0)))?;
-        let mut stream = socket.connect(server).await?;
         stream.write_all(request.as_bytes()).await?;
+        stream.flush().await?;
         let (mut kept, mut total) = (Vec::new(), 0);
         let mut buffer = vec![0; 16 * 1024];
         loop {
