@@ -50,10 +50,12 @@ static WAYS: LazyLock<Ways> = LazyLock::new(|| {
                 .iter()
                 .find_map(|(number, member)| match member {
                     Member::Field(field) => (*field == name).then(|| vec![*number]),
-                    Member::Inline(inner) => NUMBERS.get(inner)?.iter().find_map(|(own, member)| {
-                        (*member == Member::Field(field_name(shape, name)?))
-                            .then(|| vec![*number, *own])
-                    }),
+                    Member::Inline(inner) => {
+                        NUMBERS.get(inner)?.iter().find_map(|(own, member)| {
+                            (*member == Member::Field(field_name(shape, name)?))
+                                .then(|| vec![*number, *own])
+                        })
+                    }
                 })
                 .unwrap_or_default()
         };
