@@ -34,6 +34,12 @@ pub(super) fn reset_on_create(kind: &Kind, object: &mut Value, context: &Context
             } else {
                 spec.insert("groups".to_owned(), json!(context.user.groups));
             }
+            if !context.user.uid.is_empty() {
+                spec.insert("uid".to_owned(), json!(context.user.uid));
+            }
+            if !context.user.extra.is_empty() {
+                spec.insert("extra".to_owned(), json!(context.user.extra));
+            }
             fields.insert("status".to_owned(), json!({}));
         }
         "PersistentVolume" => {

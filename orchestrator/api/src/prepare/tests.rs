@@ -29,7 +29,7 @@ fn prepare_as(
     old: Option<&Value>,
     body: &Value,
 ) -> Result<Prepared, Status> {
-    let user = User { name: "u".to_owned(), groups: vec!["g".to_owned()] };
+    let user = User::named("u").with_group("g");
     let context = Context {
         now: NOW.parse::<Timestamp>().unwrap(),
         uid: "new-uid".to_owned(),
