@@ -99,9 +99,57 @@ impl<T> fmt::Debug for Cache<T> {
 }
 
 struct Shared<T> {
-    objects: RwLock<Snapshot<T>>,
-    /// Revision seen; 0 before the first list. Also the wake-up.
+    state: RwLock<State<T>>,
+    /// Revision seen; wakes the readers.
     seen: watch::Sender<u64>,
+}
+
+struct State<T> {
+    objects: Snapshot<T>,
+    /// The latest changes, oldest first.
+    journal: VecDeque<Change<T>>,
+    /// The serial number of the journal's first change.
+    first: u64,
+}
+
+impl<T> State<T> {
+    fn note(&mut self, change: Change<T>) {
+        if self.journal.len() == JOURNAL {
+            self.journal.pop_front();
+            self.first += 1;
+        }
+        self.journal.push_back(change);
+    }
+
+    fn next(&self) -> u64 {
+        self.first.saturating_add(u64::try_from(self.journal.len()).unwrap_or(u64::MAX))
+    }
+}
+
+/// One object before and after a change.
+#[derive(Debug)]
+pub struct Change<T> {
+    /// Which one.
+    pub key: Key,
+    /// What it was; `None` when it is new.
+    pub before: Option<Arc<T>>,
+    /// What it is; `None` when it is gone.
+    pub after: Option<Arc<T>>,
+}
+
+impl<T> Clone for Change<T> {
+    fn clone(&self) -> Self {
+        Self { key: self.key.clone(), before: self.before.clone(), after: self.after.clone() }
+    }
+}
+
+/// What happened since a reader last asked.
+#[derive(Debug)]
+pub enum Changes<T> {
+    /// These changes, in order.
+    These(Vec<Change<T>>),
+    /// More than is remembered, or a new list: look at everything.
+    Everything(Snapshot<T>),
 }
 
 impl<T: DeserializeOwned + Send + Sync + 'static> Cache<T> {
