@@ -311,6 +311,4 @@ pub fn check_namespace(request: &Request, namespace: Option<&Value>) -> Result<(
 }
 
 #[cfg(test)]
-mod every_kind;
-#[cfg(test)]
 mod tests;

@@ -6,10 +6,6 @@ use std::io::Write as _;
 use apiserver::{ApiServer, Config};
 use tokio_util::sync::CancellationToken;
 
-// As in `muster`: what is tried and measured here is to be what runs there.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     runtime::telemetry::init("info", runtime::telemetry::Format::Text);
@@ -18,7 +14,13 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let listen = arguments.next().unwrap_or_else(|| "127.0.0.1:0".to_owned()).parse()?;
     let service_cidr = "172.21.0.0/24".parse()?;
     let stop = CancellationToken::new();
-    let config = Config { data_dir, listen, advertise: Vec::new(), service_cidr };
+    let config = Config {
+        data_dir,
+        listen,
+        advertise: Vec::new(),
+        service_cidr,
+        storage: apiserver::Storage::Embedded,
+    };
     let server = ApiServer::open(stop.clone(), &config).await?;
     writeln!(std::io::stdout(), "https://{}", server.address())?;
     let serving = server.serve();

@@ -10,7 +10,6 @@
 mod bootstrap;
 mod door;
 mod enroll;
-mod gate;
 mod handle;
 mod log;
 mod metrics;
@@ -18,14 +17,16 @@ mod object;
 mod read;
 mod respond;
 mod review;
-mod roles;
 mod server;
 mod site;
+mod storage;
 mod sweep;
 mod watch;
 mod write;
 
 pub use site::SiteError;
+pub use storage::Storage;
+pub use store::EtcdOptions;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -33,7 +34,6 @@ use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 use objects::Status;
-use store::Store;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -42,7 +42,8 @@ use crate::server::{Server, service_range};
 /// How the API server runs.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The master's directory: `pki/`, `store/` and the kubeconfigs; made when missing.
+    /// The master's directory: `pki/`, `store/` and the kubeconfigs; made when missing. Servers
+    /// that share an etcd cluster have the same `pki/`.
     pub data_dir: PathBuf,
     /// Where to listen; port 0 takes a free one.
     pub listen: SocketAddr,
@@ -51,6 +52,8 @@ pub struct Config {
     pub advertise: Vec<String>,
     /// The range service addresses come from; its first is the service `kubernetes`.
     pub service_cidr: Ipv4Net,
+    /// Where the objects are kept.
+    pub storage: Storage,
 }
 
 /// Why the API server cannot start or go on.
@@ -77,10 +80,13 @@ pub enum RunError {
     /// The store cannot be opened.
     #[error("cannot open the store")]
     Store(#[from] store::OpenError),
+    /// The store in etcd cannot be used.
+    #[error("cannot use the store in etcd")]
+    Etcd(#[from] store::EtcdError),
     /// The objects every cluster has cannot be made.
     #[error("cannot make the first objects of the cluster")]
     Bootstrap(#[source] Status),
-    /// The store's disk failed; starting again reads what is there.
+    /// The store failed for good; starting again reads what is there.
     #[error("the store takes no more writes")]
     StoreFailed,
 }
@@ -107,7 +113,7 @@ impl ApiServer {
         let address = listener.local_addr().map_err(listen)?;
         // The store is locked first: a second server on the same directory must not touch the
         // kubeconfigs of the one that runs.
-        let store = Store::open(&store::Options { dir: config.data_dir.join("store") })?;
+        let store = storage::open(config).await?;
         let site = site::prepare(config, address)
             .map_err(|source| RunError::Site { dir: config.data_dir.clone(), source })?;
         let range = service_range(config.service_cidr);
@@ -137,7 +143,6 @@ impl ApiServer {
             tokio::join!(
                 door::serve(doors.clone(), listener, Arc::clone(&server)),
                 sweep::run(doors.clone(), &server),
-                roles::follow(doors.clone(), &server),
             )
         };
         let mut serving = std::pin::pin!(serving);

@@ -15,6 +15,7 @@ use crate::object;
 use crate::read::{object_answer, value_answer};
 use crate::respond::{self, Answer};
 use crate::server::{Server, name_suffix, now, own_user};
+use crate::storage;
 
 /// How often a write without a version of its own is tried again; each round someone else won.
 const ROUNDS_MAX: usize = 32;
@@ -222,23 +223,7 @@ async fn commit(
     prepared: Prepared,
     old: Option<&Arc<Item>>,
 ) -> Result<Outcome, Status> {
-    check_grant(call, &prepared, old)?;
     commit_as(call.server, &call.request, prepared, old).await
-}
-
-/// Nobody may write a role, binding or approval that gives away what it does not hold.
-fn check_grant(
-    call: &Call<'_>,
-    prepared: &Prepared,
-    old: Option<&Arc<Item>>,
-) -> Result<(), Status> {
-    if !api::authority::grant::concerns(&call.request) {
-        return Ok(());
-    }
-    let old = old.map(|item| object::decode(item, item.modified()));
-    let roles = call.server.roles.now(call.server);
-    let (request, server) = (&call.request, call.server.as_ref());
-    api::authority::grant::check(call.user, request, old.as_ref(), &prepared.object, &roles, server)
 }
 
 /// Stores what was prepared, if nobody was quicker.
@@ -280,14 +265,11 @@ async fn commit_as(
     };
     match server.store.write(write).await {
         Ok(Written { revision, item }) => {
-            server.roles.written(request.kind);
             set_revision(&mut object, revision);
             Ok(Outcome::Done(Done { item, object, warnings }))
         }
         Err(WriteError::Conflict { .. }) => Ok(Outcome::Lost(object)),
-        Err(err @ (WriteError::Storage { .. } | WriteError::Closed)) => {
-            Err(Status::internal(runtime::report(&err)))
-        }
+        Err(err) => Err(storage::refusal(&err)),
     }
 }
 

@@ -8,6 +8,7 @@
 )]
 
 mod common;
+mod several;
 
 use std::collections::BTreeMap;
 
@@ -84,6 +85,7 @@ async fn a_second_server_leaves_the_first_alone() {
         listen: "127.0.0.1:0".parse().unwrap(),
         advertise: Vec::new(),
         service_cidr: "172.21.0.0/24".parse().unwrap(),
+        storage: apiserver::Storage::Embedded,
     };
     let stop = tokio_util::sync::CancellationToken::new();
     assert!(apiserver::ApiServer::open(stop, &config).await.is_err());
@@ -135,6 +137,7 @@ async fn serves_when_asked_to() {
         listen: "127.0.0.1:0".parse().unwrap(),
         advertise: Vec::new(),
         service_cidr: "172.21.0.0/24".parse().unwrap(),
+        storage: apiserver::Storage::Embedded,
     };
     apiserver::run(tokio_util::sync::CancellationToken::new(), config).await.unwrap();
 }

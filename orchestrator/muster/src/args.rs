@@ -194,12 +194,54 @@ pub(crate) struct MasterArgs {
     /// The range of service addresses
     #[arg(long, value_name = "CIDR", default_value = "172.21.0.0/24")]
     pub service_cidr: ipnet::Ipv4Net,
+    #[command(flatten)]
+    pub store: StoreArgs,
+    /// Which controllers run here: all, none, or names with commas between
+    #[arg(long, value_name = "LIST", default_value = "all")]
+    pub controllers: String,
     /// Silence after which a node counts as Unknown, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 40)]
     pub node_monitor_grace_period: u32,
     /// How long pods stay on an unreachable node, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     pub pod_eviction_timeout: u32,
+}
+
+/// Where a master keeps the objects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum StoreKind {
+    /// In a file of the data directory
+    Embedded,
+    /// In an etcd cluster, which several masters may share
+    Etcd,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct StoreArgs {
+    /// Where the objects are kept
+    #[arg(long, value_enum, default_value_t = StoreKind::Embedded)]
+    pub store: StoreKind,
+    #[command(flatten)]
+    pub etcd: EtcdArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct EtcdArgs {
+    /// The members of the etcd cluster, as in https://10.0.0.1:2379
+    #[arg(long, value_name = "URL", value_delimiter = ',', num_args = 1..)]
+    pub etcd_endpoints: Vec<String>,
+    /// The authority of the members' certificates
+    #[arg(long, value_name = "FILE")]
+    pub etcd_cacert: Option<PathBuf>,
+    /// Our certificate for etcd
+    #[arg(long, value_name = "FILE", requires = "etcd_key")]
+    pub etcd_cert: Option<PathBuf>,
+    /// The key of that certificate
+    #[arg(long, value_name = "FILE", requires = "etcd_cert")]
+    pub etcd_key: Option<PathBuf>,
+    /// What all keys in etcd begin with
+    #[arg(long, value_name = "PATH", default_value = apiserver::EtcdOptions::PREFIX)]
+    pub etcd_prefix: String,
 }
 
 #[derive(Debug, ClapArgs)]

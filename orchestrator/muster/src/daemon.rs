@@ -25,15 +25,23 @@ pub(crate) fn master(args: MasterArgs) -> Result<()> {
         listen: args.listen,
         advertise: args.advertise.iter().map(ToString::to_string).collect(),
         service_cidr: args.service_cidr,
+        storage: crate::store::storage(&args.store)?,
+    };
+    let controllers = match args.controllers.as_str() {
+        "all" => true,
+        "none" => false,
+        other => anyhow::bail!("--controllers is all or none, not {other}"),
     };
     serve(|stop| async move {
         let server = apiserver::ApiServer::open(stop.clone(), &config).await?;
         let mut tasks: Supervisor<ServiceError> = Supervisor::new(stop.clone());
         tasks.spawn_fallible("api", async move { ServiceError::of(server.serve().await) });
-        let manager = manager_config(&args);
-        tasks.spawn_fallible("manager", async move {
-            ServiceError::of(manager::run(stop, manager).await)
-        });
+        if controllers {
+            let manager = manager_config(&args);
+            tasks.spawn_fallible("manager", async move {
+                ServiceError::of(manager::run(stop, manager).await)
+            });
+        }
         Ok(tasks.join().await?)
     })
 }
@@ -48,8 +56,6 @@ fn manager_config(args: &MasterArgs) -> manager::Config {
             node_monitor_grace_period_seconds: args.node_monitor_grace_period,
             pod_eviction_timeout_seconds: args.pod_eviction_timeout,
         },
-        controllers: manager::Choice::default(),
-        metrics: manager::Metrics::default(),
     }
 }
 

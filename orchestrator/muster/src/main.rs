@@ -15,6 +15,7 @@ mod plan;
 mod process;
 mod site;
 mod status;
+mod store;
 mod up;
 mod waterfall;
 
@@ -25,11 +26,6 @@ use clap::Parser;
 use runtime::telemetry::Format;
 
 use crate::args::{Args, Command};
-
-/// The API server's work is many small values: with the C library's allocator, above all musl's,
-/// it would spend half its time there.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     // The container runtime calls us as its CNI plugin: no arguments, all by environment.

@@ -3,33 +3,49 @@
 //! The commit thread takes everything that arrived while the last group was being synced, writes
 //! it as one transaction, syncs once, and only then shows it to readers and answers.
 //! Recovery is opening: redb comes back to its last complete transaction, and the tree is read
-//! from it. When the disk is full, the file is opened anew, the group's writers are told, readers
-//! go on, and the next group tries again. Any other failure ends the store: the outcome of that
-//! group is unknown, and only a fresh start reads what is really there.
+//! from it; each record carries a checksum. When the disk is full, the file is opened anew, the
+//! group's writers are told, readers go on, and writes are refused until there is room. Any other
+//! failure ends the store: the outcome of that group is unknown, and only a fresh start reads
+//! what is really there.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use bytes::Bytes;
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::Store;
+use crate::backend::{Answer, Backend, Fault, SyncError, Trouble, WriteError};
+use crate::checksum::Checksum;
 use crate::item::{Change, Expect, Item, Write, Written};
 use crate::tree::Tree;
-use crate::{Store, WriteError};
 
-/// (shelf, name) → created and modified revision, 8 bytes each, little-endian; then the value.
+/// (shelf, name) → checksum of all that follows and of the key, 4 bytes; created and modified
+/// revision, 8 bytes each; all little-endian; then the value.
 const ITEMS: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new("items");
 /// shelf → revision of its last change.
 const SHELVES: TableDefinition<'_, &str, u64> = TableDefinition::new("shelves");
 /// `revision` → the newest revision; `format` → [`FORMAT`].
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 
+/// The file's name in its directory.
+const FILE: &str = "store.redb";
 /// The layout of the tables above.
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 /// Writes of one group, so that a flood cannot make one transaction endless.
 const GROUP_WRITES_MAX: usize = 1024;
+/// Writes that may wait for the disk; more make their senders wait, which is the back-pressure.
+const QUEUE_WRITES_MAX: usize = 4096;
+/// How often a full disk is looked at again.
+const ROOM_EVERY: Duration = Duration::from_secs(1);
+/// The room a disk must have to count as usable again.
+const ROOM_BYTES: usize = 1 << 20;
 /// Everything is read from the tree, so the engine needs memory only for the pages it is writing.
 const ENGINE_CACHE_BYTES: usize = 4 << 20;
 
@@ -61,7 +77,7 @@ pub enum OpenError {
         /// What the file says.
         found: u64,
     },
-    /// A record is too short to be one.
+    /// A record is not what was written; `muster store verify` finds all of them.
     #[error("the record of {shelf}/{name} is damaged")]
     Damaged {
         /// The shelf.
@@ -79,32 +95,110 @@ pub enum OpenError {
 }
 
 pub(crate) struct Commit {
-    pub(crate) write: Write,
-    pub(crate) reply: oneshot::Sender<Result<Written, WriteError>>,
+    write: Write,
+    reply: oneshot::Sender<Result<Written, WriteError>>,
+}
+
+/// The embedded store, as [`Store`] sees it.
+#[derive(Debug)]
+struct Embedded {
+    commits: Option<mpsc::Sender<Commit>>,
+    thread: Option<JoinHandle<()>>,
+    full: Arc<AtomicBool>,
+}
+
+impl Drop for Embedded {
+    fn drop(&mut self) {
+        self.commits = None;
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the commit thread panicked");
+        }
+    }
+}
+
+impl Backend for Embedded {
+    fn write(&self, write: Write) -> Answer<'_, Result<Written, WriteError>> {
+        Box::pin(async move {
+            let commits = self.commits.as_ref().ok_or(WriteError::Closed)?;
+            let (reply, answer) = oneshot::channel();
+            commits.send(Commit { write, reply }).await.map_err(|_| WriteError::Closed)?;
+            answer.await.map_err(|_| WriteError::Closed)?
+        })
+    }
+
+    /// Nobody else writes, and the tree has everything before it is acknowledged.
+    fn sync(&self) -> Answer<'_, Result<(), SyncError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn trouble(&self) -> Option<Trouble> {
+        if self.commits.as_ref().is_none_or(mpsc::Sender::is_closed) {
+            return Some(Trouble::Failed);
+        }
+        self.full.load(Ordering::SeqCst).then_some(Trouble::Full)
+    }
+
+    fn failed(&self) -> Answer<'_, ()> {
+        Box::pin(async {
+            if let Some(commits) = &self.commits {
+                commits.closed().await;
+            }
+        })
+    }
 }
 
 /// Opens the file; called again after it failed.
 pub(crate) type Opener = Box<dyn Fn() -> Result<Database, redb::DatabaseError> + Send>;
 
+/// Tells whether the disk has room; asked while it is known to be full.
+pub(crate) type Room = Box<dyn Fn() -> bool + Send>;
+
 pub(crate) fn open(options: &Options) -> Result<Store, OpenError> {
     let dir = &options.dir;
     std::fs::create_dir_all(dir).map_err(|source| OpenError::Dir { dir: dir.clone(), source })?;
-    let path = dir.join("store.redb");
-    start(Box::new(move || Database::builder().set_cache_size(ENGINE_CACHE_BYTES).create(&path)))
+    let (path, probe) = (dir.join(FILE), dir.join("room"));
+    let opener = move || Database::builder().set_cache_size(ENGINE_CACHE_BYTES).create(&path);
+    start(Box::new(opener), Box::new(move || has_room(&probe)))
+}
+
+/// Writes a file that is thrown away.
+fn has_room(probe: &Path) -> bool {
+    let written = std::fs::File::create(probe).and_then(|mut file| {
+        file.write_all(&vec![0xa5; ROOM_BYTES])?;
+        file.sync_all()
+    });
+    let removed = std::fs::remove_file(probe);
+    written.and(removed).is_ok()
 }
 
 /// Prepares the tables, reads the tree and starts the commit thread.
-pub(crate) fn start(opener: Opener) -> Result<Store, OpenError> {
+pub(crate) fn start(opener: Opener, room: Room) -> Result<Store, OpenError> {
     let db = opener().map_err(|err| OpenError::Engine(err.into()))?;
     prepare(&db).map_err(OpenError::Engine)?;
-    let tree = read_tree(&db)?;
-    Store::start(Arc::new(tree), Disk { opener, db: Some(db) })
+    let tree = Arc::new(read_tree(&db)?);
+    let full = Arc::new(AtomicBool::new(false));
+    let disk = Disk { opener, room, db: Some(db), full: Arc::clone(&full), refused: None };
+    let (commits, inbox) = mpsc::channel(QUEUE_WRITES_MAX);
+    let shared = Arc::clone(&tree);
+    let thread = std::thread::Builder::new()
+        .name("store-commit".to_owned())
+        .spawn(move || commit_all(inbox, disk, &shared))
+        .map_err(|source| OpenError::Thread { source })?;
+    let embedded = Embedded { commits: Some(commits), thread: Some(thread), full };
+    Ok(Store::on(tree, Arc::new(embedded)))
 }
 
 /// The file, which may have to be opened anew.
-pub(crate) struct Disk {
+struct Disk {
     opener: Opener,
+    room: Room,
     db: Option<Database>,
+    /// Shown to those who ask after the store's health.
+    full: Arc<AtomicBool>,
+    /// Why the last group was refused; until there is room, all are.
+    refused: Option<Arc<redb::Error>>,
 }
 
 impl Disk {
@@ -112,6 +206,12 @@ impl Disk {
     fn write(&mut self, plan: &Plan, before: u64) -> Outcome {
         if plan.changes.is_empty() {
             return Outcome::Written;
+        }
+        // A failed write costs a look at the whole file, so it is not tried in vain.
+        if let Some(source) = self.refused.clone()
+            && !self.look_for_room()
+        {
+            return Outcome::Refused(source);
         }
         let Some(db) = &self.db else {
             return Outcome::Lost(Arc::new(redb::Error::PreviousIo));
@@ -124,8 +224,12 @@ impl Disk {
         // The engine refuses all work after a failure, and the file is locked until it is gone.
         self.db = None;
         match self.reopen() {
-            Ok(revision) if revision == before && is_full(&source) => Outcome::Refused(source),
+            Ok(revision) if revision == before && is_full(&source) => {
+                self.refuse(&source);
+                Outcome::Refused(source)
+            }
             Ok(revision) if revision == plan.revision && is_full(&source) => {
+                self.refuse(&source);
                 Outcome::Doubtful(source)
             }
             Ok(_) => Outcome::Lost(source),
@@ -134,6 +238,21 @@ impl Disk {
                 Outcome::Lost(source)
             }
         }
+    }
+
+    fn refuse(&mut self, source: &Arc<redb::Error>) {
+        self.refused = Some(Arc::clone(source));
+        self.full.store(true, Ordering::SeqCst);
+    }
+
+    /// Asks whether a full disk has room again.
+    fn look_for_room(&mut self) -> bool {
+        if self.refused.is_some() && (self.room)() {
+            tracing::info!("the disk has room again; writes are taken");
+            self.refused = None;
+            self.full.store(false, Ordering::SeqCst);
+        }
+        self.refused.is_none()
     }
 
     /// Opens the file again; the newest revision that is in it.
@@ -166,10 +285,12 @@ enum Outcome {
 }
 
 impl Outcome {
-    fn failure(&self) -> Option<&Arc<redb::Error>> {
+    fn failure(&self) -> Option<WriteError> {
+        let fault = |source: &Arc<redb::Error>| Fault::Engine(Arc::clone(source));
         match self {
             Self::Written => None,
-            Self::Refused(source) | Self::Doubtful(source) | Self::Lost(source) => Some(source),
+            Self::Refused(source) => Some(WriteError::Full(fault(source))),
+            Self::Doubtful(source) | Self::Lost(source) => Some(WriteError::Storage(fault(source))),
         }
     }
 }
@@ -211,31 +332,65 @@ fn read_tree(db: &Database) -> Result<Tree, OpenError> {
     for row in transaction.open_table(ITEMS).map_err(table)?.iter().map_err(engine)? {
         let (key, record) = row.map_err(engine)?;
         let (shelf, name) = key.value();
-        let item = decode_record(name, record.value())
+        let item = decode_record(shelf, name, record.value())
             .ok_or_else(|| OpenError::Damaged { shelf: shelf.to_owned(), name: name.to_owned() })?;
         items.push((Box::from(shelf), Arc::new(item)));
     }
     Ok(Tree::new(revision, floors, items))
 }
 
-fn decode_record(name: &str, record: &[u8]) -> Option<Item> {
-    let (created, rest) = record.split_first_chunk::<8>()?;
+fn checksum(shelf: &str, name: &str, rest: &[u8]) -> [u8; 4] {
+    let key = Checksum::new().with(shelf.as_bytes()).with(&[0]).with(name.as_bytes()).with(&[0]);
+    key.with(rest).value().to_le_bytes()
+}
+
+/// `None` when the record is not what was written.
+fn decode_record(shelf: &str, name: &str, record: &[u8]) -> Option<Item> {
+    let (sum, rest) = record.split_first_chunk::<4>()?;
+    if *sum != checksum(shelf, name, rest) {
+        return None;
+    }
+    let (created, rest) = rest.split_first_chunk::<8>()?;
     let (modified, value) = rest.split_first_chunk::<8>()?;
     let value = Bytes::copy_from_slice(value);
     let (created, modified) = (u64::from_le_bytes(*created), u64::from_le_bytes(*modified));
     Some(Item::new(name, value, created, modified, None))
 }
 
-fn render_record(item: &Item, record: &mut Vec<u8>) {
+fn render_record(shelf: &str, item: &Item, record: &mut Vec<u8>) {
     record.clear();
+    record.extend_from_slice(&[0; 4]);
     record.extend_from_slice(&item.created().to_le_bytes());
     record.extend_from_slice(&item.modified().to_le_bytes());
     record.extend_from_slice(item.value());
+    if let Some((sum, rest)) = record.split_first_chunk_mut::<4>() {
+        *sum = checksum(shelf, item.name(), rest);
+    }
+}
+
+/// The first write of the next group; `None` when every sender is gone.
+///
+/// While the disk is full, it is looked at now and then, whether anybody writes or not.
+fn first_of_group(inbox: &mut mpsc::Receiver<Commit>, disk: &mut Disk) -> Option<Commit> {
+    if disk.refused.is_some()
+        && let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_time().build()
+    {
+        loop {
+            let next = async { tokio::time::timeout(ROOM_EVERY, inbox.recv()).await };
+            if let Ok(next) = runtime.block_on(next) {
+                return next;
+            }
+            if disk.look_for_room() {
+                break;
+            }
+        }
+    }
+    inbox.blocking_recv()
 }
 
 /// Commits groups until every sender is gone or the disk is lost.
-pub(crate) fn commit_all(mut inbox: mpsc::Receiver<Commit>, mut disk: Disk, tree: &Tree) {
-    while let Some(first) = inbox.blocking_recv() {
+fn commit_all(mut inbox: mpsc::Receiver<Commit>, mut disk: Disk, tree: &Tree) {
+    while let Some(first) = first_of_group(&mut inbox, &mut disk) {
         let mut group = vec![first];
         while group.len() < GROUP_WRITES_MAX
             && let Ok(next) = inbox.try_recv()
@@ -254,7 +409,7 @@ pub(crate) fn commit_all(mut inbox: mpsc::Receiver<Commit>, mut disk: Disk, tree
         for (reply, verdict) in verdicts {
             let verdict = match outcome.failure() {
                 None => verdict,
-                Some(source) => Err(WriteError::Storage { source: Arc::clone(source) }),
+                Some(failure) => Err(failure),
             };
             // Whoever no longer waits for the answer has decided to live without it.
             let _heard = reply.send(verdict).is_ok();
@@ -323,7 +478,7 @@ fn write_changes(
             let key = (&**shelf, change.name());
             match &change.current {
                 Some(item) => {
-                    render_record(item, &mut record);
+                    render_record(shelf, item, &mut record);
                     items.insert(key, record.as_slice())?;
                 }
                 None => {

@@ -3,6 +3,10 @@
 //! The functions panic with what went wrong, as tests do.
 #![expect(clippy::expect_used, reason = "this module is a test")]
 
+mod members;
+
+pub use members::Members;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -126,6 +130,8 @@ async fn take(store: &Store, shelf: &str, prefix: &str, after: u64, count: usize
         seen.extend(changes.iter().map(|change| change.revision));
     }
     assert!(watch.ready().expect("inside the window").is_empty(), "nothing may come twice");
+    store.sync().await.expect("the store answers");
+    assert!(watch.ready().expect("inside the window").is_empty());
     assert_eq!(watch.seen(), store.revision());
     seen
 }

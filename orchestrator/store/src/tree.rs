@@ -82,6 +82,8 @@ pub(crate) struct Tree {
 #[derive(Debug, Default)]
 struct State {
     revision: u64,
+    /// Where the history of shelves begins that hold nothing.
+    base: u64,
     shelves: BTreeMap<Box<str>, Shelf>,
 }
 
@@ -143,7 +145,7 @@ impl Tree {
         floors: impl IntoIterator<Item = (Box<str>, u64)>,
         items: impl IntoIterator<Item = (Box<str>, Arc<Item>)>,
     ) -> Self {
-        let mut state = State { revision, shelves: BTreeMap::new() };
+        let mut state = State { revision, base: 0, shelves: BTreeMap::new() };
         for (name, floor) in floors {
             state.shelves.insert(name, Shelf::new(floor));
         }
@@ -154,8 +156,65 @@ impl Tree {
         Self { state: RwLock::new(state), newest: watch::Sender::new(revision) }
     }
 
+    /// A tree of which nothing is known from before this revision.
+    pub(crate) fn since(
+        revision: u64,
+        items: impl IntoIterator<Item = (Box<str>, Arc<Item>)>,
+    ) -> Self {
+        let tree = Self::new(revision, [], items);
+        tree.write().base = revision;
+        tree
+    }
+
     pub(crate) fn revision(&self) -> u64 {
         self.read().revision
+    }
+
+    #[expect(dead_code, reason = "of use from the next step on")]
+    /// All items and the revision they were read at.
+    pub(crate) fn everything(&self) -> (u64, Vec<(Box<str>, Arc<Item>)>) {
+        let state = self.read();
+        let items = state.shelves.iter().flat_map(|(name, shelf)| {
+            shelf.items.values().map(|item| (name.clone(), Arc::clone(item)))
+        });
+        (state.revision, items.collect())
+    }
+
+    /// Replaces everything and forgets the past: whoever watches must list anew.
+    pub(crate) fn reset(
+        &self,
+        revision: u64,
+        items: impl IntoIterator<Item = (Box<str>, Arc<Item>)>,
+    ) {
+        let mut touched = Vec::new();
+        {
+            let mut state = self.write();
+            (state.revision, state.base) = (revision, revision);
+            for shelf in state.shelves.values_mut() {
+                let news = shelf.news.clone();
+                *shelf = Shelf { news, ..Shelf::new(revision) };
+            }
+            for (name, item) in items {
+                shelf_of(&mut state, &name).items.insert(item.name().into(), item);
+            }
+            touched.extend(state.shelves.values().map(|shelf| shelf.news.clone()));
+        }
+        for news in touched {
+            news.send_replace(revision);
+        }
+        self.newest.send_replace(revision);
+    }
+
+    /// Nothing more is to come up to this revision.
+    pub(crate) fn advance(&self, revision: u64) {
+        {
+            let mut state = self.write();
+            if revision <= state.revision {
+                return;
+            }
+            state.revision = revision;
+        }
+        self.newest.send_replace(revision);
     }
 
     pub(crate) async fn wait_for(&self, revision: u64) {
@@ -184,6 +243,9 @@ impl Tree {
             return Err(RangeError::Future { at, newest: state.revision });
         }
         let Some(shelf) = state.shelves.get(query.shelf) else {
+            if at < state.base {
+                return Err(RangeError::Compacted { at, floor: state.base });
+            }
             return Ok(Page { items: Vec::new(), revision: at, more: false });
         };
         if at < shelf.floor {
@@ -250,6 +312,9 @@ impl Tree {
     ) -> Result<(Vec<Arc<Change>>, u64), Compacted> {
         let state = self.read();
         let Some(shelf) = state.shelves.get(shelf) else {
+            if after < state.base {
+                return Err(Compacted { after, floor: state.base });
+            }
             return Ok((Vec::new(), state.revision.max(after)));
         };
         if after < shelf.floor {
@@ -272,12 +337,13 @@ impl Tree {
     }
 }
 
-/// A shelf nobody has written to is empty at every revision so far.
+/// A shelf nobody has written to is empty at every revision that is known.
 fn shelf_of<'a>(state: &'a mut State, name: &str) -> &'a mut Shelf {
+    let base = state.base;
     if !state.shelves.contains_key(name) {
-        state.shelves.insert(name.into(), Shelf::new(0));
+        state.shelves.insert(name.into(), Shelf::new(base));
     }
-    state.shelves.entry(name.into()).or_insert_with(|| Shelf::new(0))
+    state.shelves.entry(name.into()).or_insert_with(|| Shelf::new(base))
 }
 
 fn from<'a>(

@@ -9,7 +9,7 @@ pub(crate) fn test() -> Result<()> {
     build::binaries()?;
     build::image()?;
     build::image_again()?;
-    deps::fetch_kubectls()?;
+    deps::fetch_programs()?;
     shell::run("cargo", &["test", "--locked", "--workspace", "--no-fail-fast"])?;
     let rig = build::bin("rig");
     let muster = build::bin("muster");

@@ -37,9 +37,13 @@ const PACKAGES: &[&str] = &[
     "xz-utils",
 ];
 
-/// The kubectl releases that tests run: version, Debian suite, package.
-const KUBECTLS: &[(&str, &str, &str)] =
-    &[("1.20", "bookworm", "kubernetes-client"), ("1.32", "trixie", "kubectl")];
+/// Programs that tests run in a release the host may not have: folder below `target/tools`, file
+/// in it, Debian suite, package.
+const PROGRAMS: &[(&str, &str, &str, &str)] = &[
+    ("kubectl-1.20", "kubectl", "bookworm", "kubernetes-client"),
+    ("kubectl-1.32", "kubectl", "trixie", "kubectl"),
+    ("etcd-3.5", "etcd", "trixie", "etcd-server"),
+];
 
 /// Installs missing Debian packages and the Rust target.
 pub(crate) fn install() -> Result<()> {
@@ -69,13 +73,13 @@ pub(crate) fn install_cargo_deny() -> Result<()> {
     Ok(())
 }
 
-/// Fetches the stock kubectls of [`KUBECTLS`] into `target/tools/kubectl-VERSION`.
-pub(crate) fn fetch_kubectls() -> Result<()> {
-    for (version, suite, package) in KUBECTLS {
-        let home = shell::root().join("target/tools").join(format!("kubectl-{version}"));
-        if !home.join("usr/bin/kubectl").exists() {
+/// Fetches [`PROGRAMS`] into `target/tools`.
+pub(crate) fn fetch_programs() -> Result<()> {
+    for (folder, file, suite, package) in PROGRAMS {
+        let home = shell::root().join("target/tools").join(folder);
+        if !home.join("usr/bin").join(file).exists() {
             download(&home, suite, package)
-                .with_context(|| format!("kubectl {version} from Debian {suite}"))?;
+                .with_context(|| format!("{package} from Debian {suite}"))?;
         }
     }
     Ok(())

@@ -65,7 +65,7 @@ fn run(args: &Args) -> Result<()> {
         Chore::Test => ci::test(),
         Chore::Ci => ci::ci(),
         Chore::Tidy => tidy::tidy(),
-        Chore::Deps => deps::install().and_then(|()| deps::fetch_kubectls()),
+        Chore::Deps => deps::install().and_then(|()| deps::fetch_programs()),
         Chore::Image => build::binaries().and_then(|()| build::image()),
     }
 }

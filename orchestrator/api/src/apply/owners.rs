@@ -28,7 +28,10 @@ pub(super) struct Managers(Vec<Manager>);
 impl Manager {
     /// Adds fields; the time is that of the last change.
     pub(super) fn gain(&mut self, fields: &Set, now: Time) {
-        self.fields.extend(fields);
+        let grown = self.fields.union(fields);
+        if grown != self.fields {
+            self.fields = grown;
+        }
         self.time = now.to_string();
     }
 }
@@ -131,7 +134,7 @@ impl Managers {
                 .iter_mut()
                 .find(|have| have.name == ANCIENT && have.subresource == gone.subresource)
             {
-                Some(have) => have.fields.extend(&gone.fields),
+                Some(have) => have.fields = have.fields.union(&gone.fields),
                 None => self.0.insert(0, Manager { name: ANCIENT.to_owned(), ..gone }),
             }
         }

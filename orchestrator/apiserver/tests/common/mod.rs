@@ -5,11 +5,12 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use apiserver::{ApiServer, Config, RunError};
+use apiserver::{ApiServer, Config, RunError, Storage};
 use runtime::client::WatchParams;
 use runtime::pki::Kubeconfig;
 use runtime::{Client, ClientConfig};
 use serde_json::{Value, json};
+use store::suite::Members;
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -19,14 +20,35 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
 pub(crate) struct Cluster {
     pub(crate) dir: TempDir,
+    storage: Storage,
     stop: CancellationToken,
     serving: JoinSet<Result<(), RunError>>,
 }
 
 impl Cluster {
     pub(crate) async fn start() -> Self {
+        Self::start_in(tempfile::tempdir().unwrap(), Storage::Embedded).await
+    }
+
+    /// A server on an etcd cluster; with the same authority as one that is there already.
+    pub(crate) async fn start_on(members: &Members, like: Option<&Self>) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let mut cluster = Self { dir, stop: CancellationToken::new(), serving: JoinSet::new() };
+        if let Some(like) = like {
+            std::fs::create_dir(dir.path().join("pki")).unwrap();
+            for entry in std::fs::read_dir(like.path("pki")).unwrap() {
+                let from = entry.unwrap().path();
+                if from.is_file() {
+                    let to = dir.path().join("pki").join(from.file_name().unwrap());
+                    std::fs::copy(from, to).unwrap();
+                }
+            }
+        }
+        Self::start_in(dir, Storage::Etcd(members.options())).await
+    }
+
+    async fn start_in(dir: TempDir, storage: Storage) -> Self {
+        let (stop, serving) = (CancellationToken::new(), JoinSet::new());
+        let mut cluster = Self { dir, storage, stop, serving };
         cluster.open().await;
         cluster
     }
@@ -38,6 +60,7 @@ impl Cluster {
             listen: "127.0.0.1:0".parse().unwrap(),
             advertise: Vec::new(),
             service_cidr: "172.21.0.0/24".parse().unwrap(),
+            storage: self.storage.clone(),
         };
         let server = ApiServer::open(self.stop.clone(), &config).await.unwrap();
         self.serving.spawn(server.serve());

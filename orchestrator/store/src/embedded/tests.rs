@@ -217,9 +217,13 @@ impl StorageBackend for TestDisk {
 
 fn open_disk(disk: &TestDisk) -> Option<Store> {
     let disk = disk.clone();
-    start(Box::new(move || {
-        Database::builder().set_cache_size(1 << 20).create_with_backend(disk.clone())
-    }))
+    let room = Arc::clone(&disk.room_bytes);
+    start(
+        Box::new(move || {
+            Database::builder().set_cache_size(1 << 20).create_with_backend(disk.clone())
+        }),
+        Box::new(move || room.load(Ordering::SeqCst) == usize::MAX),
+    )
     .ok()
 }
 
@@ -238,18 +242,20 @@ fn a_full_disk_refuses_writes_until_there_is_room() {
     disk.room_bytes.store(room, Ordering::SeqCst);
     let large = "x".repeat(4 << 20);
     for name in ["a", "b"] {
-        assert!(matches!(write(name, &large), Err(WriteError::Storage { .. })));
+        assert!(matches!(write(name, &large), Err(WriteError::Full(_))));
+        assert_eq!(store.trouble(), Some(Trouble::Full));
         assert_eq!(store.revision(), before);
         assert!(store.get("d/x", "kept").is_some());
     }
-    // What fits is still written.
-    write("small", "x").unwrap();
+    // A full store is read-only as a whole, not by chance.
+    assert!(matches!(write("small", "x"), Err(WriteError::Full(_))));
     disk.room_bytes.store(usize::MAX, Ordering::SeqCst);
     write("a", &large).unwrap();
+    assert_eq!(store.trouble(), None);
     drop(store);
     let survived = TestDisk::with(disk.after_power_loss(0), usize::MAX);
     let found = contents(&open_disk(&survived).unwrap(), all("d/x"));
-    assert_eq!(found.keys().collect::<Vec<_>>(), ["a", "kept", "small"]);
+    assert_eq!(found.keys().collect::<Vec<_>>(), ["a", "kept"]);
 }
 
 /// Whatever write the disk stops at, every acknowledged write is there after the restart, and
