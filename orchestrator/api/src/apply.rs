@@ -60,7 +60,8 @@ pub(crate) fn track_update(
     let diff = Walker::new(builtin()).compare(root, old.unwrap_or(&empty), new);
     let gained = ours(request, diff.added.union(&diff.modified));
     for manager in managers.iter_mut() {
-        manager.fields = manager.fields.difference(&gained).difference(&diff.removed);
+        manager.fields.subtract(&gained);
+        manager.fields.subtract(&diff.removed);
     }
     if !gained.is_empty() {
         let now = Time::from(context.now);
@@ -150,7 +151,8 @@ pub(crate) fn merge(
         return Err(conflict(&conflicts));
     }
     for manager in managers.iter_mut() {
-        manager.fields = manager.fields.difference(&changed).difference(&diff.removed);
+        manager.fields.subtract(&changed);
+        manager.fields.subtract(&diff.removed);
     }
     let own = managers.entry(&name, "Apply", &version, subresource, now);
     if before != said {
@@ -198,9 +200,9 @@ fn ours(request: &Request, set: Set) -> Set {
 fn prune(walker: &Walker<'_>, root: &Type, merged: &mut Value, dropped: &Set, others: &Managers) {
     // Parents come first: an item is found by its keys, so they must not go before it does.
     for path in dropped.iter() {
-        let held = others.iter().any(|manager| manager.fields.holds(path));
+        let held = others.iter().any(|manager| manager.fields.holds(&path));
         if !held {
-            walker.remove(root, merged, path);
+            walker.remove(root, merged, &path);
         }
     }
 }
@@ -219,7 +221,7 @@ fn conflict(conflicts: &[(&Manager, Set)]) -> Status {
     let mut parts = Vec::new();
     for (manager, fields) in conflicts {
         let title = format!("\"{}\" using {}", manager.name, manager.api_version);
-        let paths: Vec<String> = fields.iter().map(|path| set::render_path(path)).collect();
+        let paths: Vec<String> = fields.iter().map(|path| set::render_path(&path)).collect();
         causes.extend(paths.iter().map(|path| Cause {
             reason: "FieldManagerConflict".to_owned(),
             message: format!("conflict with {title}"),

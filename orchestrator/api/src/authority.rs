@@ -1,20 +1,72 @@
-//! Who may do what: fixed identities with as few rights as their work needs.
+//! Who may do what: identities, and the decision whether a request may be made.
 //!
-//! *Limits*: there are no RBAC objects yet. Besides `system:masters` only the identities of the
-//! cluster's own parts may do anything; everybody else is refused.
+//! [`User`] is who asks and [`Attributes`] what is asked; [`decide`] answers from three sources:
+//! `system:masters` may do everything, a node what the node authorizer grants it ([`Facts`]), and
+//! everybody what roles and bindings say ([`rbac::Rbac`]).
+//!
+//! It does not know how a user proved who it is, nor where roles are kept.
 
-use objects::{Status, field::str_at, kind};
-use serde_json::Value;
+pub mod grant;
+pub mod policy;
+pub mod rbac;
+pub mod review;
 
+mod node;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+
+use objects::{FieldSelector, Status, kind, status::Details};
+
+pub(crate) use node::check_write as check_node_write;
+
+use self::rbac::Rbac;
 use crate::request::{Request, Verb};
 
-/// Who asks, as the client certificate says.
+/// The group that may do everything.
+pub const MASTERS: &str = "system:masters";
+/// The group of everybody who has said who it is.
+pub const AUTHENTICATED: &str = "system:authenticated";
+/// The group of everybody who has not.
+pub const UNAUTHENTICATED: &str = "system:unauthenticated";
+/// The name of everybody who has not said who it is.
+pub const ANONYMOUS: &str = "system:anonymous";
+
+/// Who asks.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct User {
-    /// The common name.
+    /// The name: a certificate's common name, or what a token says.
     pub name: String,
-    /// The organisations.
+    /// Tells users of one name apart over time; empty where nothing does.
+    pub uid: String,
+    /// The groups.
     pub groups: Vec<String>,
+    /// What else the proof says, such as the pod a token is bound to.
+    pub extra: BTreeMap<String, Vec<String>>,
+}
+
+/// What is asked, in the words of roles.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Attributes {
+    /// `get`, `list`, `create`, `impersonate` …
+    pub verb: String,
+    /// The API group; empty for core.
+    pub group: String,
+    /// The version.
+    pub version: String,
+    /// The plural; empty when a path is asked for that is no resource.
+    pub resource: String,
+    /// The part of the object; empty for the object itself.
+    pub subresource: String,
+    /// The namespace; empty for all, or for kinds without.
+    pub namespace: String,
+    /// The object; empty for all.
+    pub name: String,
+    /// The path, when no resource is asked for.
+    pub path: String,
+    /// Which objects of a collection by field.
+    pub fields: FieldSelector,
 }
 
 /// What a decision about a node's request depends on besides the request.
@@ -26,7 +78,34 @@ pub trait Facts {
     fn node_needs(&self, node: &str, plural: &str, namespace: &str, name: &str) -> bool;
 }
 
+/// A decision and why.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Decision {
+    /// May it be done?
+    pub allowed: bool,
+    /// The binding that allows it, or what is wrong; often empty.
+    pub reason: String,
+}
+
 impl User {
+    /// A user of this name and nothing else.
+    #[must_use]
+    pub fn named(name: &str) -> Self {
+        Self { name: name.to_owned(), ..Self::default() }
+    }
+
+    /// Who has not said who it is.
+    #[must_use]
+    pub fn anonymous() -> Self {
+        Self { groups: vec![UNAUTHENTICATED.to_owned()], ..Self::named(ANONYMOUS) }
+    }
+
+    /// Is this nobody in particular?
+    #[must_use]
+    pub fn is_anonymous(&self) -> bool {
+        self.name == ANONYMOUS
+    }
+
     /// Is the user in this group?
     #[must_use]
     pub fn is_in(&self, group: &str) -> bool {
@@ -38,244 +117,173 @@ impl User {
     pub fn node(&self) -> Option<&str> {
         if self.is_in("system:nodes") { self.name.strip_prefix("system:node:") } else { None }
     }
+
+    /// The same in one more group.
+    #[must_use]
+    pub fn with_group(mut self, group: &str) -> Self {
+        if !self.is_in(group) {
+            self.groups.push(group.to_owned());
+        }
+        self
+    }
 }
 
-/// Decides whether `user` may make `request`.
-///
-/// # Errors
-///
-/// 403, worded as upstream words it.
-pub fn authorize(user: &User, request: &Request, facts: &dyn Facts) -> Result<(), Status> {
-    let allowed = user.is_in("system:masters")
-        || match user.name.as_str() {
-            "system:kube-controller-manager" => true,
-            "muster:boot" => may_boot(request),
-            _ => user.node().is_some_and(|node| may_node(node, request, facts)),
+impl Attributes {
+    /// What a request to a resource asks.
+    #[must_use]
+    pub fn of(request: &Request) -> Self {
+        // Roles of a namespace speak about the namespace itself too.
+        let namespace = if *request.kind == kind::NAMESPACE && !request.name.is_empty() {
+            &request.name
+        } else {
+            &request.namespace
         };
-    if allowed { Ok(()) } else { Err(refuse(user, request)) }
-}
-
-/// Decides whether `user` may read a path that is no resource.
-///
-/// # Errors
-///
-/// 403, worded as upstream words it.
-pub fn authorize_path(user: &User, verb: &str, path: &str) -> Result<(), Status> {
-    let read = matches!(verb, "get" | "GET" | "HEAD");
-    let known = !user.name.is_empty() && user.name != "system:anonymous";
-    let open = ["/healthz", "/livez", "/readyz", "/version"];
-    let documents = ["/api", "/apis", "/openapi"];
-    let under = |roots: &[&str]| {
-        roots.iter().any(|root| {
-            path.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-        })
-    };
-    if user.is_in("system:masters") || (read && under(&open)) {
-        return Ok(());
-    }
-    if known && read && (under(&documents) || path == "/") {
-        return Ok(());
-    }
-    Err(Status::forbidden_path(&user.name, &verb.to_ascii_lowercase(), path))
-}
-
-/// The boot server tells how far machines have come.
-fn may_boot(request: &Request) -> bool {
-    let reads = matches!(request.verb, Verb::Get | Verb::List | Verb::Watch);
-    match (request.kind, request.subresource.as_str()) {
-        (kind, "") if *kind == kind::MACHINE || *kind == kind::NODE || *kind == kind::RACK => reads,
-        (kind, "status") if *kind == kind::MACHINE => {
-            matches!(request.verb, Verb::Get | Verb::Update | Verb::Patch)
+        // A list or watch of one object by name is about that object.
+        let fields = &request.options.field_selector;
+        let name = match request.verb {
+            Verb::List | Verb::Watch | Verb::DeleteCollection if request.name.is_empty() => {
+                fields.required("metadata.name").unwrap_or("")
+            }
+            _ => &request.name,
+        };
+        Self {
+            verb: request.verb.as_str().to_owned(),
+            group: request.served.group.to_owned(),
+            version: request.served.version.to_owned(),
+            resource: request.kind.plural.to_owned(),
+            subresource: request.subresource.clone(),
+            namespace: namespace.clone(),
+            name: name.to_owned(),
+            path: String::new(),
+            fields: fields.clone(),
         }
-        _ => false,
     }
-}
 
-/// A node touches itself and what is bound to it.
-fn may_node(node: &str, request: &Request, facts: &dyn Facts) -> bool {
-    let reads = matches!(request.verb, Verb::Get | Verb::List | Verb::Watch);
-    let changes = matches!(request.verb, Verb::Update | Verb::Patch);
-    let creates = request.verb == Verb::Create;
-    let (namespace, name) = (request.namespace.as_str(), request.name.as_str());
-    let own_pod = || facts.pod_node(namespace, name).as_deref() == Some(node);
-    match (request.kind.plural, request.subresource.as_str()) {
-        // What a node makes must bear its own name, see `check_node_write`.
-        ("nodes", "") => reads || creates || (changes && name == node),
-        ("nodes", "status") => name == node && (changes || reads),
-        ("leases", "") => {
-            namespace == "kube-node-lease"
-                && (creates || (name == node && (changes || request.verb == Verb::Get)))
-        }
-        ("pods", "") => reads || (request.verb == Verb::Delete && own_pod()),
-        ("pods", "status") => (changes || request.verb == Verb::Get) && own_pod(),
-        ("services" | "endpoints" | "endpointslices" | "machines" | "racks" | "namespaces", "") => {
-            reads
-        }
-        ("configmaps" | "secrets" | "serviceaccounts" | "persistentvolumeclaims", "") => {
-            let wanted = match name {
-                // A watch or list of one object by name, as caches of single objects do.
-                "" => request.options.field_selector.required("metadata.name").unwrap_or(""),
-                name => name,
-            };
-            // The site's ranges, which every router needs before the first pod comes.
-            let site = (request.kind.plural, namespace, wanted)
-                == ("configmaps", "kube-system", "muster-site");
-            let needed = !wanted.is_empty()
-                && facts.node_needs(node, request.kind.plural, namespace, wanted);
-            reads && (site || needed)
-        }
-        ("events", "") => creates || changes,
-        ("certificatesigningrequests", "") => creates || request.verb == Verb::Get,
-        _ => false,
+    /// What a request to a path asks that is no resource; `method` as HTTP has it.
+    #[must_use]
+    pub fn of_path(method: &str, path: &str) -> Self {
+        let verb = method.to_ascii_lowercase();
+        Self { verb, path: path.to_owned(), ..Self::default() }
     }
-}
 
-/// Checks what a node writes about itself: it is no other node, and says nothing of what the
-/// cluster wants of it.
-///
-/// # Errors
-///
-/// 403 with the reason.
-pub(crate) fn check_node_write(
-    user: &User,
-    request: &Request,
-    old: Option<&Value>,
-    new: &Value,
-) -> Result<(), Status> {
-    let Some(node) = user.node() else { return Ok(()) };
-    if user.is_in("system:masters") {
-        return Ok(());
+    /// An action on a resource of the whole cluster.
+    #[must_use]
+    pub fn on(verb: &str, group: &str, resource: &str, name: &str) -> Self {
+        let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
+        Self {
+            verb: verb.to_owned(),
+            group: group.to_owned(),
+            version: "v1".to_owned(),
+            resource: resource.to_owned(),
+            subresource: subresource.to_owned(),
+            name: name.to_owned(),
+            ..Self::default()
+        }
     }
-    let name = str_at(new, "metadata.name").unwrap_or("");
-    let own = *request.kind == kind::NODE || *request.kind == kind::LEASE;
-    if own && name != node {
+
+    /// The same in a namespace.
+    #[must_use]
+    pub fn in_namespace(mut self, namespace: &str) -> Self {
+        namespace.clone_into(&mut self.namespace);
+        self
+    }
+
+    /// Is it about a resource, and not about some other path?
+    #[must_use]
+    pub fn is_resource(&self) -> bool {
+        self.path.is_empty()
+    }
+
+    /// `pods` or `pods/log`.
+    #[must_use]
+    pub fn qualified_resource(&self) -> String {
+        if self.subresource.is_empty() {
+            self.resource.clone()
+        } else {
+            format!("{}/{}", self.resource, self.subresource)
+        }
+    }
+
+    /// 403 as upstream words it; `reason` may be empty.
+    #[must_use]
+    pub fn refusal(&self, user: &User, reason: &str) -> Status {
+        let end = if reason.is_empty() { String::new() } else { format!(": {reason}") };
+        if !self.is_resource() {
+            let mut status = Status::forbidden_path(&user.name, &self.verb, &self.path);
+            status.message.push_str(&end);
+            return status;
+        }
+        let place = if self.namespace.is_empty() {
+            "at the cluster scope".to_owned()
+        } else {
+            format!("in the namespace \"{}\"", self.namespace)
+        };
         let why = format!(
-            "node \"{node}\" is not allowed to modify {} \"{name}\"",
-            request.kind.singular
+            "User \"{}\" cannot {} resource \"{}\" in API group \"{}\" {place}{end}",
+            user.name,
+            self.verb,
+            self.qualified_resource(),
+            self.group,
         );
-        return Err(Status::forbidden(request.kind, name, &why));
+        self.forbidden(&why)
     }
-    if let Some(old) = old.filter(|_| *request.kind == kind::NODE)
-        && old.get("spec") != new.get("spec")
-    {
-        let why = format!("node \"{node}\" is not allowed to modify its spec");
-        return Err(Status::forbidden(request.kind, name, &why));
+
+    /// 403 about this resource for a reason of its own.
+    #[must_use]
+    pub fn forbidden(&self, why: &str) -> Status {
+        let plural = if self.group.is_empty() {
+            self.resource.clone()
+        } else {
+            format!("{}.{}", self.resource, self.group)
+        };
+        let message = if self.name.is_empty() {
+            format!("{plural} is forbidden: {why}")
+        } else {
+            format!("{plural} \"{}\" is forbidden: {why}", self.name)
+        };
+        Status::failure(403, "Forbidden", message).with(Details {
+            name: self.name.clone(),
+            group: self.group.clone(),
+            kind: self.resource.clone(),
+            ..Details::default()
+        })
     }
-    Ok(())
 }
 
-fn refuse(user: &User, request: &Request) -> Status {
-    let place = if request.namespace.is_empty() {
-        " at the cluster scope".to_owned()
-    } else {
-        format!(" in the namespace \"{}\"", request.namespace)
-    };
-    let why = format!(
-        "User \"{}\" cannot {} resource \"{}\" in API group \"{}\"{place}",
-        user.name,
-        request.verb.as_str(),
-        request.resource(),
-        request.served.group,
-    );
-    Status::forbidden(request.kind, &request.name, &why)
+/// Decides whether `user` may do what is asked.
+#[must_use]
+pub fn decide(user: &User, asked: &Attributes, rbac: &Rbac, facts: &dyn Facts) -> Decision {
+    if user.is_in(MASTERS) {
+        return Decision { allowed: true, reason: String::new() };
+    }
+    let mut reasons = Vec::new();
+    if let Some(node) = user.node() {
+        let (allowed, reason) = node::decide(node, asked, facts);
+        if allowed {
+            return Decision { allowed, reason: String::new() };
+        }
+        reasons.push(reason);
+    }
+    let (allowed, reason) = rbac.decide(user, asked);
+    if allowed {
+        return Decision { allowed, reason };
+    }
+    reasons.push(reason);
+    reasons.retain(|reason| !reason.is_empty());
+    Decision { allowed: false, reason: reasons.join(", ") }
 }
 
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-    use crate::request::{Route, parse_request};
-
-    /// `p1` runs on `n1` and names the secret `s1`.
-    struct Fixed;
-
-    impl Facts for Fixed {
-        fn pod_node(&self, _: &str, pod: &str) -> Option<String> {
-            (pod == "p1").then(|| "n1".to_owned())
-        }
-
-        fn node_needs(&self, node: &str, plural: &str, _: &str, name: &str) -> bool {
-            (node, plural, name) == ("n1", "secrets", "s1")
-        }
-    }
-
-    #[track_caller]
-    fn check(user: &str, groups: &[&str], method: &str, url: &str, allowed: bool) {
-        let user = User {
-            name: user.to_owned(),
-            groups: groups.iter().map(|g| (*g).to_owned()).collect(),
-        };
-        let (path, query) = url.split_once('?').unwrap_or((url, ""));
-        let Ok(Route::Resource(request)) = parse_request(method, path, query) else {
-            panic!("{url} is no resource");
-        };
-        let said = authorize(&user, &request, &Fixed);
-        assert_eq!(said.is_ok(), allowed, "{} {method} {url}: {said:?}", user.name);
-    }
-
-    #[test]
-    fn a_node_touches_itself_and_what_is_bound_to_it() {
-        let node = |method: &str, url: &str, allowed: bool| {
-            check("system:node:n1", &["system:nodes"], method, url, allowed);
-        };
-        node("PATCH", "/api/v1/nodes/n1/status", true);
-        node("PATCH", "/api/v1/nodes/n2/status", false);
-        node("PUT", "/api/v1/namespaces/a/pods/p1/status", true);
-        node("PUT", "/api/v1/namespaces/a/pods/p2/status", false);
-        node("DELETE", "/api/v1/namespaces/a/pods/p1", true);
-        node("DELETE", "/api/v1/namespaces/a/pods", false);
-        node("POST", "/api/v1/namespaces/a/pods", false);
-        node("GET", "/api/v1/namespaces/a/secrets/s1", true);
-        node("GET", "/api/v1/namespaces/a/secrets/s2", false);
-        node("GET", "/api/v1/namespaces/kube-system/configmaps/muster-site", true);
-        node("GET", "/api/v1/namespaces/a/configmaps/muster-site", false);
-        node("GET", "/api/v1/secrets", false);
-        node("GET", "/api/v1/namespaces/a/secrets?watch=1&fieldSelector=metadata.name=s1", true);
-        node("GET", "/apis/muster.dev/v1alpha1/machines", true);
-        node("PUT", "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/n1", true);
-        node("PUT", "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/n2", false);
-        node("PUT", "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/n1", false);
-        node("POST", "/api/v1/namespaces/a/events", true);
-        // The name alone does not make a node.
-        check("system:node:n1", &[], "PATCH", "/api/v1/nodes/n1/status", false);
-    }
-
-    #[test]
-    fn a_node_is_no_other_node_and_does_not_rule_itself() {
-        let user =
-            User { name: "system:node:n1".to_owned(), groups: vec!["system:nodes".to_owned()] };
-        let Ok(Route::Resource(request)) = parse_request("POST", "/api/v1/nodes", "") else {
-            panic!("nodes are no resource");
-        };
-        let node = |name: &str, taints: &str| json!({"metadata": {"name": name}, "spec": {"taints": taints}});
-        let check =
-            |old: Option<&Value>, new: &Value| check_node_write(&user, &request, old, new).is_ok();
-        assert!(check(None, &node("n1", "")));
-        assert!(!check(None, &node("n2", "")));
-        assert!(check(Some(&node("n1", "a")), &node("n1", "a")));
-        assert!(!check(Some(&node("n1", "a")), &node("n1", "")));
-    }
-
-    #[test]
-    fn the_boot_server_tells_of_machines_only() {
-        let boot = |method: &str, url: &str, allowed: bool| {
-            check("muster:boot", &[], method, url, allowed);
-        };
-        boot("PATCH", "/apis/muster.dev/v1alpha1/machines/m/status", true);
-        boot("PATCH", "/apis/muster.dev/v1alpha1/machines/m", false);
-        boot("GET", "/api/v1/nodes", true);
-        boot("GET", "/api/v1/secrets", false);
-    }
-
-    #[test]
-    fn strangers_get_nothing_and_masters_everything() {
-        check("eve", &["system:authenticated"], "GET", "/api/v1/pods", false);
-        check("admin", &["system:masters"], "DELETE", "/api/v1/nodes/n", true);
-        let anonymous = User { name: "system:anonymous".to_owned(), groups: Vec::new() };
-        assert!(authorize_path(&anonymous, "GET", "/readyz").is_ok());
-        assert!(authorize_path(&anonymous, "GET", "/version").is_ok());
-        assert!(authorize_path(&anonymous, "GET", "/apis").is_err());
-        assert!(authorize_path(&anonymous, "GET", "/metrics").is_err());
-    }
+/// Decides whether `user` may do what is asked, as an answer to the client.
+///
+/// # Errors
+///
+/// 403, worded as upstream words it.
+pub fn authorize(
+    user: &User,
+    asked: &Attributes,
+    rbac: &Rbac,
+    facts: &dyn Facts,
+) -> Result<Decision, Status> {
+    let decision = decide(user, asked, rbac, facts);
+    if decision.allowed { Ok(decision) } else { Err(asked.refusal(user, &decision.reason)) }
 }

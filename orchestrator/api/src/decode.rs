@@ -18,6 +18,30 @@ use crate::{
     schema,
 };
 
+/// Where in a value we are; written out only when somebody must be told.
+#[derive(Debug, Clone, Copy)]
+enum Place<'a> {
+    /// The value itself; the name, when there is one, stands before everything.
+    Root(&'a str),
+    Field(&'a Place<'a>, &'a str),
+    Item(&'a Place<'a>, usize),
+}
+
+impl Place<'_> {
+    const ROOT: Self = Place::Root("");
+}
+
+impl std::fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Root(name) => f.write_str(name),
+            Self::Field(Self::Root(""), name) => f.write_str(name),
+            Self::Field(outer, name) => write!(f, "{outer}.{name}"),
+            Self::Item(outer, at) => write!(f, "{outer}[{at}]"),
+        }
+    }
+}
+
 /// Decodes an object of the request's kind, and holds it against the schema.
 pub(crate) fn decode_object(request: &Request, body: &Body<'_>) -> Result<Decoded, Status> {
     let (value, doubled) = read(body)?;

@@ -6,9 +6,13 @@
 //! *Limits*: pods get no tolerations by default. How long they stay on a silent node is a setting
 //! of the site, which the node lifecycle controller follows.
 
+mod rows;
+mod special;
+
 use objects::Kind;
 use serde_json::{Map, Value, json};
 
+use self::rows::TABLE;
 use crate::schema::{Node, Schema, Type, builtin};
 
 /// A default that depends on nothing.
@@ -16,74 +20,11 @@ use crate::schema::{Node, Schema, Type, builtin};
 enum Word {
     Text(&'static str),
     Number(i64),
+    Flag(bool),
     Empty,
 }
 
-use Word::{Empty, Number, Text};
-
-/// Type (without `io.k8s.api.`), field, default.
-const TABLE: &[(&str, &str, Word)] = &[
-    ("core.v1.PodSpec", "restartPolicy", Text("Always")),
-    ("core.v1.PodSpec", "dnsPolicy", Text("ClusterFirst")),
-    ("core.v1.PodSpec", "terminationGracePeriodSeconds", Number(30)),
-    ("core.v1.PodSpec", "securityContext", Empty),
-    ("core.v1.PodSpec", "schedulerName", Text("default-scheduler")),
-    ("core.v1.Container", "terminationMessagePath", Text("/dev/termination-log")),
-    ("core.v1.Container", "terminationMessagePolicy", Text("File")),
-    ("core.v1.Container", "resources", Empty),
-    ("core.v1.EphemeralContainer", "terminationMessagePath", Text("/dev/termination-log")),
-    ("core.v1.EphemeralContainer", "terminationMessagePolicy", Text("File")),
-    ("core.v1.ContainerPort", "protocol", Text("TCP")),
-    ("core.v1.Probe", "timeoutSeconds", Number(1)),
-    ("core.v1.Probe", "periodSeconds", Number(10)),
-    ("core.v1.Probe", "successThreshold", Number(1)),
-    ("core.v1.Probe", "failureThreshold", Number(3)),
-    ("core.v1.HTTPGetAction", "path", Text("/")),
-    ("core.v1.HTTPGetAction", "scheme", Text("HTTP")),
-    ("core.v1.GRPCAction", "service", Text("")),
-    ("core.v1.ObjectFieldSelector", "apiVersion", Text("v1")),
-    ("core.v1.ResourceFieldSelector", "divisor", Text("0")),
-    ("core.v1.SecretVolumeSource", "defaultMode", Number(0o644)),
-    ("core.v1.ConfigMapVolumeSource", "defaultMode", Number(0o644)),
-    ("core.v1.DownwardAPIVolumeSource", "defaultMode", Number(0o644)),
-    ("core.v1.ProjectedVolumeSource", "defaultMode", Number(0o644)),
-    ("core.v1.ServiceAccountTokenProjection", "expirationSeconds", Number(3600)),
-    ("core.v1.HostPathVolumeSource", "type", Text("")),
-    ("core.v1.ServiceSpec", "sessionAffinity", Text("None")),
-    ("core.v1.ServiceSpec", "type", Text("ClusterIP")),
-    ("core.v1.ServicePort", "protocol", Text("TCP")),
-    ("core.v1.EndpointPort", "protocol", Text("TCP")),
-    ("core.v1.Secret", "type", Text("Opaque")),
-    ("core.v1.PersistentVolumeSpec", "persistentVolumeReclaimPolicy", Text("Retain")),
-    ("core.v1.PersistentVolumeSpec", "volumeMode", Text("Filesystem")),
-    ("core.v1.PersistentVolumeClaimSpec", "volumeMode", Text("Filesystem")),
-    ("core.v1.ReplicationControllerSpec", "replicas", Number(1)),
-    ("discovery.v1.EndpointPort", "name", Text("")),
-    ("discovery.v1.EndpointPort", "protocol", Text("TCP")),
-    ("apps.v1.DeploymentSpec", "replicas", Number(1)),
-    ("apps.v1.DeploymentSpec", "revisionHistoryLimit", Number(10)),
-    ("apps.v1.DeploymentSpec", "progressDeadlineSeconds", Number(600)),
-    ("apps.v1.DeploymentSpec", "strategy", Empty),
-    ("apps.v1.DeploymentStrategy", "type", Text("RollingUpdate")),
-    ("apps.v1.RollingUpdateDeployment", "maxSurge", Text("25%")),
-    ("apps.v1.RollingUpdateDeployment", "maxUnavailable", Text("25%")),
-    ("apps.v1.ReplicaSetSpec", "replicas", Number(1)),
-    ("apps.v1.DaemonSetSpec", "revisionHistoryLimit", Number(10)),
-    ("apps.v1.DaemonSetSpec", "updateStrategy", Empty),
-    ("apps.v1.DaemonSetUpdateStrategy", "type", Text("RollingUpdate")),
-    ("apps.v1.RollingUpdateDaemonSet", "maxUnavailable", Number(1)),
-    ("apps.v1.RollingUpdateDaemonSet", "maxSurge", Number(0)),
-    ("apps.v1.StatefulSetSpec", "replicas", Number(1)),
-    ("apps.v1.StatefulSetSpec", "podManagementPolicy", Text("OrderedReady")),
-    ("apps.v1.StatefulSetSpec", "revisionHistoryLimit", Number(10)),
-    ("apps.v1.StatefulSetSpec", "updateStrategy", Empty),
-    ("apps.v1.StatefulSetSpec", "persistentVolumeClaimRetentionPolicy", Empty),
-    ("apps.v1.StatefulSetPersistentVolumeClaimRetentionPolicy", "whenDeleted", Text("Retain")),
-    ("apps.v1.StatefulSetPersistentVolumeClaimRetentionPolicy", "whenScaled", Text("Retain")),
-    ("apps.v1.StatefulSetUpdateStrategy", "type", Text("RollingUpdate")),
-    ("apps.v1.RollingUpdateStatefulSetStrategy", "partition", Number(0)),
-    ("rbac.v1.RoleRef", "apiGroup", Text("rbac.authorization.k8s.io")),
-];
+use Word::{Empty, Flag, Number, Text};
 
 /// Fields that one of must be there, besides the name, or a volume is an empty directory.
 const NO_VOLUME_SOURCE: &str = "name";
@@ -98,6 +39,7 @@ pub(crate) fn set_defaults(kind: &Kind, object: &mut Value) {
         walk(schema, root, object);
     }
     if let Some(fields) = object.as_object_mut() {
+        special::of_kind(kind, fields);
         match kind.kind {
             "Pod" => {
                 if let Some(spec) = fields.get_mut("spec").and_then(Value::as_object_mut) {
@@ -105,7 +47,10 @@ pub(crate) fn set_defaults(kind: &Kind, object: &mut Value) {
                     requests_from_limits(spec);
                 }
             }
-            "ReplicationController" => selector_from_template(fields),
+            "ReplicationController" => {
+                special::labels_from_template(fields);
+                selector_from_template(fields);
+            }
             _ => {}
         }
     }
@@ -193,7 +138,7 @@ fn special(name: &str, fields: &mut Map<String, Value>) {
             };
             fields.entry("apiGroup").or_insert(json!(group));
         }
-        _ => {}
+        _ => special::of_type(name, fields),
     }
 }
 
@@ -356,6 +301,7 @@ impl Word {
         match self {
             Text(text) => json!(text),
             Number(number) => json!(number),
+            Flag(flag) => json!(flag),
             Empty => json!({}),
         }
     }

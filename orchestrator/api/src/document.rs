@@ -13,7 +13,7 @@ use std::{
     sync::{Arc, LazyLock, OnceLock},
 };
 
-pub(crate) use discovery::{has_reviews, is_review, versions};
+pub(crate) use discovery::{has_reviews, review, versions};
 use objects::Status;
 use serde_json::{Value, json};
 

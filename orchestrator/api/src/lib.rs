@@ -8,9 +8,8 @@
 //! Everything is a function of its arguments: the time, the fresh uid and the random suffix of a
 //! generated name come with [`prepare::Context`].
 //!
-//! *Limits*: answers are never protobuf; there are no CRDs and no admission webhooks; RBAC objects
-//! are stored and decide nothing yet (see [`authority`]); `kubectl explain` has words for our own
-//! kinds alone.
+//! *Limits*: answers are never protobuf; there are no CRDs and no admission webhooks; `kubectl
+//! explain` has words for our own kinds alone.
 
 pub mod accept;
 pub mod authority;
@@ -32,10 +31,12 @@ mod patch;
 mod validate;
 
 pub use accept::{Form, negotiate};
-pub use authority::{Facts, User, authorize, authorize_path};
+pub use authority::{Attributes, Decision, Facts, User, authorize, decide};
 pub use document::{Document, render_document};
 pub use prepare::{
     Body, Change, Context, Prepared, answer, answer_deletion, check_namespace, prepare_binding,
     prepare_create, prepare_delete, prepare_patch, prepare_update,
 };
-pub use request::{FieldValidation, Options, Request, Route, Verb, not_allowed, parse_request};
+pub use request::{
+    FieldValidation, Options, Request, ReviewPath, Route, Verb, not_allowed, parse_request,
+};

@@ -311,4 +311,6 @@ pub fn check_namespace(request: &Request, namespace: Option<&Value>) -> Result<(
 }
 
 #[cfg(test)]
+mod every_kind;
+#[cfg(test)]
 mod tests;

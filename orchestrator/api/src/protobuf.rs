@@ -1,4 +1,4 @@
-//! Protobuf bodies to values, led by the schema and a table of field numbers.
+//! Protobuf bodies to values and back, led by the schema and a table of field numbers.
 //!
 //! A body is `k8s\0` and a `runtime.Unknown`: type, then the message. The message's fields are
 //! found by number in `schema/protobuf.txt` (`cargo run -p api --example protobuf`), their types
@@ -8,11 +8,12 @@
 //! of them mean "nothing" and which "zero" the wire does not say. What is below in `ZEROS_MEANT`,
 //! `TEXTS_MEANT` and `EMPTIES_UNMEANT` tells them apart.
 //!
-//! *Limits*: requests only; answers are JSON. Kinds without protobuf (Machine, Rack) are not read.
+//! *Limits*: kinds without protobuf (Machine, Rack) are neither read nor written.
 //!
 //! Spec: Protocol Buffers wire format; `k8s.io/apimachinery/pkg/runtime/generated.proto`.
 
 mod distil;
+mod encode;
 mod wire;
 
 use std::collections::BTreeMap;
@@ -25,6 +26,10 @@ use objects::Status;
 use serde_json::{Map, Value, json};
 
 pub use distil::{Sources, distil};
+pub use encode::{
+    EncodeError, encode, encode_event, encode_list, encode_partial, encode_partial_list,
+    encode_value, has_form,
+};
 use wire::{Payload, WireError, fields};
 
 use crate::schema::{self, Field, Node, Scalar, Schema, Type, TypeId};

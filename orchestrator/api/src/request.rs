@@ -126,6 +126,19 @@ pub enum DocumentPath {
     Version,
 }
 
+/// Where a review is posted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReviewPath {
+    /// The API group.
+    pub group: String,
+    /// The resource name, `selfsubjectaccessreviews`.
+    pub resource: String,
+    /// The kind, `SelfSubjectAccessReview`.
+    pub kind: &'static str,
+    /// The namespace, for those that are posted to one; else empty.
+    pub namespace: String,
+}
+
 /// Where a request goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Route {
@@ -135,11 +148,16 @@ pub enum Route {
     Document(DocumentPath),
     /// To `/healthz`, `/livez` or `/readyz` (or a check below them).
     Health(String),
-    /// To a review: posted, answered, never stored. The resource name
-    /// (`selfsubjectaccessreviews`) and the `apiVersion` it was posted to.
-    Review(String, String),
+    /// To a review: posted, answered, never stored.
+    Review(ReviewPath),
     /// Somewhere else: the enrolment door, `/metrics`, or nowhere.
     Other(String),
+}
+
+/// Undoes percent-encoding outside of queries; what is no encoding stays as it is.
+#[must_use]
+pub fn decode_path(text: &str) -> String {
+    query::decode(text, false)
 }
 
 /// Reads method, path and query (without `?`).
@@ -207,14 +225,8 @@ fn resource(
     words: &[&str],
     query: &str,
 ) -> Result<Route, Status> {
-    if let [review] = words
-        && crate::document::is_review(group, version, review)
-    {
-        let api_version = kind::join_api_version(group, version);
-        return match method {
-            "POST" => Ok(Route::Review((*review).to_owned(), api_version)),
-            _ => Err(not_allowed()),
-        };
+    if let Some(review) = review(group, version, words) {
+        return if method == "POST" { Ok(Route::Review(review)) } else { Err(not_allowed()) };
     }
     let (words, watch_path) = match words {
         ["watch", rest @ ..] if !rest.is_empty() => (rest, true),
@@ -266,6 +278,21 @@ fn resource(
         rest,
         options,
     })))
+}
+
+fn review(group: &str, version: &str, words: &[&str]) -> Option<ReviewPath> {
+    let (namespace, plural) = match words {
+        [plural] => ("", *plural),
+        ["namespaces", namespace, plural] => (*namespace, *plural),
+        _ => return None,
+    };
+    let (kind, namespaced) = crate::document::review(group, version, plural)?;
+    (namespaced != namespace.is_empty()).then(|| ReviewPath {
+        group: group.to_owned(),
+        resource: plural.to_owned(),
+        kind,
+        namespace: namespace.to_owned(),
+    })
 }
 
 /// The group and version of the row, or of the alias, that the client used.

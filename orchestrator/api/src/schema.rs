@@ -48,6 +48,18 @@ pub(crate) struct Schema {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct TypeId(usize);
 
+impl TypeId {
+    /// The type at a place of the table.
+    pub(crate) fn new(at: usize) -> Self {
+        Self(at)
+    }
+
+    /// The place in the table.
+    pub(crate) fn index(self) -> usize {
+        self.0
+    }
+}
+
 /// An object with known fields.
 #[derive(Debug)]
 pub(crate) struct Type {

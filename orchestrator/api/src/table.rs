@@ -7,6 +7,7 @@ mod columns;
 
 mod cells;
 mod pod;
+mod rare;
 
 use jiff::Timestamp;
 use objects::Kind;
@@ -95,6 +96,9 @@ fn render_column((name, kind, wide): Column) -> Value {
 
 /// The layout of a kind; name and age for those without one of their own.
 fn layout(kind: &Kind) -> Layout {
+    if let Some(layout) = rare::layout(kind.kind).filter(|_| kind.group != "muster.dev") {
+        return layout;
+    }
     let (columns, cells): (&'static [Column], Cells) = match kind.kind {
         "Pod" => (pod::COLUMNS, pod::cells),
         "Node" => (columns::NODE, cells::node),

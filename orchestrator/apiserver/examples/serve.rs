@@ -6,6 +6,10 @@ use std::io::Write as _;
 use apiserver::{ApiServer, Config};
 use tokio_util::sync::CancellationToken;
 
+// As in `muster`: what is tried and measured here is to be what runs there.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     runtime::telemetry::init("info", runtime::telemetry::Format::Text);

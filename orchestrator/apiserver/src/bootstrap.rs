@@ -1,6 +1,6 @@
 //! What every cluster has from its first moment: namespaces, and the API as a service.
 
-use objects::{Status, kind};
+use objects::{Status, field, kind};
 use serde_json::{Value, json};
 
 use crate::object;
@@ -27,6 +27,7 @@ pub(crate) async fn run(server: &Server) -> Result<(), Status> {
             create_own(server, USER, &kind::NAMESPACE.path(None, None), &object).await?;
         }
     }
+    roles(server).await?;
     for (kind, object) in [
         (&kind::SERVICE, service(server)),
         (&kind::ENDPOINTS, endpoints(server)),
@@ -48,6 +49,28 @@ pub(crate) async fn run(server: &Server) -> Result<(), Status> {
         }
     }
     Ok(())
+}
+
+/// The default roles and bindings: made when missing, completed when something was taken out.
+async fn roles(server: &Server) -> Result<(), Status> {
+    let wanted = api::authority::policy::default_objects();
+    let writes = wanted.iter().map(|wanted| async move {
+        let text = |path| field::str_at(wanted, path).unwrap_or_default();
+        let (namespace, name) = (text("metadata.namespace"), text("metadata.name"));
+        let Some(kind) = kind::by_gvk(text("apiVersion"), text("kind")) else { return Ok(()) };
+        let place = Some(namespace).filter(|namespace| !namespace.is_empty());
+        let Some(item) = server.item(kind, namespace, name) else {
+            create_own(server, USER, &kind.path(place, None), wanted).await?;
+            return Ok(());
+        };
+        let stored = object::decode(&item, item.modified());
+        if let Some(mended) = api::authority::policy::reconcile_default(&stored, wanted) {
+            replace_own(server, USER, &kind.path(place, Some(name)), &mended).await?;
+        }
+        Ok(())
+    });
+    // All at once, so that they share the disk's syncs.
+    futures_util::future::join_all(writes).await.into_iter().collect()
 }
 
 /// Does what is stored say all that is wanted? Defaults may stand beside it.

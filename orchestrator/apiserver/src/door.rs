@@ -116,18 +116,12 @@ async fn converse(
     }
 }
 
-/// The user a verified client certificate speaks for; anonymous without one.
-fn user_of(certificates: Option<&[CertificateDer<'_>]>) -> User {
+/// The user a verified client certificate speaks for; `None` without one.
+fn user_of(certificates: Option<&[CertificateDer<'_>]>) -> Option<User> {
     let claims = certificates
         .and_then(<[_]>::first)
         .and_then(|certificate| runtime::pki::parse_certificate(certificate).ok())
-        .filter(|claims| !claims.subject.common_name.is_empty());
-    let (name, mut groups, standing) = match claims {
-        Some(claims) => {
-            (claims.subject.common_name, claims.subject.organizations, "system:authenticated")
-        }
-        None => ("system:anonymous".to_owned(), Vec::new(), "system:unauthenticated"),
-    };
-    groups.push(standing.to_owned());
-    User { name, groups }
+        .filter(|claims| !claims.subject.common_name.is_empty())?;
+    let (name, groups) = (claims.subject.common_name, claims.subject.organizations);
+    Some(User { name, groups, ..User::default() }.with_group(api::authority::AUTHENTICATED))
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use api::request::DocumentPath;
-use api::{Request, Route, User, Verb};
+use api::{Attributes, Request, Route, User, Verb};
 use bytes::Bytes;
 use http::header::{
     ACCEPT, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_NONE_MATCH, USER_AGENT, VARY,
@@ -18,7 +18,7 @@ use objects::{Status, kind};
 
 use crate::respond::{self, Answer};
 use crate::server::Server;
-use crate::{enroll, log, read, review, storage, watch, write};
+use crate::{enroll, gate, log, read, review, storage, watch, write};
 
 /// Upstream's limit for request bodies.
 const BODY_BYTES_MAX: usize = 3 << 20;
@@ -28,7 +28,8 @@ const BODY_LIMIT: Duration = Duration::from_secs(60);
 /// Who is at the other end of a connection.
 #[derive(Debug)]
 pub(crate) struct Peer {
-    pub(crate) user: User,
+    /// Who its certificate says it is; `None` without one.
+    pub(crate) user: Option<User>,
     pub(crate) address: IpAddr,
 }
 
@@ -69,12 +70,18 @@ pub(crate) async fn handle(
         Ok(_) => ("other", ""),
         Err(_) => ("unknown", ""),
     };
-    let answer = match route {
-        Ok(route) => answer(server, peer, &parts, route, body).await,
+    let asker = gate::identify(server, peer, &parts.headers).await;
+    let answer = match (&asker, route) {
+        (Ok(asker), Ok(route)) => answer(server, peer, &asker.user, &parts, route, body).await,
+        (Err(status), _) => Err(status.clone()),
         // Strangers learn nothing about which paths exist.
-        Err(_) if is_anonymous(&peer.user) => Err(Status::unauthorized()),
-        Err(status) => Err(status),
+        (Ok(asker), Err(_)) if asker.user.is_anonymous() => Err(Status::unauthorized()),
+        (Ok(_), Err(status)) => Err(status),
     };
+    let (user, impersonator) = asker.map_or_else(
+        |_| (String::new(), None),
+        |asker| (asker.user.name, asker.impersonator.map(|user| user.name)),
+    );
     let mut answer = answer.unwrap_or_else(|status| respond::failure(&status));
     if parts.method == http::Method::HEAD {
         answer = respond::without_body(answer);
@@ -82,7 +89,7 @@ pub(crate) async fn handle(
     let (code, elapsed) = (answer.status().as_u16(), started.elapsed());
     server.metrics.observe(verb, resource, code, elapsed);
     tracing::trace!(
-        method = %parts.method, path = parts.uri.path(), user = peer.user.name, code,
+        method = %parts.method, path = parts.uri.path(), user, impersonator, code,
         elapsed_us = elapsed.as_micros(), "answered"
     );
     answer
@@ -91,15 +98,15 @@ pub(crate) async fn handle(
 async fn answer(
     server: &Arc<Server>,
     peer: &Peer,
+    user: &User,
     parts: &Parts,
     route: Route,
     body: Incoming,
 ) -> Result<Answer, Status> {
     let path = parts.uri.path();
     let may_read = |path: &str| {
-        api::authorize_path(&peer.user, parts.method.as_str(), path).map_err(|status| {
-            if is_anonymous(&peer.user) { Status::unauthorized() } else { status }
-        })
+        let method = if parts.method == http::Method::HEAD { "get" } else { parts.method.as_str() };
+        gate::authorize(server, user, &Attributes::of_path(method, path))
     };
     match route {
         Route::Other(path) if enroll::is_door(&path) => {
@@ -117,21 +124,15 @@ async fn answer(
             may_read(&path)?;
             other(server, &path)
         }
-        Route::Review(resource, api_version) => {
-            if is_anonymous(&peer.user) {
-                return Err(Status::unauthorized());
-            }
+        Route::Review(path) => {
+            gate::authorize(server, user, &review::attributes(&path))?;
             let bytes = read_body(parts, body).await?;
             let content_type = header(&parts.headers, CONTENT_TYPE);
-            review::answer(server, &peer.user, &resource, &api_version, content_type, &bytes)
+            review::answer(server, user, &path, content_type, &bytes).await
         }
         Route::Resource(request) => {
-            if is_anonymous(&peer.user) {
-                return Err(Status::unauthorized());
-            }
-            api::authorize(&peer.user, &request, server.as_ref())?;
-            let call =
-                Call { server, user: &peer.user, headers: &parts.headers, request: *request };
+            gate::authorize(server, user, &Attributes::of(&request))?;
+            let call = Call { server, user, headers: &parts.headers, request: *request };
             resource(call, parts, body).await
         }
     }
@@ -232,10 +233,6 @@ pub(crate) async fn read_limited(
         Ok(Err(_)) => Err(Status::bad_request("the request's body ended early")),
         Err(_) => Err(Status::timeout("the request's body did not arrive in time", 1)),
     }
-}
-
-fn is_anonymous(user: &User) -> bool {
-    user.name == "system:anonymous"
 }
 
 /// The client's name for itself.

@@ -10,6 +10,7 @@
 mod bootstrap;
 mod door;
 mod enroll;
+mod gate;
 mod handle;
 mod log;
 mod metrics;
@@ -17,6 +18,7 @@ mod object;
 mod read;
 mod respond;
 mod review;
+mod roles;
 mod server;
 mod site;
 mod storage;
@@ -143,6 +145,7 @@ impl ApiServer {
             tokio::join!(
                 door::serve(doors.clone(), listener, Arc::clone(&server)),
                 sweep::run(doors.clone(), &server),
+                roles::follow(doors.clone(), &server),
             )
         };
         let mut serving = std::pin::pin!(serving);

@@ -1,40 +1,52 @@
 //! Reviews: posted, answered, never stored. They say who one is and what one may do.
 
-use api::{Options, Request, User, Verb};
+use api::authority::review as words;
+use api::{Attributes, Decision, ReviewPath, User};
 use bytes::Bytes;
-use objects::kind::{GroupVersion, KINDS};
-use objects::{Status, field};
-use serde_json::{Value, json};
+use objects::{Cause, Status, field};
+use serde_json::{Map, Value, json};
 
 use crate::respond::{self, Answer};
 use crate::server::{Server, now};
 
 /// Answers a review.
-pub(crate) fn answer(
+///
+/// # Errors
+///
+/// 403 when the user may not ask, 400, 415 and 422 for what cannot be read.
+pub(crate) async fn answer(
     server: &Server,
     user: &User,
-    resource: &str,
-    api_version: &str,
+    path: &ReviewPath,
     content_type: &str,
     bytes: &Bytes,
 ) -> Result<Answer, Status> {
     let asked = read(content_type, bytes)?;
     let spec = asked.get("spec").cloned().unwrap_or_else(|| json!({}));
-    let (kind, status) = match resource {
-        "selfsubjectreviews" => {
-            let info = json!({"username": user.name, "groups": user.groups});
-            ("SelfSubjectReview", json!({ "userInfo": info }))
-        }
-        "selfsubjectaccessreviews" => ("SelfSubjectAccessReview", access(server, user, &spec)),
-        _ => return Err(Status::no_such_path()),
+    let status = match path.kind {
+        "SelfSubjectReview" => json!({ "userInfo": words::user_info(user) }),
+        "SelfSubjectRulesReview" => rules(server, user, &spec)?,
+        "TokenReview" => token(&spec)?,
+        kind => access(server, user, path, kind, &spec)?,
     };
-    let created = now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-    let review = json!({
-        "kind": kind, "apiVersion": api_version,
-        "metadata": {"creationTimestamp": created},
-        "spec": spec, "status": status,
-    });
-    Ok(respond::json(201, &review))
+    let mut review = Map::new();
+    review.insert("kind".to_owned(), json!(path.kind));
+    review.insert("apiVersion".to_owned(), json!(format!("{}/v1", path.group)));
+    let mut metadata = json!({"creationTimestamp": objects::Time::from(now())});
+    if let (false, Some(fields)) = (path.namespace.is_empty(), metadata.as_object_mut()) {
+        fields.insert("namespace".to_owned(), json!(path.namespace));
+    }
+    review.insert("metadata".to_owned(), metadata);
+    if path.kind != "SelfSubjectReview" {
+        review.insert("spec".to_owned(), spec);
+    }
+    review.insert("status".to_owned(), status);
+    Ok(respond::json(201, &Value::Object(review)))
+}
+
+/// What posting a review asks of roles.
+pub(crate) fn attributes(path: &ReviewPath) -> Attributes {
+    Attributes::on("create", &path.group, &path.resource, "").in_namespace(&path.namespace)
 }
 
 fn read(content_type: &str, bytes: &Bytes) -> Result<Value, Status> {
@@ -49,54 +61,44 @@ fn read(content_type: &str, bytes: &Bytes) -> Result<Value, Status> {
     }
 }
 
-fn access(server: &Server, user: &User, spec: &Value) -> Value {
-    let text = |path: &str| field::str_at(spec, path).unwrap_or_default();
-    let verdict = if spec.get("nonResourceAttributes").is_some() {
-        let (verb, path) = (text("nonResourceAttributes.verb"), text("nonResourceAttributes.path"));
-        api::authorize_path(user, verb, path)
-    } else {
-        match request(spec) {
-            Some(request) => api::authorize(user, &request, server),
-            // What nobody serves, or everything at once, is for masters alone.
-            None if user.is_in("system:masters") => Ok(()),
-            None => Err(Status::failure(403, "Forbidden", "")),
-        }
+fn access(
+    server: &Server,
+    user: &User,
+    path: &ReviewPath,
+    kind: &str,
+    spec: &Value,
+) -> Result<Value, Status> {
+    let asked = words::parse_attributes(kind, spec)?;
+    let subject = match kind {
+        "SelfSubjectAccessReview" => user.clone(),
+        _ => words::parse_subject(kind, spec)?,
     };
-    match verdict {
-        Ok(()) => json!({"allowed": true}),
-        Err(status) => json!({"allowed": false, "reason": status.message}),
+    if kind == "LocalSubjectAccessReview" && asked.namespace != path.namespace {
+        let field = if asked.is_resource() {
+            "spec.resourceAttributes.namespace"
+        } else {
+            "spec.nonResourceAttributes"
+        };
+        let why = format!("must match metadata.namespace: {}", path.namespace);
+        return Err(words::invalid(kind, Cause::invalid(field, &json!(asked.namespace), &why)));
     }
+    let decision: Decision = api::decide(&subject, &asked, &server.roles.now(server), server);
+    Ok(words::access_status(&decision))
 }
 
-/// The request that the attributes describe; `None` for what is not served.
-fn request(spec: &Value) -> Option<Request> {
-    let attributes = spec.get("resourceAttributes")?;
-    let text = |path: &str| field::str_at(attributes, path).unwrap_or_default().to_owned();
-    let (group, resource) = (text("group"), text("resource"));
-    let kind = *KINDS.iter().find(|kind| kind.group == group && kind.plural == resource)?;
-    Some(Request {
-        verb: verb(&text("verb"))?,
-        kind,
-        served: GroupVersion { group: kind.group, version: kind.version },
-        namespace: text("namespace"),
-        name: text("name"),
-        subresource: text("subresource"),
-        rest: String::new(),
-        options: Options::default(),
-    })
+fn rules(server: &Server, user: &User, spec: &Value) -> Result<Value, Status> {
+    let namespace = field::str_at(spec, "namespace").unwrap_or("");
+    if namespace.is_empty() {
+        return Err(Status::bad_request("no namespace on request"));
+    }
+    let (rules, broken) = server.roles.now(server).rules_for(user, namespace);
+    Ok(words::rules_status(&rules, &broken, user.node().is_some()))
 }
 
-fn verb(word: &str) -> Option<Verb> {
-    [
-        Verb::Get,
-        Verb::List,
-        Verb::Watch,
-        Verb::Create,
-        Verb::Update,
-        Verb::Patch,
-        Verb::Delete,
-        Verb::DeleteCollection,
-    ]
-    .into_iter()
-    .find(|verb| verb.as_str() == word)
+fn token(spec: &Value) -> Result<Value, Status> {
+    let token = field::str_at(spec, "token").unwrap_or("");
+    if token.is_empty() {
+        return Err(Status::bad_request("token is required for TokenReview in authentication"));
+    }
+    Ok(json!({"authenticated": false}))
 }

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::enroll::Limiter;
 use crate::metrics::Metrics;
 use crate::object;
+use crate::roles::Roles;
 use crate::site::Site;
 
 /// The port of every node's agent that names no other.
@@ -69,6 +70,7 @@ pub(crate) struct Server {
     pub(crate) limiter: Limiter,
     pub(crate) port: u16,
     pub(crate) background: Background,
+    pub(crate) roles: Roles,
     shelves: Vec<(&'static Kind, Arc<str>)>,
     seed: AtomicU64,
 }
@@ -93,6 +95,7 @@ impl Server {
             limiter: Limiter::default(),
             port,
             background: Background::default(),
+            roles: Roles::default(),
             shelves,
             seed,
         }
@@ -152,7 +155,7 @@ pub(crate) fn name_suffix() -> String {
 
 /// A user of the server's own, for what it writes by itself.
 pub(crate) fn own_user(name: &str) -> User {
-    User { name: name.to_owned(), groups: Vec::new() }
+    User::named(name)
 }
 
 /// Where a node's agent listens: its internal address, and the port it names or the usual one.
@@ -175,10 +178,31 @@ impl Facts for Server {
     }
 
     fn node_needs(&self, node: &str, plural: &str, namespace: &str, name: &str) -> bool {
-        self.items(&kind::POD, namespace).iter().any(|item| {
-            object::known(&kind::POD, item).field("spec.nodeName") == Some(node)
-                && names(&object::decode(item, 0), plural, name)
-        })
+        match plural {
+            "persistentvolumes" => {
+                self.items(&kind::PERSISTENT_VOLUME_CLAIM, "").iter().any(|item| {
+                    let claim = object::decode(item, 0);
+                    let text = |path| field::str_at(&claim, path).unwrap_or_default();
+                    text("spec.volumeName") == name
+                        && self.node_needs(
+                            node,
+                            "persistentvolumeclaims",
+                            text("metadata.namespace"),
+                            text("metadata.name"),
+                        )
+                })
+            }
+            "volumeattachments" => kind::by_resource("storage.k8s.io", "v1", plural)
+                .and_then(|kind| self.item(kind, "", name))
+                .is_some_and(|item| {
+                    let attachment = object::decode(&item, 0);
+                    field::str_at(&attachment, "spec.nodeName") == Some(node)
+                }),
+            _ => self.items(&kind::POD, namespace).iter().any(|item| {
+                object::known(&kind::POD, item).field("spec.nodeName") == Some(node)
+                    && names(&object::decode(item, 0), plural, name)
+            }),
+        }
     }
 }
 
@@ -201,6 +225,7 @@ fn names(pod: &Value, plural: &str, name: &str) -> bool {
             ("imagePullSecrets", "name"),
         ],
         "persistentvolumeclaims" => &[("persistentVolumeClaim", "claimName")],
+        "resourceclaims" => &[("resourceClaims", "resourceClaimName")],
         _ => return false,
     };
     pod.get("spec").is_some_and(|spec| refers(spec, keys, name))

@@ -223,7 +223,23 @@ async fn commit(
     prepared: Prepared,
     old: Option<&Arc<Item>>,
 ) -> Result<Outcome, Status> {
+    check_grant(call, &prepared, old)?;
     commit_as(call.server, &call.request, prepared, old).await
+}
+
+/// Nobody may write a role, binding or approval that gives away what it does not hold.
+fn check_grant(
+    call: &Call<'_>,
+    prepared: &Prepared,
+    old: Option<&Arc<Item>>,
+) -> Result<(), Status> {
+    if !api::authority::grant::concerns(&call.request) {
+        return Ok(());
+    }
+    let old = old.map(|item| object::decode(item, item.modified()));
+    let roles = call.server.roles.now(call.server);
+    let (request, server) = (&call.request, call.server.as_ref());
+    api::authority::grant::check(call.user, request, old.as_ref(), &prepared.object, &roles, server)
 }
 
 /// Stores what was prepared, if nobody was quicker.
@@ -265,6 +281,7 @@ async fn commit_as(
     };
     match server.store.write(write).await {
         Ok(Written { revision, item }) => {
+            server.roles.written(request.kind);
             set_revision(&mut object, revision);
             Ok(Outcome::Done(Done { item, object, warnings }))
         }

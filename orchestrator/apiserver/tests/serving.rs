@@ -8,6 +8,7 @@
 )]
 
 mod common;
+mod identity;
 
 use common::{Cluster, config_map, pod, soon, version, watch_from};
 use runtime::client::{DeleteParams, ListParams, Patch, Preconditions, WatchEvent, WatchParams};
@@ -345,7 +346,7 @@ async fn a_machine_enrols_and_gets_its_certificate() {
     let object =
         |name: &str| json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}});
     node.create(&NODES, None, &object("w1")).await.unwrap();
-    node.list(&PODS, None, &ListParams::default()).await.unwrap();
+    node.list(&PODS, None, &ListParams::fields("spec.nodeName=w1")).await.unwrap();
     assert!(node.list(&SECRETS, None, &ListParams::default()).await.is_err());
     admin.create(&NODES, None, &object("w2")).await.unwrap();
     let patch = Patch::merge(json!({"status": {"nodeInfo": {}}})).on("status");

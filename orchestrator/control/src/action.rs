@@ -93,6 +93,29 @@ impl Note {
     }
 }
 
+/// What becomes of an object's dependents when it is deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Propagation {
+    /// They follow it.
+    Background,
+    /// They go first.
+    Foreground,
+    /// They stay.
+    Orphan,
+}
+
+impl Propagation {
+    /// The word in `propagationPolicy`.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Background => "Background",
+            Self::Foreground => "Foreground",
+            Self::Orphan => "Orphan",
+        }
+    }
+}
+
 /// One step towards what is wanted.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
@@ -146,6 +169,24 @@ pub enum Action {
         /// Grace, as above.
         grace_seconds: Option<u32>,
     },
+    /// Delete an object with none but these owners, if all of them are really gone.
+    Collect {
+        /// The object.
+        target: Target,
+        /// Owners to ask the server about; those that are surely gone are not among them.
+        absent: Vec<OwnerReference>,
+        /// What becomes of its own dependents.
+        propagation: Propagation,
+    },
+    /// Merge fields into an object of exactly this version, if all of `absent` are really gone.
+    Release {
+        /// The object.
+        target: Target,
+        /// Owners to ask the server about.
+        absent: Vec<OwnerReference>,
+        /// An RFC 7396 patch without the version.
+        body: Box<Value>,
+    },
     /// Give a pod its node.
     Bind {
         /// The pod.
@@ -174,6 +215,8 @@ impl Action {
             | Self::Replace { target, .. }
             | Self::Delete { target, .. }
             | Self::DeleteIfGone { target, .. }
+            | Self::Collect { target, .. }
+            | Self::Release { target, .. }
             | Self::Bind { target, .. }
             | Self::Empty { target }
             | Self::Sign { target } => Some(target),
@@ -203,6 +246,25 @@ impl Action {
             *note = Some(Box::new(told));
         }
         self
+    }
+
+    /// A new object.
+    #[must_use]
+    pub fn create(kind: &'static Kind, namespace: &str, object: Value) -> Self {
+        let (namespace, object) = (namespace.to_owned(), Box::new(object));
+        Self::Create { kind, namespace, object, note: None }
+    }
+
+    /// An object put back whole.
+    #[must_use]
+    pub fn replace<T: Object>(target: Target, object: &T) -> Self {
+        Self::Replace { target, subresource: None, object: Box::new(encode(object)) }
+    }
+
+    /// An object's status put back whole, for what a merge cannot take away.
+    #[must_use]
+    pub fn replace_status<T: Object>(target: Target, object: &T) -> Self {
+        Self::Replace { target, subresource: Some("status"), object: Box::new(encode(object)) }
     }
 
     /// A plain delete.

@@ -1,12 +1,16 @@
 //! The table of controllers.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use objects::kind::{self, Kind};
 
 use crate::action::Steps;
+use crate::garbage::Graph;
+use crate::lifecycle::Heartbeats;
 use crate::view::{Key, View};
+use crate::wake::{Touch, Wake, Woken, nodes_of_pod, same_name};
 use crate::{
     approval, deployment, endpoints, garbage, lifecycle, membership, namespace, pod_gc, replica_set,
 };
@@ -16,12 +20,43 @@ use crate::{
 pub struct Controller {
     /// Its name in logs, events and records of field managers.
     pub name: &'static str,
-    /// The kinds its view must hold.
-    pub needs: &'static [&'static Kind],
+    /// The kinds its view must hold, and whom a change of each wakes. None at all means
+    /// metadata of every kind, in the graph.
+    pub needs: &'static [(&'static Kind, Wake)],
     /// The keys it is about.
     pub keys: fn(&View) -> Vec<Key>,
     /// Decides about one key; total: what is broken is left alone.
     pub reconcile: fn(&View, &Key, Timestamp) -> Steps,
+    /// What it must remember from look to look.
+    pub remembers: Remembers,
+}
+
+/// What a controller remembers that is not in objects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Remembers {
+    /// Nothing.
+    Nothing,
+    /// When nodes last gave a sign of life.
+    Heartbeats,
+    /// Who belongs to whom.
+    Graph,
+}
+
+/// What changed since a controller last looked.
+#[derive(Debug, Default)]
+pub struct News {
+    /// The changes.
+    pub touches: Vec<Touch>,
+    /// Kinds of which there is a whole new list; all their objects are among the touches when
+    /// the controller needs the graph.
+    pub relisted: Vec<&'static Kind>,
+}
+
+/// A controller's memory.
+#[derive(Debug, Default)]
+pub struct Memory {
+    heartbeats: Heartbeats,
+    graph: Arc<Graph>,
 }
 
 impl Controller {
@@ -34,10 +69,73 @@ impl Controller {
         let mut steps = (self.reconcile)(view, key, now);
         let mut written = BTreeSet::new();
         steps.actions.retain(|action| match action.target() {
-            Some(target) => written.insert((target.kind.plural, target.uid.clone())),
+            Some(target) => written.insert((target.kind, target.uid.clone())),
             None => true,
         });
         steps
+    }
+
+    /// Does the controller look at this kind?
+    #[must_use]
+    pub fn looks_at(&self, kind: &Kind) -> bool {
+        self.needs.is_empty() || self.needs.iter().any(|(need, _)| *need == kind)
+    }
+
+    /// The keys that what happened concerns; fills what the memory knows into the view.
+    pub fn wake(
+        &self,
+        view: &mut View,
+        news: &News,
+        memory: &mut Memory,
+        now: Timestamp,
+    ) -> BTreeSet<Key> {
+        if self.remembers == Remembers::Graph {
+            return memory.note(view, news);
+        }
+        let mut keys = BTreeSet::new();
+        let mut everywhere = news.relisted.iter().any(|kind| self.looks_at(kind));
+        let mut inside = BTreeSet::new();
+        for touch in &news.touches {
+            for (_, wake) in self.needs.iter().filter(|(kind, _)| *kind == touch.kind) {
+                match wake.keys(view, touch) {
+                    Woken::These(these) => keys.extend(these),
+                    Woken::Inside(namespace) => _ = inside.insert(namespace),
+                    Woken::All => everywhere = true,
+                }
+            }
+        }
+        if everywhere {
+            keys.extend((self.keys)(view));
+        } else if !inside.is_empty() {
+            let all = (self.keys)(view);
+            keys.extend(all.into_iter().filter(|key| inside.contains(&key.namespace)));
+        }
+        if self.remembers == Remembers::Heartbeats {
+            let changed: Vec<Key> = keys.iter().cloned().collect();
+            let some = (!everywhere).then_some(changed.as_slice());
+            memory.heartbeats.observe(view, some, now);
+        }
+        keys
+    }
+}
+
+impl Memory {
+    fn note(&mut self, view: &mut View, news: &News) -> BTreeSet<Key> {
+        let graph = Arc::make_mut(&mut self.graph);
+        let mut uids: BTreeSet<String> = BTreeSet::new();
+        let mut kept: BTreeMap<&Kind, BTreeSet<String>> =
+            news.relisted.iter().map(|kind| (*kind, BTreeSet::new())).collect();
+        for touch in &news.touches {
+            if let (Some(kept), Some(after)) = (kept.get_mut(touch.kind), &touch.after) {
+                kept.insert(after.meta().uid.clone());
+            }
+            uids.extend(graph.note(touch));
+        }
+        for (kind, kept) in kept {
+            uids.extend(graph.retain(kind, &kept));
+        }
+        view.graph = Arc::clone(&self.graph);
+        uids.into_iter().map(|uid| Key::new("", &uid)).collect()
     }
 }
 
@@ -47,72 +145,112 @@ impl std::fmt::Debug for Controller {
     }
 }
 
+/// What most rows have in common.
+const BASE: Controller = Controller {
+    name: "",
+    needs: &[],
+    keys: |_| Vec::new(),
+    reconcile: |_, _, _| Steps::none(),
+    remembers: Remembers::Nothing,
+};
+
 /// Every controller; each runs in its own loop.
 pub static CONTROLLERS: &[Controller] = &[
     Controller {
         name: "replicaset-controller",
-        needs: &[&kind::REPLICA_SET, &kind::POD],
+        needs: &[(&kind::REPLICA_SET, Wake::Own), (&kind::POD, Wake::Owner(&kind::REPLICA_SET))],
         keys: |view| view.replica_sets.keys(),
         reconcile: replica_set::reconcile,
+        ..BASE
     },
     Controller {
         name: "replication-controller",
-        needs: &[&kind::REPLICATION_CONTROLLER, &kind::POD],
+        needs: &[
+            (&kind::REPLICATION_CONTROLLER, Wake::Own),
+            (&kind::POD, Wake::Owner(&kind::REPLICATION_CONTROLLER)),
+        ],
         keys: |view| view.replication_controllers.keys(),
         reconcile: replica_set::reconcile_replication_controller,
+        ..BASE
     },
     Controller {
         name: "deployment-controller",
-        needs: &[&kind::DEPLOYMENT, &kind::REPLICA_SET, &kind::POD],
+        needs: &[
+            (&kind::DEPLOYMENT, Wake::Own),
+            (&kind::REPLICA_SET, Wake::Owner(&kind::DEPLOYMENT)),
+            (&kind::POD, Wake::By(deployment::of_pod)),
+        ],
         keys: |view| view.deployments.keys(),
         reconcile: deployment::reconcile,
+        ..BASE
     },
     Controller {
         name: "endpoint-controller",
-        needs: &[&kind::SERVICE, &kind::ENDPOINTS, &kind::POD],
+        needs: &[
+            (&kind::SERVICE, Wake::Own),
+            (&kind::ENDPOINTS, Wake::Own),
+            (&kind::POD, Wake::By(endpoints::services_of_pod)),
+        ],
         keys: endpoints::keys,
         reconcile: endpoints::reconcile,
+        ..BASE
     },
     Controller {
         name: "endpointslice-controller",
-        needs: &[&kind::SERVICE, &kind::ENDPOINT_SLICE, &kind::POD, &kind::NODE],
+        needs: &[
+            (&kind::SERVICE, Wake::Own),
+            (&kind::ENDPOINT_SLICE, Wake::By(endpoints::service_of_slice)),
+            (&kind::POD, Wake::By(endpoints::services_of_pod)),
+            (&kind::NODE, Wake::By(endpoints::services_by_zone)),
+        ],
         keys: |view| view.services.keys(),
         reconcile: endpoints::reconcile_slices,
+        ..BASE
     },
     Controller {
         name: "node-controller",
-        needs: &[&kind::NODE, &kind::LEASE, &kind::POD],
+        needs: &[
+            (&kind::NODE, Wake::Own),
+            (&kind::LEASE, Wake::By(lifecycle::node_of_lease)),
+            (&kind::POD, Wake::By(nodes_of_pod)),
+        ],
         keys: |view| view.nodes.keys(),
         reconcile: lifecycle::reconcile,
+        remembers: Remembers::Heartbeats,
     },
     Controller {
         name: "node-membership-controller",
-        needs: &[&kind::NODE, &kind::MACHINE],
+        needs: &[(&kind::NODE, Wake::Own), (&kind::MACHINE, Wake::By(same_name))],
         keys: |view| view.nodes.keys(),
         reconcile: membership::reconcile,
+        ..BASE
     },
     Controller {
         name: "pod-garbage-collector",
-        needs: &[&kind::POD, &kind::NODE],
+        needs: &[(&kind::POD, Wake::Own), (&kind::NODE, Wake::By(pod_gc::pods_of_node))],
         keys: |view| view.pods.keys(),
         reconcile: pod_gc::reconcile,
+        ..BASE
     },
     Controller {
         name: "csr-controller",
-        needs: &[&kind::CERTIFICATE_SIGNING_REQUEST, &kind::MACHINE],
+        needs: &[(&kind::CERTIFICATE_SIGNING_REQUEST, Wake::Own), (&kind::MACHINE, Wake::Every)],
         keys: |view| view.requests.keys(),
         reconcile: approval::reconcile,
+        ..BASE
     },
     Controller {
         name: "namespace-controller",
-        needs: &[&kind::NAMESPACE],
+        needs: &[(&kind::NAMESPACE, Wake::Own)],
         keys: |view| view.namespaces.keys(),
         reconcile: namespace::reconcile,
+        ..BASE
     },
     Controller {
         name: "garbage-collector",
-        needs: &[],
-        keys: |_| vec![Key::new("", "")],
+        keys: garbage::keys,
         reconcile: garbage::reconcile,
+        remembers: Remembers::Graph,
+        ..BASE
     },
 ];

@@ -20,6 +20,7 @@ use crate::action::{Action, Note, Steps, Target, encode};
 use crate::hash;
 use crate::rollout::{self, DESIRED, Limits, MAXIMUM, asked};
 use crate::view::{Key, View};
+use crate::wake::Touch;
 
 /// Label that tells the sets of a deployment apart.
 pub const HASH_LABEL: &str = "pod-template-hash";
@@ -31,6 +32,21 @@ const REVISION_HISTORY: &str = "deployment.kubernetes.io/revision-history";
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 /// Old sets kept for going back, unless the deployment says.
 const HISTORY: i64 = 10;
+
+/// The deployments whose replica set controls, or controlled, a pod that came or went.
+///
+/// Only recreating waits for pods themselves; everything else is in the sets' counts.
+#[must_use]
+pub fn of_pod(view: &View, touch: &Touch) -> Vec<Key> {
+    if touch.after.is_some() && !touch.came_or_went() {
+        return Vec::new();
+    }
+    let namespace = &touch.key.namespace;
+    let sets = touch.sides().filter_map(|side| side.meta().controller());
+    let sets = sets.filter_map(|owner| view.replica_sets.get(namespace, &owner.name));
+    let owners = sets.filter_map(|set| set.metadata.controller());
+    owners.map(|owner| Key::new(namespace, &owner.name)).collect()
+}
 
 /// A deployment with its replica sets.
 struct Family<'a> {
@@ -203,9 +219,8 @@ impl<'a> Family<'a> {
             return;
         }
         // Every old pod must really have stopped, also those that are stopping.
-        let running = |set: &Arc<ReplicaSet>| {
-            view.pods_of(&set.metadata.uid).iter().any(|pod| !pod.is_finished())
-        };
+        let running =
+            |set: &Arc<ReplicaSet>| view.pods_of(&set.metadata.uid).any(|pod| !pod.is_finished());
         if self.old.iter().any(running) {
             return;
         }

@@ -20,6 +20,7 @@ use objects::selector::Selector;
 use crate::action::{Action, Steps, Target, encode};
 use crate::hash;
 use crate::view::{Key, View};
+use crate::wake::{Touch, node_matters};
 
 /// Marks the Endpoints objects that are ours to delete.
 const MANAGED: &str = "endpoints.kubernetes.io/managed-by";
@@ -47,6 +48,46 @@ pub fn keys(view: &View) -> Vec<Key> {
     keys.sort();
     keys.dedup();
     keys
+}
+
+/// The services that select, or selected, a pod.
+#[must_use]
+pub fn services_of_pod(view: &View, touch: &Touch) -> Vec<Key> {
+    let mut pods = touch.typed::<Pod>();
+    if let (Some(before), Some(after)) = (pods.next(), pods.next())
+        && before.metadata.labels == after.metadata.labels
+        && before.metadata.deletion_timestamp == after.metadata.deletion_timestamp
+        && before.spec.node_name == after.spec.node_name
+        && before.status.pod_ip == after.status.pod_ip
+        && before.status.pod_ips == after.status.pod_ips
+        && before.is_ready() == after.is_ready()
+        && before.is_finished() == after.is_finished()
+    {
+        return Vec::new();
+    }
+    let selects = |service: &&Arc<Service>| {
+        let wanted = &service.spec.selector;
+        !wanted.is_empty()
+            && touch.sides().any(|side| {
+                let labels = &side.meta().labels;
+                wanted.iter().all(|(name, value)| labels.get(name) == Some(value))
+            })
+    };
+    let services = view.services.inside(&touch.key.namespace).filter(selects);
+    services.map(|service| Key::of(&service.metadata)).collect()
+}
+
+/// The service of a slice.
+#[must_use]
+pub fn service_of_slice(_view: &View, touch: &Touch) -> Vec<Key> {
+    let names = touch.sides().filter_map(|side| side.meta().label(SERVICE_NAME));
+    names.map(|name| Key::new(&touch.key.namespace, name)).collect()
+}
+
+/// Every service when a node's place or fitness changed; heartbeats change neither.
+#[must_use]
+pub fn services_by_zone(view: &View, touch: &Touch) -> Vec<Key> {
+    if node_matters(touch) { view.services.keys() } else { Vec::new() }
 }
 
 /// The selector of a service whose endpoints are ours to write.

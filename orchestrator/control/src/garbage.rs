@@ -2,47 +2,57 @@
 //!
 //! Spec: upstream's garbage collector: background (owners are gone), foreground (an owner
 //! waits with the finalizer `foregroundDeletion` for those that block it), orphan (finalizer
-//! `orphan`: dependents are let go). Whether owners are really gone is asked of the server
-//! before anything is deleted, because one kind's view may be older than another's.
+//! `orphan`: dependents are let go). The graph holds every object by uid and, by the uid of
+//! an owner that may not be there at all, who names it. Whether an owner that the graph does
+//! not hold is really gone is asked of the server before anything is deleted, because one
+//! kind's view may be older than another's; an owner whose end we saw needs no asking.
+//!
+//! A key of this controller is a uid.
 
-use std::collections::BTreeMap;
+mod graph;
 
-use jiff::Timestamp;
-use objects::meta::ObjectMeta;
+use jiff::{SignedDuration, Timestamp};
+use objects::meta::{ObjectMeta, OwnerReference};
 use serde_json::json;
 
-use crate::action::{Action, Steps, Target};
-use crate::view::{Key, Reference, View};
+use crate::action::{Action, Propagation, Steps, Target};
+use crate::view::{Key, View};
+
+pub use graph::Graph;
+use graph::Member;
 
 /// Finalizer of an owner that waits for its dependents.
 const FOREGROUND: &str = "foregroundDeletion";
 /// Finalizer of an owner that leaves its dependents behind.
 const ORPHAN: &str = "orphan";
+/// When to ask again about an owner that the graph does not hold but the server may.
+const DOUBT: SignedDuration = SignedDuration::from_secs(30);
 
-/// Plans the steps for the whole graph; the key is not looked at.
+/// Every object, by uid.
 #[must_use]
-pub fn reconcile(view: &View, _key: &Key, _now: Timestamp) -> Steps {
+pub fn keys(view: &View) -> Vec<Key> {
+    view.graph.uids().map(|uid| Key::new("", uid)).collect()
+}
+
+/// Plans the steps for one object; the key's name is its uid.
+#[must_use]
+pub fn reconcile(view: &View, key: &Key, now: Timestamp) -> Steps {
     let mut steps = Steps::none();
-    let mut owners: BTreeMap<&str, &Reference> = BTreeMap::new();
-    for one in &view.references {
-        owners.insert(&one.meta.uid, one);
+    let graph = &*view.graph;
+    let Some(member) = graph.get(&key.name) else { return steps };
+    let meta = member.meta();
+    if meta.is_deleting() {
+        if has(meta, ORPHAN) {
+            let_go(graph, &member, &mut steps);
+            return steps;
+        }
+        if has(meta, FOREGROUND) {
+            wait_for(graph, &member, &mut steps);
+        }
+        return steps;
     }
-    let mut dependents: BTreeMap<&str, Vec<&Reference>> = BTreeMap::new();
-    for one in &view.references {
-        for owner in &one.meta.owner_references {
-            dependents.entry(&owner.uid).or_default().push(one);
-        }
-        if !one.meta.owner_references.is_empty() && !one.meta.is_deleting() {
-            collect(one, &owners, &mut steps);
-        }
-    }
-    for one in view.references.iter().filter(|one| one.meta.is_deleting()) {
-        let mine = dependents.get(one.meta.uid.as_str()).map_or(&[][..], Vec::as_slice);
-        if has(&one.meta, ORPHAN) {
-            let_go(one, mine, &mut steps);
-        } else if has(&one.meta, FOREGROUND) {
-            wait_for(one, mine, &dependents, &mut steps);
-        }
+    if !meta.owner_references.is_empty() {
+        collect(graph, &member, now, &mut steps);
     }
     steps
 }
@@ -51,74 +61,135 @@ fn has(meta: &ObjectMeta, finalizer: &str) -> bool {
     meta.finalizers.iter().any(|one| one == finalizer)
 }
 
-fn target(one: &Reference) -> Target {
-    Target::of_kind(one.kind, &one.meta)
+fn target(one: &Member) -> Target {
+    Target::of_kind(one.kind, one.meta())
 }
 
-/// Background: plans the delete of an object none of whose owners is there.
-fn collect(one: &Reference, owners: &BTreeMap<&str, &Reference>, steps: &mut Steps) {
-    // A cluster-wide object cannot belong to something in a namespace; such an owner counts
-    // as absent, as upstream.
-    let present = one.meta.owner_references.iter().any(|owner| {
-        owners.get(owner.uid.as_str()).is_some_and(|found| {
-            found.meta.namespace.is_empty() || found.meta.namespace == one.meta.namespace
-        })
-    });
-    if !present {
-        let absent = one.meta.owner_references.clone();
-        steps.push(Action::DeleteIfGone { target: target(one), absent, grace_seconds: None });
+/// What is known of one owner.
+enum Standing {
+    /// There, and it stays.
+    Solid,
+    /// There, and it waits for its dependents to go first.
+    Waiting,
+    /// We saw it go.
+    Gone,
+    /// Not in the graph.
+    Absent,
+}
+
+fn standing(graph: &Graph, one: &ObjectMeta, owner: &OwnerReference) -> Standing {
+    let Some(found) = graph.get(&owner.uid) else {
+        return if graph.is_gone(&owner.uid) { Standing::Gone } else { Standing::Absent };
+    };
+    let meta = found.meta();
+    // An owner in another namespace, or one that the reference names wrongly, is no owner;
+    // upstream asks the server by the coordinates of the reference, and finds nothing.
+    let near = meta.namespace.is_empty() || meta.namespace == one.namespace;
+    if !near || meta.name != owner.name || found.kind.kind != owner.kind {
+        return Standing::Absent;
     }
+    if meta.is_deleting() && has(meta, FOREGROUND) { Standing::Waiting } else { Standing::Solid }
+}
+
+/// Decides about an object by its owners.
+fn collect(graph: &Graph, one: &Member, now: Timestamp, steps: &mut Steps) {
+    let meta = one.meta();
+    let (mut solid, mut absent) = (Vec::new(), Vec::new());
+    let (mut waiting, mut blocks) = (0, false);
+    for owner in &meta.owner_references {
+        match standing(graph, meta, owner) {
+            Standing::Solid => solid.push(owner),
+            Standing::Waiting => {
+                waiting += 1;
+                blocks |= owner.block_owner_deletion == Some(true);
+            }
+            Standing::Gone => (),
+            Standing::Absent => absent.push(owner.clone()),
+        }
+    }
+    // What belongs to the whole cluster cannot be owned from inside a namespace: such a
+    // reference cannot be resolved, and the object is left alone.
+    let unresolvable = meta.namespace.is_empty()
+        && absent.iter().any(|owner| {
+            objects::kind::by_gvk(&owner.api_version, &owner.kind)
+                .is_some_and(|kind| kind.namespaced)
+        });
+    if unresolvable {
+        return;
+    }
+    if !absent.is_empty() {
+        // The server may still know the owner; then its coming into view wakes us, or this.
+        steps.look_again(now.saturating_add(DOUBT).unwrap_or(now));
+    }
+    if !solid.is_empty() {
+        if solid.len() < meta.owner_references.len() {
+            let body = Box::new(json!({"metadata": {"ownerReferences": solid}}));
+            steps.push(Action::Release { target: target(one), absent, body });
+        }
+        return;
+    }
+    let propagation = if waiting > 0 && graph.has_dependents(&meta.uid) {
+        if blocks && graph.dependents(&meta.uid).any(|other| is_waiting(other.meta())) {
+            unblock(one, steps);
+            return;
+        }
+        // Its own dependents must go before it, in the same way.
+        Propagation::Foreground
+    } else if has(meta, ORPHAN) {
+        Propagation::Orphan
+    } else if has(meta, FOREGROUND) {
+        Propagation::Foreground
+    } else {
+        Propagation::Background
+    };
+    steps.push(Action::Collect { target: target(one), absent, propagation });
+}
+
+fn is_waiting(meta: &ObjectMeta) -> bool {
+    meta.is_deleting() && has(meta, FOREGROUND)
+}
+
+/// Breaks a circle of owners that all wait: this one blocks nobody any more.
+fn unblock(one: &Member, steps: &mut Steps) {
+    let mut owners = one.meta().owner_references.clone();
+    for owner in &mut owners {
+        owner.block_owner_deletion = Some(false);
+    }
+    steps.push(Action::patch(target(one), json!({"metadata": {"ownerReferences": owners}})));
 }
 
 /// Orphan: takes the reference out of every dependent, then the finalizer off the owner.
-fn let_go(owner: &Reference, dependents: &[&Reference], steps: &mut Steps) {
-    for one in dependents {
-        let kept = one.meta.owner_references.iter();
-        let kept: Vec<_> = kept.filter(|other| other.uid != owner.meta.uid).collect();
+fn let_go(graph: &Graph, owner: &Member, steps: &mut Steps) {
+    let uid = &owner.meta().uid;
+    let mut any = false;
+    for one in graph.dependents(uid) {
+        any = true;
+        let kept = one.meta().owner_references.iter();
+        let kept: Vec<_> = kept.filter(|other| other.uid != *uid).collect();
         let body = json!({"metadata": {"ownerReferences": kept}});
-        steps.push(Action::patch(target(one), body));
+        steps.push(Action::patch(target(&one), body));
     }
-    if dependents.is_empty() {
+    if !any {
         steps.push(without(owner, ORPHAN));
     }
 }
 
-/// Foreground: deletes the dependents, then lets the owner go once none blocks it.
-fn wait_for(
-    owner: &Reference,
-    dependents: &[&Reference],
-    all: &BTreeMap<&str, Vec<&Reference>>,
-    steps: &mut Steps,
-) {
-    let mut blocked = false;
-    for one in dependents {
-        // Another owner keeps it, and then it holds up nobody; as upstream.
-        if one.meta.owner_references.len() > 1 {
-            continue;
-        }
-        blocked |= one.meta.owner_references.iter().any(|reference| {
-            reference.uid == owner.meta.uid && reference.block_owner_deletion == Some(true)
-        });
-        if one.meta.is_deleting() {
-            continue;
-        }
-        if all.contains_key(one.meta.uid.as_str()) && !has(&one.meta, FOREGROUND) {
-            // Its own dependents must go before it, in the same way.
-            let mut finalizers = one.meta.finalizers.clone();
-            finalizers.push(FOREGROUND.to_owned());
-            let body = json!({"metadata": {"finalizers": finalizers}});
-            steps.push(Action::patch(target(one), body));
-        } else {
-            steps.push(Action::delete(target(one)));
-        }
-    }
-    if !blocked {
+/// Foreground: lets the owner go once no dependent blocks it; those look after themselves.
+fn wait_for(graph: &Graph, owner: &Member, steps: &mut Steps) {
+    let uid = &owner.meta().uid;
+    let blocks = |one: &Member| {
+        one.meta()
+            .owner_references
+            .iter()
+            .any(|reference| reference.uid == *uid && reference.block_owner_deletion == Some(true))
+    };
+    if !graph.dependents(uid).any(|one| blocks(&one)) {
         steps.push(without(owner, FOREGROUND));
     }
 }
 
-fn without(one: &Reference, finalizer: &str) -> Action {
-    let kept: Vec<_> = one.meta.finalizers.iter().filter(|other| *other != finalizer).collect();
+fn without(one: &Member, finalizer: &str) -> Action {
+    let kept: Vec<_> = one.meta().finalizers.iter().filter(|other| *other != finalizer).collect();
     Action::patch(target(one), json!({"metadata": {"finalizers": kept}}))
 }
 

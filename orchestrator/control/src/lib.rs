@@ -12,6 +12,7 @@
 pub mod action;
 pub mod controller;
 pub mod view;
+pub mod wake;
 
 pub mod approval;
 pub mod deployment;
@@ -22,6 +23,7 @@ pub mod membership;
 pub mod namespace;
 pub mod pod_gc;
 pub mod replica_set;
+pub mod scaling;
 pub mod scheduler;
 
 mod hash;

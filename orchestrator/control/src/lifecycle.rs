@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 
 use crate::action::{Action, Note, Steps, Target};
 use crate::view::{Key, View};
+use crate::wake::Touch;
 
 /// Taint of nodes that say they are not ready.
 pub const NOT_READY: &str = "node.kubernetes.io/not-ready";
@@ -33,10 +34,17 @@ const SLACK: SignedDuration = SignedDuration::from_secs(5);
 /// The conditions that are unknown when the node is silent.
 const CONDITIONS: [&str; 4] = ["Ready", "MemoryPressure", "DiskPressure", "PIDPressure"];
 
+/// The node whose heartbeat a lease is.
+#[must_use]
+pub fn node_of_lease(_view: &View, touch: &Touch) -> Vec<Key> {
+    if touch.key.namespace == LEASES { vec![Key::new("", &touch.key.name)] } else { Vec::new() }
+}
+
 /// Remembers when each node last gave a sign of life, by our own clock.
 #[derive(Debug, Default)]
 pub struct Heartbeats {
-    seen: BTreeMap<String, (Sign, Timestamp)>,
+    signs: BTreeMap<String, Sign>,
+    seen: Arc<BTreeMap<String, Timestamp>>,
     /// When no node at all was ready last.
     dark: Option<Timestamp>,
 }
@@ -48,25 +56,47 @@ impl Heartbeats {
     /// Takes note of what moved since the last look and tells the view.
     ///
     /// A node seen for the first time counts as alive now: after a restart of ours every node
-    /// gets its full grace.
-    pub fn observe(&mut self, view: &mut View, now: Timestamp) {
-        self.seen.retain(|name, _| view.nodes.get("", name).is_some());
-        for node in view.nodes.iter() {
-            let name = &node.metadata.name;
-            let sign = sign(view, node);
-            match self.seen.get_mut(name) {
-                Some((had, at)) if *had != sign => (*had, *at) = (sign, now),
-                Some(_) => (),
-                None => {
-                    self.seen.insert(name.clone(), (sign, now));
+    /// gets its full grace. `changed` are the nodes to look at; `None` means all of them.
+    pub fn observe(&mut self, view: &mut View, changed: Option<&[Key]>, now: Timestamp) {
+        let seen = Arc::make_mut(&mut self.seen);
+        match changed {
+            Some(keys) => {
+                for key in keys {
+                    hear(view, &key.name, now, &mut self.signs, seen);
+                }
+            }
+            None => {
+                let gone = |name: &String| view.nodes.get("", name).is_none();
+                let lost: Vec<String> = seen.keys().filter(|name| gone(name)).cloned().collect();
+                for name in view.nodes.iter().map(|node| &node.metadata.name).chain(&lost) {
+                    hear(view, name, now, &mut self.signs, seen);
                 }
             }
         }
         if !view.nodes.iter().any(|node| node.is_ready()) {
             self.dark = Some(now);
         }
-        view.heartbeats = self.seen.iter().map(|(name, (_, at))| (name.clone(), *at)).collect();
+        view.heartbeats = Arc::clone(&self.seen);
         view.dark = self.dark;
+    }
+}
+
+fn hear(
+    view: &View,
+    name: &str,
+    now: Timestamp,
+    signs: &mut BTreeMap<String, Sign>,
+    seen: &mut BTreeMap<String, Timestamp>,
+) {
+    let Some(node) = view.nodes.get("", name) else {
+        signs.remove(name);
+        seen.remove(name);
+        return;
+    };
+    let sign = sign(view, node);
+    if signs.get(name) != Some(&sign) {
+        signs.insert(name.to_owned(), sign);
+        seen.insert(name.to_owned(), now);
     }
 }
 

@@ -5,6 +5,16 @@ use jiff::Timestamp;
 
 use crate::action::{Action, Steps, Target, node_reference};
 use crate::view::{Key, View};
+use crate::wake::Touch;
+
+/// The pods of a node that came or went.
+#[must_use]
+pub fn pods_of_node(view: &View, touch: &Touch) -> Vec<Key> {
+    if !touch.came_or_went() {
+        return Vec::new();
+    }
+    view.pods_on(&touch.key.name).map(|pod| Key::of(&pod.metadata)).collect()
+}
 
 /// Plans the step for one pod.
 #[must_use]

@@ -10,10 +10,10 @@ use std::sync::Arc;
 use jiff::{SignedDuration, Timestamp};
 use objects::condition::find_condition;
 use objects::kind::{self, Kind};
-use objects::meta::OwnerReference;
+use objects::meta::{LabelSelector, OwnerReference};
 use objects::pod::Pod;
 use objects::selector::Selector;
-use objects::workload::{ReplicaSet, ReplicaSetStatus};
+use objects::workload::{ReplicaSet, ReplicaSetSpec, ReplicaSetStatus, ReplicationController};
 use serde_json::{Value, json};
 
 use crate::action::{Action, Note, Steps, Target, encode};
@@ -33,7 +33,29 @@ pub fn reconcile(view: &View, key: &Key, now: Timestamp) -> Steps {
 #[must_use]
 pub fn reconcile_replication_controller(view: &View, key: &Key, now: Timestamp) -> Steps {
     let found = view.replication_controllers.get(&key.namespace, &key.name);
-    found.map_or_else(Steps::none, |set| keep(view, set, &kind::REPLICATION_CONTROLLER, now))
+    let read = found.map(|one| as_replica_set(one));
+    read.map_or_else(Steps::none, |set| keep(view, &set, &kind::REPLICATION_CONTROLLER, now))
+}
+
+/// Reads a replication controller as a replica set: only the selector is written differently.
+fn as_replica_set(one: &ReplicationController) -> ReplicaSet {
+    let labels = if one.spec.selector.is_empty() {
+        &one.spec.template.metadata.labels
+    } else {
+        &one.spec.selector
+    };
+    ReplicaSet {
+        metadata: one.metadata.clone(),
+        spec: ReplicaSetSpec {
+            replicas: one.spec.replicas,
+            min_ready_seconds: one.spec.min_ready_seconds,
+            selector: Some(LabelSelector::from_labels(labels.clone())),
+            template: one.spec.template.clone(),
+            ..ReplicaSetSpec::default()
+        },
+        status: one.status.clone(),
+        ..ReplicaSet::blank()
+    }
 }
 
 fn keep(view: &View, set: &ReplicaSet, kind: &'static Kind, now: Timestamp) -> Steps {

@@ -5,24 +5,19 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use objects::certificate::CertificateSigningRequest;
-use objects::kind::Kind;
-use objects::lease::Lease;
-use objects::machine::Machine;
 use objects::meta::{Object, ObjectMeta};
-use objects::namespace::Namespace;
-use objects::network::{EndpointSlice, Endpoints, Service};
-use objects::node::Node;
 use objects::pod::Pod;
-use objects::workload::{Deployment, ReplicaSet};
 
-/// Names and objects of each namespace.
-type Namespaces<T> = BTreeMap<String, BTreeMap<String, Arc<T>>>;
+use crate::garbage::Graph;
+use crate::scaling::Observed;
+
+/// Names and objects of one namespace.
+type Names<T> = BTreeMap<String, Arc<T>>;
 
 /// Objects of one kind by namespace and name; a clone shares everything.
 #[derive(Debug)]
 pub struct Set<T> {
-    by_namespace: Arc<Namespaces<T>>,
+    by_namespace: Arc<BTreeMap<String, Arc<Names<T>>>>,
 }
 
 impl<T> Default for Set<T> {
@@ -39,20 +34,34 @@ impl<T> Clone for Set<T> {
 
 impl<T: Object> FromIterator<Arc<T>> for Set<T> {
     fn from_iter<I: IntoIterator<Item = Arc<T>>>(items: I) -> Self {
-        let mut all: Namespaces<T> = BTreeMap::new();
+        let mut set = Self::default();
         for item in items {
-            let meta = item.meta();
-            let names = match all.get_mut(&meta.namespace) {
-                Some(names) => names,
-                None => all.entry(meta.namespace.clone()).or_default(),
-            };
-            names.insert(meta.name.clone(), item);
+            let (namespace, name) = (item.meta().namespace.clone(), item.meta().name.clone());
+            set.put(&namespace, &name, Some(item));
         }
-        Self { by_namespace: Arc::new(all) }
+        set
     }
 }
 
 impl<T> Set<T> {
+    /// Puts an object in, or takes it out; those who hold a clone see no change.
+    pub fn put(&mut self, namespace: &str, name: &str, object: Option<Arc<T>>) {
+        let all = Arc::make_mut(&mut self.by_namespace);
+        if let Some(object) = object {
+            let names = match all.get_mut(namespace) {
+                Some(names) => names,
+                None => all.entry(namespace.to_owned()).or_default(),
+            };
+            Arc::make_mut(names).insert(name.to_owned(), object);
+        } else if let Some(names) = all.get_mut(namespace) {
+            let rest = Arc::make_mut(names);
+            rest.remove(name);
+            if rest.is_empty() {
+                all.remove(namespace);
+            }
+        }
+    }
+
     /// Finds an object; the namespace of cluster-wide ones is empty.
     #[must_use]
     pub fn get(&self, namespace: &str, name: &str) -> Option<&Arc<T>> {
@@ -61,12 +70,24 @@ impl<T> Set<T> {
 
     /// The objects of a namespace by name.
     pub fn inside(&self, namespace: &str) -> impl Iterator<Item = &Arc<T>> {
-        self.by_namespace.get(namespace).into_iter().flat_map(BTreeMap::values)
+        self.by_namespace.get(namespace).into_iter().flat_map(|names| names.values())
     }
 
     /// All objects by namespace and name.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<T>> {
-        self.by_namespace.values().flat_map(BTreeMap::values)
+        self.by_namespace.values().flat_map(|names| names.values())
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.by_namespace.values().map(|names| names.len()).sum()
+    }
+
+    /// Is there none?
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.by_namespace.is_empty()
     }
 
     /// The keys of all objects.
@@ -75,6 +96,13 @@ impl<T> Set<T> {
         let all = self.by_namespace.iter();
         all.flat_map(|(namespace, names)| names.keys().map(|name| Key::new(namespace, name)))
             .collect()
+    }
+
+    /// The keys of the objects of a namespace.
+    #[must_use]
+    pub fn keys_inside(&self, namespace: &str) -> Vec<Key> {
+        let names = self.by_namespace.get(namespace).into_iter().flat_map(|names| names.keys());
+        names.map(|name| Key::new(namespace, name)).collect()
     }
 }
 
@@ -101,7 +129,7 @@ impl Key {
     }
 }
 
-/// Waiting times of the cluster.
+/// What the operator sets for the whole cluster.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Silence after which a node counts as `Unknown`.
@@ -110,26 +138,26 @@ pub struct Settings {
     pub pod_eviction_timeout: Duration,
     /// The name of our scheduler in `spec.schedulerName`.
     pub scheduler_name: String,
+    /// Ended pods kept before the oldest are deleted; 0 keeps all.
+    pub terminated_pods_max: usize,
+    /// Ranges that services of type `LoadBalancer` get addresses from.
+    pub load_balancer_pools: Vec<ipnet::IpNet>,
+    /// The authority's certificate, PEM, published in every namespace; empty publishes nothing.
+    pub root_ca: String,
 }
 
 impl Default for Settings {
-    /// Upstream's: 40 s and 5 min.
+    /// Upstream's: 40 s, 5 min, 12,500 ended pods.
     fn default() -> Self {
         Self {
             node_monitor_grace_period: Duration::from_secs(40),
             pod_eviction_timeout: Duration::from_secs(300),
             scheduler_name: "default-scheduler".to_owned(),
+            terminated_pods_max: 12_500,
+            load_balancer_pools: Vec::new(),
+            root_ca: String::new(),
         }
     }
-}
-
-/// Metadata of any object, with its kind: all that garbage collection needs.
-#[derive(Debug, Clone)]
-pub struct Reference {
-    /// Its kind.
-    pub kind: &'static Kind,
-    /// Its metadata.
-    pub meta: Arc<ObjectMeta>,
 }
 
 /// What a signing request's PKCS #10 body says; read by those who may parse certificates.
@@ -145,49 +173,129 @@ pub struct RequestFacts {
     pub names: Vec<String>,
 }
 
-/// Everything a controller may look at; a controller fills in only what it needs.
-#[derive(Debug, Default)]
-#[allow(missing_docs, reason = "the fields are the kinds")]
-pub struct View {
-    pub pods: Set<Pod>,
-    pub nodes: Set<Node>,
-    pub leases: Set<Lease>,
-    pub namespaces: Set<Namespace>,
-    pub services: Set<Service>,
-    pub endpoints: Set<Endpoints>,
-    pub slices: Set<EndpointSlice>,
-    pub deployments: Set<Deployment>,
-    pub replica_sets: Set<ReplicaSet>,
-    /// Replication controllers, read as the replica sets they are.
-    pub replication_controllers: Set<ReplicaSet>,
-    pub machines: Set<Machine>,
-    pub requests: Set<CertificateSigningRequest>,
-    /// What the requests' bodies say, by request name; absent when they do not parse.
-    pub facts: BTreeMap<String, RequestFacts>,
-    /// Metadata of every kind, for garbage collection alone.
-    pub references: Vec<Reference>,
-    /// When we last saw a sign of life of each node, by our own clock.
-    pub heartbeats: BTreeMap<String, Timestamp>,
-    /// When no node at all was ready last, by our own clock.
-    pub dark: Option<Timestamp>,
-    /// Pods given to nodes whose binding the view does not show yet, by pod uid.
-    pub assumed: BTreeMap<String, String>,
-    /// Waiting times.
-    pub settings: Settings,
-    /// Worked out on first use; views of the same pods may share it.
-    pub index: Arc<Index>,
+/// Calls a macro with the field and the type of every kind a view holds.
+#[macro_export]
+macro_rules! view_kinds {
+    ($then:ident) => {
+        $then! {
+            pods: objects::pod::Pod,
+            nodes: objects::node::Node,
+            leases: objects::lease::Lease,
+            namespaces: objects::namespace::Namespace,
+            services: objects::network::Service,
+            endpoints: objects::network::Endpoints,
+            slices: objects::network::EndpointSlice,
+            deployments: objects::workload::Deployment,
+            replica_sets: objects::workload::ReplicaSet,
+            replication_controllers: objects::workload::ReplicationController,
+            daemon_sets: objects::workload::DaemonSet,
+            stateful_sets: objects::workload::StatefulSet,
+            revisions: objects::workload::ControllerRevision,
+            jobs: objects::batch::Job,
+            cron_jobs: objects::batch::CronJob,
+            budgets: objects::policy::PodDisruptionBudget,
+            autoscalers: objects::policy::HorizontalPodAutoscaler,
+            quotas: objects::policy::ResourceQuota,
+            volumes: objects::storage::PersistentVolume,
+            claims: objects::storage::PersistentVolumeClaim,
+            storage_classes: objects::storage::StorageClass,
+            attachments: objects::storage::VolumeAttachment,
+            accounts: objects::config::ServiceAccount,
+            config_maps: objects::config::ConfigMap,
+            cluster_roles: objects::access::ClusterRole,
+            machines: objects::machine::Machine,
+            requests: objects::certificate::CertificateSigningRequest,
+        }
+    };
 }
+
+macro_rules! view {
+    ($($field:ident: $kind:ty,)*) => {
+        /// Everything a controller may look at; a controller fills in only what it needs.
+        #[derive(Debug, Default)]
+        #[allow(missing_docs, reason = "the fields are the kinds")]
+        pub struct View {
+            $(pub $field: Set<$kind>,)*
+            /// What the requests' bodies say, by request name; absent when they do not parse.
+            pub facts: BTreeMap<String, RequestFacts>,
+            /// Who belongs to whom, over every kind; for garbage collection alone.
+            pub graph: Arc<Graph>,
+            /// When we last saw a sign of life of each node, by our own clock.
+            pub heartbeats: Arc<BTreeMap<String, Timestamp>>,
+            /// When no node at all was ready last, by our own clock.
+            pub dark: Option<Timestamp>,
+            /// What pods use and what autoscalers decided before.
+            pub observed: Arc<Observed>,
+            /// Pods given to nodes whose binding the view does not show yet, by pod uid.
+            pub assumed: BTreeMap<String, String>,
+            /// What the operator sets.
+            pub settings: Settings,
+            /// Worked out on first use; views of the same pods may share it.
+            pub index: Arc<Index>,
+        }
+    };
+}
+
+view_kinds!(view);
 
 /// Indexes over the pods of a view, made when first asked for; the pods must not change after.
 #[derive(Debug, Default)]
 pub struct Index(OnceLock<PodIndex>);
 
-/// Pods by what they belong to.
-#[derive(Debug, Default)]
-struct PodIndex {
-    by_controller: BTreeMap<String, Vec<Arc<Pod>>>,
-    orphans: BTreeMap<String, Vec<Arc<Pod>>>,
-    by_node: BTreeMap<String, Vec<Arc<Pod>>>,
+/// Some pods in order of namespace and name.
+type Bucket = Arc<BTreeMap<(String, String), Arc<Pod>>>;
+
+/// Pods by what they belong to; a clone shares everything.
+#[derive(Debug, Default, Clone)]
+pub struct PodIndex {
+    by_controller: Arc<BTreeMap<String, Bucket>>,
+    orphans: Arc<BTreeMap<String, Bucket>>,
+    by_node: Arc<BTreeMap<String, Bucket>>,
+}
+
+impl PodIndex {
+    /// Takes account of one change of a pod.
+    pub fn note(&mut self, before: Option<&Arc<Pod>>, after: Option<&Arc<Pod>>) {
+        for (pod, is_in) in [(before, false), (after, true)] {
+            let Some(pod) = pod else { continue };
+            match pod.metadata.controller() {
+                Some(owner) => move_pod(&mut self.by_controller, &owner.uid, pod, is_in),
+                None => move_pod(&mut self.orphans, &pod.metadata.namespace, pod, is_in),
+            }
+            if pod.is_bound() {
+                move_pod(&mut self.by_node, &pod.spec.node_name, pod, is_in);
+            }
+        }
+    }
+}
+
+impl From<PodIndex> for Index {
+    fn from(index: PodIndex) -> Self {
+        Self(OnceLock::from(index))
+    }
+}
+
+fn move_pod(
+    buckets: &mut Arc<BTreeMap<String, Bucket>>,
+    bucket: &str,
+    pod: &Arc<Pod>,
+    is_in: bool,
+) {
+    let all = Arc::make_mut(buckets);
+    let key = (pod.metadata.namespace.clone(), pod.metadata.name.clone());
+    if is_in {
+        let found = match all.get_mut(bucket) {
+            Some(found) => found,
+            None => all.entry(bucket.to_owned()).or_default(),
+        };
+        Arc::make_mut(found).insert(key, Arc::clone(pod));
+    } else if let Some(found) = all.get_mut(bucket) {
+        let rest = Arc::make_mut(found);
+        rest.remove(&key);
+        if rest.is_empty() {
+            all.remove(bucket);
+        }
+    }
 }
 
 impl View {
@@ -195,35 +303,27 @@ impl View {
         self.index.0.get_or_init(|| {
             let mut index = PodIndex::default();
             for pod in self.pods.iter() {
-                let home = match pod.metadata.controller() {
-                    Some(owner) => index.by_controller.entry(owner.uid.clone()).or_default(),
-                    None => index.orphans.entry(pod.metadata.namespace.clone()).or_default(),
-                };
-                home.push(Arc::clone(pod));
-                if pod.is_bound() {
-                    let node = index.by_node.entry(pod.spec.node_name.clone()).or_default();
-                    node.push(Arc::clone(pod));
-                }
+                index.note(None, Some(pod));
             }
             index
         })
     }
 
-    /// The pods a controller's uid controls.
-    #[must_use]
-    pub fn pods_of(&self, controller_uid: &str) -> &[Arc<Pod>] {
-        self.index().by_controller.get(controller_uid).map_or(&[], Vec::as_slice)
+    /// The pods a controller's uid controls, by name.
+    pub fn pods_of(&self, controller_uid: &str) -> impl Iterator<Item = &Arc<Pod>> {
+        let found = self.index().by_controller.get(controller_uid);
+        found.into_iter().flat_map(|bucket| bucket.values())
     }
 
-    /// The pods of a namespace that nobody controls.
-    #[must_use]
-    pub fn orphans(&self, namespace: &str) -> &[Arc<Pod>] {
-        self.index().orphans.get(namespace).map_or(&[], Vec::as_slice)
+    /// The pods of a namespace that nobody controls, by name.
+    pub fn orphans(&self, namespace: &str) -> impl Iterator<Item = &Arc<Pod>> {
+        let found = self.index().orphans.get(namespace);
+        found.into_iter().flat_map(|bucket| bucket.values())
     }
 
     /// The pods bound to a node.
-    #[must_use]
-    pub fn pods_on(&self, node: &str) -> &[Arc<Pod>] {
-        self.index().by_node.get(node).map_or(&[], Vec::as_slice)
+    pub fn pods_on(&self, node: &str) -> impl Iterator<Item = &Arc<Pod>> {
+        let found = self.index().by_node.get(node);
+        found.into_iter().flat_map(|bucket| bucket.values())
     }
 }

@@ -8,11 +8,14 @@ use objects::kind::{self, Kind};
 use objects::meta::Object;
 use serde_json::{Value, json};
 
-use crate::action::{Action, Target};
+use crate::action::{Action, Propagation, Target};
 use crate::controller::{CONTROLLERS, Controller};
+use crate::garbage::Graph;
 use crate::lifecycle::Heartbeats;
+use crate::scaling::Observed;
 use crate::scheduler;
-use crate::view::{Reference, Set, View};
+use crate::view::{Set, View};
+use crate::wake::{Seen, Touch};
 
 /// RFC 7396.
 pub(crate) fn merge(target: &mut Value, patch: &Value) {
@@ -39,6 +42,26 @@ fn merge_fields(target: &mut Value, over: &Value) {
     }
 }
 
+/// Any object, as far as garbage collection looks at it.
+#[derive(Debug)]
+struct Loose {
+    metadata: objects::ObjectMeta,
+}
+
+impl Seen for Loose {
+    fn meta(&self) -> &objects::ObjectMeta {
+        &self.metadata
+    }
+
+    fn as_any(&self) -> &dyn std::any::Any {
+        self
+    }
+}
+
+fn decode<T: serde::de::DeserializeOwned>(value: &Value) -> T {
+    serde_json::from_value(value.clone()).unwrap()
+}
+
 type Key = (&'static str, String, String);
 
 /// The cluster.
@@ -49,6 +72,7 @@ pub(crate) struct World {
     pub(crate) heartbeats: Heartbeats,
     pub(crate) settings: crate::view::Settings,
     pub(crate) now: Timestamp,
+    pub(crate) observed: Arc<Observed>,
     /// Every event told, as `reason message`.
     pub(crate) told: Vec<String>,
     /// Every step taken, for failures to show.
@@ -98,33 +122,29 @@ impl World {
         of_kind.map(|(_, object)| T::decode(object).unwrap()).collect()
     }
 
-    fn set<T: Object>(&self) -> Set<T> {
+    fn set<T: Object + std::fmt::Debug>(&self) -> Set<T> {
         self.all::<T>().into_iter().map(Arc::new).collect()
     }
 
     /// What controllers see now.
     pub(crate) fn view(&mut self) -> View {
-        let references = self.objects.values().map(|(kind, object)| Reference {
-            kind,
-            meta: Arc::new(serde_json::from_value(object["metadata"].clone()).unwrap()),
-        });
-        let mut view = View {
-            pods: self.set(),
-            nodes: self.set(),
-            leases: self.set(),
-            namespaces: self.set(),
-            services: self.set(),
-            endpoints: self.set(),
-            slices: self.set(),
-            deployments: self.set(),
-            replica_sets: self.set(),
-            machines: self.set(),
-            requests: self.set(),
-            references: references.collect(),
-            settings: self.settings.clone(),
-            ..View::default()
-        };
-        self.heartbeats.observe(&mut view, self.now);
+        let mut graph = Graph::default();
+        for (kind, object) in self.objects.values() {
+            let after = Loose { metadata: decode(&object["metadata"]) };
+            let key = crate::view::Key::of(&after.metadata);
+            graph.note(&Touch { kind, key, before: None, after: Some(Arc::new(after)) });
+        }
+        macro_rules! filled {
+            ($($field:ident: $kind:ty,)*) => { View {
+                $($field: self.set::<$kind>(),)*
+                graph: Arc::new(graph),
+                settings: self.settings.clone(),
+                observed: Arc::clone(&self.observed),
+                ..View::default()
+            } };
+        }
+        let mut view = crate::view_kinds!(filled);
+        self.heartbeats.observe(&mut view, None, self.now);
         view
     }
 
@@ -269,11 +289,54 @@ impl World {
             Action::DeleteIfGone { target, grace_seconds, .. } => {
                 self.delete(&target, grace_seconds);
             }
+            Action::Collect { target, absent, propagation } => {
+                if self.are_gone(&target, &absent) {
+                    self.propagate(&target, propagation);
+                    self.delete(&target, None);
+                }
+            }
+            Action::Release { target, absent, body } => {
+                if self.are_gone(&target, &absent) {
+                    assert!(self.holds(&target), "stale patch of {target:?}");
+                    self.change(target.kind, &target.namespace, &target.name, &body);
+                }
+            }
             Action::Bind { target, node } => {
                 let patch = json!({"spec": {"nodeName": node}});
                 self.change(&kind::POD, &target.namespace, &target.name, &patch);
             }
             Action::Empty { .. } | Action::Sign { .. } => (),
+        }
+    }
+
+    /// What the server says of owners: gone, unless there under their name and uid.
+    fn are_gone(&self, target: &Target, owners: &[objects::OwnerReference]) -> bool {
+        owners.iter().all(|owner| {
+            let there = |(kind, object): &(&'static Kind, Value)| {
+                kind.kind == owner.kind
+                    && object["metadata"]["name"] == json!(owner.name)
+                    && object["metadata"]["uid"] == json!(owner.uid)
+                    && (!kind.namespaced
+                        || object["metadata"]["namespace"] == json!(target.namespace))
+            };
+            !self.objects.values().any(there)
+        })
+    }
+
+    /// Writes the finalizer by which a deleted object treats its dependents.
+    fn propagate(&mut self, target: &Target, propagation: Propagation) {
+        let finalizer = match propagation {
+            Propagation::Foreground => "foregroundDeletion",
+            Propagation::Orphan => "orphan",
+            Propagation::Background => return,
+        };
+        let key = (target.kind.plural, target.namespace.clone(), target.name.clone());
+        let Some((_, object)) = self.objects.get(&key) else { return };
+        let mut all = object["metadata"]["finalizers"].as_array().cloned().unwrap_or_default();
+        if !all.contains(&json!(finalizer)) {
+            all.push(json!(finalizer));
+            let patch = json!({"metadata": {"finalizers": all}});
+            self.change(target.kind, &target.namespace, &target.name, &patch);
         }
     }
 

@@ -24,6 +24,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
         ca_cert: dir.join("pki/ca.crt"),
         ca_key: dir.join("pki/ca.key"),
         timings,
+        controllers: manager::Choice::default(),
+        metrics: manager::Metrics::default(),
     };
     let stop = CancellationToken::new();
     let running = manager::run(stop.clone(), config);

@@ -3,9 +3,12 @@
 //! A write that comes too late (the object changed, is gone, or exists already) is no
 //! failure: the change that overtook it wakes the loop again.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use control::action::{Action, Note, Target};
+use control::controller::Controller;
+use control::view::View;
 use futures_util::StreamExt;
 use futures_util::stream;
 use objects::kind::{KINDS, by_gvk};
@@ -49,9 +52,36 @@ pub(crate) struct Hand {
     pub(crate) hub: Arc<Hub>,
     pub(crate) events: Events,
     pub(crate) signer: Signer,
+    pub(crate) gone: Gone,
+}
+
+/// Uids that the server no longer knows: they never come back, so one question is enough for
+/// any number of dependents.
+#[derive(Default)]
+pub(crate) struct Gone(Mutex<VecDeque<String>>);
+
+/// Uids remembered.
+const GONE: usize = 256;
+
+impl Gone {
+    fn has(&self, uid: &str) -> bool {
+        let uids = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        !uid.is_empty() && uids.iter().any(|one| one == uid)
+    }
+
+    fn note(&self, uid: &str) {
+        let mut uids = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if uids.len() == GONE {
+            uids.pop_front();
+        }
+        uids.push_back(uid.to_owned());
+    }
 }
 
 impl Hand {
+    /// Adds to a view what is no object: what pods use, for those who scale by it.
+    pub(crate) async fn look_around(&self, _controller: &Controller, _view: &mut View) {}
+
     /// Carries out the steps of a round side by side; failures are reported here.
     pub(crate) async fn carry_out_all(
         &self,
@@ -120,12 +150,26 @@ impl Hand {
                 Ok(done)
             }
             Action::DeleteIfGone { target, absent, grace_seconds } => {
-                for owner in absent {
-                    if !self.is_gone(target, owner).await? {
-                        return Ok(None);
-                    }
+                if !self.are_gone(target, absent).await? {
+                    return Ok(None);
                 }
                 self.delete(target, *grace_seconds).await
+            }
+            Action::Collect { target, absent, propagation } => {
+                if !self.are_gone(target, absent).await? {
+                    return Ok(None);
+                }
+                let params = DeleteParams {
+                    propagation: Some(propagation.word()),
+                    ..DeleteParams::uid(&target.uid)
+                };
+                self.delete_with(target, params).await
+            }
+            Action::Release { target, absent, body } => {
+                if !self.are_gone(target, absent).await? {
+                    return Ok(None);
+                }
+                self.patch(target, None, body).await
             }
             Action::Bind { target, node } => self.bind(target, node).await,
             Action::Empty { target } => self.empty(target).await,
@@ -179,6 +223,14 @@ impl Hand {
     ) -> Result<Option<Pending>, StepError> {
         let params =
             DeleteParams { grace_period_seconds: grace_seconds, ..DeleteParams::uid(&target.uid) };
+        self.delete_with(target, params).await
+    }
+
+    async fn delete_with(
+        &self,
+        target: &Target,
+        params: DeleteParams,
+    ) -> Result<Option<Pending>, StepError> {
         let (resource, namespace) = (Resource::from(target.kind), Some(&*target.namespace));
         let done = self.client.delete(&resource, namespace, &target.name, &params).await;
         Ok(overtaken(done)?.map(|_| Pending::Gone {
@@ -187,6 +239,24 @@ impl Hand {
             name: target.name.clone(),
             uid: target.uid.clone(),
         }))
+    }
+
+    /// Asks the server itself whether all of these owners are gone.
+    async fn are_gone(
+        &self,
+        target: &Target,
+        owners: &[OwnerReference],
+    ) -> Result<bool, StepError> {
+        for owner in owners {
+            if self.gone.has(&owner.uid) {
+                continue;
+            }
+            if !self.is_gone(target, owner).await? {
+                return Ok(false);
+            }
+            self.gone.note(&owner.uid);
+        }
+        Ok(true)
     }
 
     /// Asks the server itself whether an owner is gone.

@@ -1,28 +1,28 @@
 //! The views: one cache per kind, and how to make a `View` from them.
 
-use std::collections::BTreeMap;
+use std::any::Any;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use control::view::{Index, Reference, RequestFacts, Set, Settings, View};
+use control::controller::{Controller, News};
+use control::view::{Index, Key, PodIndex, RequestFacts, Set, Settings, View};
+use control::view_kinds;
+use control::wake::{Seen, Touch};
 use objects::certificate::CertificateSigningRequest;
 use objects::kind::{KINDS, Kind};
-use objects::lease::Lease;
-use objects::machine::Machine;
 use objects::meta::{Object, ObjectMeta};
-use objects::namespace::Namespace;
-use objects::network::{EndpointSlice, Endpoints, Service};
-use objects::node::Node;
 use objects::pod::Pod;
-use objects::workload::{Deployment, ReplicaSet};
-use runtime::cache::{Cache, CacheParams};
-use runtime::{Client, Resource, Supervisor};
+use runtime::backoff::Backoff;
+use runtime::cache::{Cache, CacheParams, Changes};
+use runtime::{Client, ClientError, Resource, Supervisor, report};
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 use thiserror::Error;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tracing::debug;
 
 use crate::leader::LeaseLost;
 use crate::signer;
@@ -30,59 +30,43 @@ use crate::signer;
 /// How long a loop waits at a time for its view to show its own writes.
 const CATCH_UP: Duration = Duration::from_secs(5);
 /// How long it does so at all before it goes on without.
-const FORGIVE: Duration = Duration::from_secs(60);
+pub(crate) const FORGIVE: Duration = Duration::from_secs(60);
 
 /// Any object, as far as garbage collection knows it.
-#[derive(Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(default)]
 #[derive(Default)]
 struct Partial {
     metadata: ObjectMeta,
 }
 
-/// Any object, whole.
-#[derive(Deserialize, Serialize, Default)]
-#[serde(default)]
-struct Loose {
-    metadata: ObjectMeta,
-    #[serde(flatten)]
-    rest: Map<String, Value>,
-}
-
-/// Whatever has metadata.
-trait Meta {
-    fn meta(&self) -> &ObjectMeta;
-}
-
-impl Meta for Partial {
+impl Seen for Partial {
     fn meta(&self) -> &ObjectMeta {
         &self.metadata
     }
-}
 
-impl Meta for Loose {
-    fn meta(&self) -> &ObjectMeta {
-        &self.metadata
-    }
-}
-
-impl<T: Object> Meta for T {
-    fn meta(&self) -> &ObjectMeta {
-        Object::meta(self)
+    fn as_any(&self) -> &dyn Any {
+        self
     }
 }
 
 /// A cache whose type does not matter.
 trait Source: Send + Sync {
     fn changes(&self) -> watch::Receiver<u64>;
+    fn revision(&self) -> u64;
     /// Uid of an object that is not being deleted.
     fn living_uid(&self, namespace: &str, name: &str) -> Option<String>;
-    fn references(&self, kind: &'static Kind, into: &mut Vec<Reference>);
+    /// What happened since the cursor; a new list is told object by object if `whole`.
+    fn news(&self, kind: &'static Kind, cursor: &mut u64, whole: bool, into: &mut News);
 }
 
-impl<T: Meta + Send + Sync> Source for Cache<T> {
+impl<T: Seen> Source for Cache<T> {
     fn changes(&self) -> watch::Receiver<u64> {
         Self::changes(self)
+    }
+
+    fn revision(&self) -> u64 {
+        Self::revision(self)
     }
 
     fn living_uid(&self, namespace: &str, name: &str) -> Option<String> {
@@ -91,17 +75,28 @@ impl<T: Meta + Send + Sync> Source for Cache<T> {
         meta.deletion_timestamp.is_none().then(|| meta.uid.clone())
     }
 
-    fn references(&self, kind: &'static Kind, into: &mut Vec<Reference>) {
-        let all = self.list();
-        into.extend(all.iter().map(|object| Reference {
+    fn news(&self, kind: &'static Kind, cursor: &mut u64, whole: bool, into: &mut News) {
+        let touch = |namespace: &str, name: &str, before, after| Touch {
             kind,
-            meta: Arc::new(ObjectMeta {
-                // Garbage collection looks at neither, and they are the bulk.
-                labels: BTreeMap::new(),
-                annotations: BTreeMap::new(),
-                ..object.meta().clone()
-            }),
-        }));
+            key: Key::new(namespace, name),
+            before,
+            after,
+        };
+        let any = |object: Arc<T>| -> Arc<dyn Seen> { object };
+        match self.changes_since(cursor) {
+            Changes::These(changes) => into.touches.extend(changes.into_iter().map(|change| {
+                let (before, after) = (change.before.map(any), change.after.map(any));
+                touch(&change.key.namespace, &change.key.name, before, after)
+            })),
+            Changes::Everything(all) => {
+                into.relisted.push(kind);
+                if whole {
+                    into.touches.extend(all.iter().map(|(key, object)| {
+                        touch(&key.namespace, &key.name, None, Some(any(Arc::clone(object))))
+                    }));
+                }
+            }
+        }
     }
 }
 
@@ -121,6 +116,15 @@ pub(crate) enum Pending {
         /// Its uid.
         uid: String,
     },
+}
+
+impl Pending {
+    /// The kind that was written.
+    pub(crate) const fn kind(&self) -> &'static Kind {
+        match self {
+            Self::Revision(kind, _) | Self::Gone { kind, .. } => kind,
+        }
+    }
 }
 
 /// A loop's writes that its view may not show yet.
@@ -144,15 +148,25 @@ impl Extend<Pending> for Unseen {
 #[error("the view does not show our last writes yet")]
 pub(crate) struct Behind;
 
-/// A cache with the set last made of it, shared by every loop until something changes.
+/// A cache with the set made of it, kept up to date change by change and shared by every loop.
 struct Shelf<T> {
-    cache: Cache<T>,
-    made: Mutex<(u64, Set<T>, Arc<Index>)>,
+    /// `None` when the server does not serve the kind.
+    cache: Option<Cache<T>>,
+    made: Mutex<Made<T>>,
 }
 
-impl<T: Object> Shelf<T> {
-    fn new(cache: Cache<T>) -> Self {
-        Self { cache, made: Mutex::new((0, Set::default(), Arc::default())) }
+struct Made<T> {
+    cursor: u64,
+    set: Set<T>,
+    /// Filled for pods alone.
+    pods: PodIndex,
+    index: Arc<Index>,
+}
+
+impl<T: Object + Seen> Shelf<T> {
+    fn new(cache: Option<Cache<T>>) -> Self {
+        let (set, pods, index) = (Set::default(), PodIndex::default(), Arc::default());
+        Self { cache, made: Mutex::new(Made { cursor: 0, set, pods, index }) }
     }
 
     fn set(&self) -> Set<T> {
@@ -161,100 +175,215 @@ impl<T: Object> Shelf<T> {
 
     /// The set with the indexes that belong to exactly these objects.
     fn indexed(&self) -> (Set<T>, Arc<Index>) {
-        // A poisoned lock still guards a whole value: it is replaced in one step.
+        let Some(cache) = &self.cache else { return Default::default() };
+        // A poisoned lock still guards a whole value: the worst is a change seen twice.
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        // The revision is read first: what comes in between is seen again the next time.
-        let revision = self.cache.revision();
-        if made.0 != revision {
-            *made = (revision, self.cache.list().into_iter().collect(), Arc::default());
+        let made = &mut *made;
+        match cache.changes_since(&mut made.cursor) {
+            Changes::These(changes) if changes.is_empty() => (),
+            Changes::These(changes) => {
+                for one in changes {
+                    note(&mut made.pods, one.before.as_ref(), one.after.as_ref());
+                    made.set.put(&one.key.namespace, &one.key.name, one.after);
+                }
+                made.index = Arc::new(Index::from(made.pods.clone()));
+            }
+            Changes::Everything(all) => {
+                made.set = all.values().cloned().collect();
+                made.pods = PodIndex::default();
+                for one in all.values() {
+                    note(&mut made.pods, None, Some(one));
+                }
+                made.index = Arc::new(Index::from(made.pods.clone()));
+            }
         }
-        (made.1.clone(), Arc::clone(&made.2))
+        (made.set.clone(), Arc::clone(&made.index))
     }
 }
 
-/// All caches.
-pub(crate) struct Hub {
-    pods: Shelf<Pod>,
-    nodes: Shelf<Node>,
-    leases: Shelf<Lease>,
-    namespaces: Shelf<Namespace>,
-    services: Shelf<Service>,
-    endpoints: Shelf<Endpoints>,
-    slices: Shelf<EndpointSlice>,
-    deployments: Shelf<Deployment>,
-    replica_sets: Shelf<ReplicaSet>,
-    replication_controllers: Cache<Loose>,
-    machines: Shelf<Machine>,
-    requests: Shelf<CertificateSigningRequest>,
-    sources: BTreeMap<&'static str, (&'static Kind, Box<dyn Source>)>,
+/// Takes account of a pod; other kinds have no index.
+fn note<T: Object>(index: &mut PodIndex, before: Option<&Arc<T>>, after: Option<&Arc<T>>) {
+    fn pod<T: Object>(one: &Arc<T>) -> Option<Arc<Pod>> {
+        let any: Arc<dyn Any + Send + Sync> = Arc::<T>::clone(one);
+        any.downcast().ok()
+    }
+    if T::KIND == Pod::KIND {
+        index.note(before.and_then(pod).as_ref(), after.and_then(pod).as_ref());
+    }
 }
+
+macro_rules! hub {
+    ($($field:ident: $kind:ty,)*) => {
+        /// All caches.
+        pub(crate) struct Hub {
+            $($field: Shelf<$kind>,)*
+            sources: BTreeMap<&'static Kind, Box<dyn Source>>,
+        }
+
+        impl Hub {
+            /// Starts a cache for every kind the server serves but events.
+            pub(crate) fn start(
+                client: &Client,
+                served: &BTreeSet<&'static Kind>,
+                tasks: &mut Supervisor<LeaseLost>,
+            ) -> Self {
+                let sources = BTreeMap::new();
+                let mut starter = Starter { client, served, tasks, sources };
+                $(let $field = starter.object::<$kind>();)*
+                for kind in KINDS.iter().copied() {
+                    // Events belong to nobody and are many.
+                    if kind.kind != "Event" && !starter.sources.contains_key(kind) {
+                        let _kept_in_sources: Option<Cache<Partial>> = starter.start(kind);
+                    }
+                }
+                let sources = starter.sources;
+                Self { $($field,)* sources }
+            }
+
+            /// Puts the sets of these kinds into a view.
+            fn fill(&self, view: &mut View, wants: impl Fn(&Kind) -> bool) {
+                $(if wants(<$kind as Object>::KIND) {
+                    view.$field = self.$field.set();
+                })*
+                if wants(Pod::KIND) {
+                    (view.pods, view.index) = self.pods.indexed();
+                }
+                if wants(CertificateSigningRequest::KIND) {
+                    view.facts = self.facts();
+                }
+            }
+        }
+    };
+}
+
+view_kinds!(hub);
 
 /// Starts caches one by one.
 struct Starter<'a> {
     client: &'a Client,
+    served: &'a BTreeSet<&'static Kind>,
     tasks: &'a mut Supervisor<LeaseLost>,
-    sources: BTreeMap<&'static str, (&'static Kind, Box<dyn Source>)>,
+    sources: BTreeMap<&'static Kind, Box<dyn Source>>,
 }
 
 impl Starter<'_> {
-    fn object<T: Object + Meta>(&mut self) -> Shelf<T> {
+    fn object<T: Object + Seen>(&mut self) -> Shelf<T> {
         Shelf::new(self.start(T::KIND))
     }
 
-    fn start<T>(&mut self, kind: &'static Kind) -> Cache<T>
+    /// Starts a cache; `None` when the server does not serve the kind.
+    fn start<T>(&mut self, kind: &'static Kind) -> Option<Cache<T>>
     where
-        T: DeserializeOwned + Meta + Send + Sync + 'static,
+        T: DeserializeOwned + Seen,
     {
+        if !self.served.contains(kind) {
+            return None;
+        }
         let resource = Resource::from(kind);
         let (cache, reflector) = Cache::new(self.client.clone(), resource, CacheParams::default());
         let stop = self.tasks.stop();
-        self.tasks.spawn(format!("view of {}", kind.plural), reflector.run(stop));
-        self.sources.insert(kind.plural, (kind, Box::new(cache.clone())));
-        cache
+        self.tasks.spawn(format!("view of {}", kind.qualified_plural()), reflector.run(stop));
+        self.sources.insert(kind, Box::new(cache.clone()));
+        Some(cache)
     }
 }
 
-impl Hub {
-    /// Starts a cache for every kind but events.
-    pub(crate) fn start(client: &Client, tasks: &mut Supervisor<LeaseLost>) -> Self {
-        let mut starter = Starter { client, tasks, sources: BTreeMap::new() };
-        let mut hub = Self {
-            pods: starter.object(),
-            nodes: starter.object(),
-            leases: starter.object(),
-            namespaces: starter.object(),
-            services: starter.object(),
-            endpoints: starter.object(),
-            slices: starter.object(),
-            deployments: starter.object(),
-            replica_sets: starter.object(),
-            replication_controllers: starter.start(&objects::kind::REPLICATION_CONTROLLER),
-            machines: starter.object(),
-            requests: starter.object(),
-            sources: BTreeMap::new(),
-        };
-        for kind in KINDS.iter().copied() {
-            // Events belong to nobody and are many.
-            if kind.kind != "Event" && !starter.sources.contains_key(kind.plural) {
-                let _kept_in_sources: Cache<Partial> = starter.start(kind);
-            }
+/// Asks which of our kinds the server serves; waits until it answers. `None` when stopped.
+pub(crate) async fn served(
+    stop: &CancellationToken,
+    client: &Client,
+) -> Option<BTreeSet<&'static Kind>> {
+    let mut backoff = Backoff::default();
+    loop {
+        match ask_served(client).await {
+            Ok(served) if !served.is_empty() => return Some(served),
+            Ok(_) => (),
+            Err(err) => debug!(err = report(&err), "cannot ask what the server serves"),
         }
-        hub.sources = starter.sources;
-        hub
+        tokio::select! { biased;
+            () = stop.cancelled() => return None,
+            () = tokio::time::sleep(backoff.step()) => (),
+        }
+    }
+}
+
+async fn ask_served(client: &Client) -> Result<BTreeSet<&'static Kind>, ClientError> {
+    let mut resources: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let mut served = BTreeSet::new();
+    for kind in KINDS.iter().copied() {
+        let root = if kind.group.is_empty() { "/api" } else { "/apis" };
+        let path = format!("{root}/{}", kind.api_version());
+        if !resources.contains_key(&path) {
+            let answer = client.raw_get(&path).await?;
+            let list: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+            let names = list.get("resources").and_then(Value::as_array).into_iter().flatten();
+            let names = names.filter_map(|one| one.get("name").and_then(Value::as_str));
+            let names: BTreeSet<String> = names.map(str::to_owned).collect();
+            resources.insert(path.clone(), names);
+        }
+        if resources.get(&path).is_some_and(|names| names.contains(kind.plural)) {
+            served.insert(kind);
+        }
+    }
+    Ok(served)
+}
+
+impl Hub {
+    /// Does the server serve everything a controller looks at?
+    pub(crate) fn suffices(&self, controller: &Controller) -> bool {
+        controller.needs.iter().all(|(kind, _)| self.sources.contains_key(kind))
+    }
+
+    /// What a controller looks at.
+    pub(crate) fn needs(&self, controller: &Controller) -> Vec<&'static Kind> {
+        self.sources.keys().copied().filter(|kind| controller.looks_at(kind)).collect()
     }
 
     /// Wake-ups for changes of these kinds.
-    ///
-    /// One that looks at all is not woken by leases: heartbeats neither own nor are owned anew.
     pub(crate) fn changes(&self, needs: &[&'static Kind]) -> Vec<watch::Receiver<u64>> {
-        let mut changes: Vec<_> = Vec::new();
-        for (plural, (_, source)) in &self.sources {
-            let named = needs.iter().any(|kind| kind.plural == *plural);
-            if named || (needs.is_empty() && *plural != "leases") {
-                changes.push(source.changes());
+        let sources = needs.iter().filter_map(|kind| self.sources.get(kind));
+        sources.map(|source| source.changes()).collect()
+    }
+
+    /// What happened to the kinds a controller looks at since it last asked.
+    pub(crate) fn news(
+        &self,
+        controller: &Controller,
+        cursors: &mut BTreeMap<&'static Kind, u64>,
+    ) -> News {
+        let mut news = News::default();
+        let whole = controller.needs.is_empty();
+        for (kind, source) in &self.sources {
+            if controller.looks_at(kind) {
+                source.news(kind, cursors.entry(kind).or_default(), whole, &mut news);
             }
         }
-        changes
+        news
+    }
+
+    /// Makes the view of a controller.
+    pub(crate) fn view_of(&self, controller: &Controller, settings: &Settings) -> View {
+        let mut view = View { settings: settings.clone(), ..View::default() };
+        self.fill(&mut view, |kind| controller.needs.iter().any(|(need, _)| *need == kind));
+        view
+    }
+
+    /// Makes a view of these kinds.
+    pub(crate) fn view(&self, needs: &[&'static Kind], settings: &Settings) -> View {
+        let mut view = View { settings: settings.clone(), ..View::default() };
+        self.fill(&mut view, |kind| needs.contains(&kind));
+        view
+    }
+
+    /// Does the view of this kind show what was written?
+    pub(crate) fn shows(&self, pending: &Pending) -> bool {
+        let Some(source) = self.sources.get(pending.kind()) else { return true };
+        match pending {
+            Pending::Revision(_, revision) => source.revision() >= *revision,
+            Pending::Gone { namespace, name, uid, .. } => {
+                source.living_uid(namespace, name).as_ref() != Some(uid)
+            }
+        }
     }
 
     /// Waits for the first lists; `false` when stopped before.
@@ -296,10 +425,7 @@ impl Hub {
     }
 
     async fn seen(&self, pending: &Pending) {
-        let kind = match pending {
-            Pending::Revision(kind, _) | Pending::Gone { kind, .. } => kind,
-        };
-        let Some((_, source)) = self.sources.get(kind.plural) else { return };
+        let Some(source) = self.sources.get(pending.kind()) else { return };
         let mut changes = source.changes();
         // The sender lives as long as we do.
         let _open = changes
@@ -312,41 +438,6 @@ impl Hub {
             .await;
     }
 
-    /// Makes the view of a loop; garbage collection (no needs) gets metadata of everything.
-    pub(crate) fn view(&self, needs: &[&'static Kind], settings: &Settings) -> View {
-        let mut view = View { settings: settings.clone(), ..View::default() };
-        if needs.is_empty() {
-            for (kind, source) in self.sources.values() {
-                source.references(kind, &mut view.references);
-            }
-        }
-        for need in needs {
-            match need.kind {
-                "Pod" => (view.pods, view.index) = self.pods.indexed(),
-                "Node" => view.nodes = self.nodes.set(),
-                "Lease" => view.leases = self.leases.set(),
-                "Namespace" => view.namespaces = self.namespaces.set(),
-                "Service" => view.services = self.services.set(),
-                "Endpoints" => view.endpoints = self.endpoints.set(),
-                "EndpointSlice" => view.slices = self.slices.set(),
-                "Deployment" => view.deployments = self.deployments.set(),
-                "ReplicaSet" => view.replica_sets = self.replica_sets.set(),
-                "ReplicationController" => {
-                    let all = self.replication_controllers.list();
-                    let read = all.iter().filter_map(|one| as_replica_set(one));
-                    view.replication_controllers = read.map(Arc::new).collect();
-                }
-                "Machine" => view.machines = self.machines.set(),
-                "CertificateSigningRequest" => {
-                    view.requests = self.requests.set();
-                    view.facts = self.facts();
-                }
-                _ => (),
-            }
-        }
-        view
-    }
-
     /// What the bodies of undecided requests say.
     fn facts(&self) -> BTreeMap<String, RequestFacts> {
         let all = self.requests.set();
@@ -356,42 +447,6 @@ impl Hub {
 
     /// A request by name.
     pub(crate) fn request(&self, name: &str) -> Option<Arc<CertificateSigningRequest>> {
-        self.requests.cache.get("", name)
-    }
-}
-
-/// Reads a replication controller as a replica set: only the selector is written differently.
-fn as_replica_set(one: &Loose) -> Option<ReplicaSet> {
-    let mut value = serde_json::to_value(one).ok()?;
-    let spec = value.get_mut("spec")?.as_object_mut()?;
-    let selector = match spec.get("selector") {
-        Some(selector) if selector.as_object().is_some_and(|map| !map.is_empty()) => {
-            selector.clone()
-        }
-        _ => spec.get("template")?.pointer("/metadata/labels")?.clone(),
-    };
-    spec.insert("selector".to_owned(), json!({ "matchLabels": selector }));
-    ReplicaSet::decode(&value).ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_replication_controller_reads_as_a_replica_set() {
-        let loose = |spec: Value| {
-            serde_json::from_value::<Loose>(
-                json!({"kind": "ReplicationController", "metadata": {"name": "a"}, "spec": spec}),
-            )
-            .unwrap()
-        };
-        let template = json!({"metadata": {"labels": {"app": "t"}}});
-        let own = as_replica_set(&loose(json!({"selector": {"app": "s"}, "replicas": 2}))).unwrap();
-        assert_eq!(own.spec.selector.unwrap().match_labels["app"], "s");
-        assert_eq!(own.spec.replicas, Some(2));
-        let from_template = as_replica_set(&loose(json!({ "template": template }))).unwrap();
-        assert_eq!(from_template.spec.selector.unwrap().match_labels["app"], "t");
-        assert!(as_replica_set(&loose(json!({}))).is_none());
+        self.requests.set().get("", name).cloned()
     }
 }

@@ -10,10 +10,12 @@
 #![forbid(unsafe_code)]
 
 mod apply;
+mod choice;
 mod event;
 mod expiry;
 mod hub;
 mod leader;
+mod metrics;
 mod scheduling;
 mod signer;
 mod worker;
@@ -32,7 +34,7 @@ use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::apply::Hand;
+use crate::apply::{Gone, Hand};
 use crate::hub::Hub;
 
 /// How the manager runs.
@@ -46,6 +48,10 @@ pub struct Config {
     pub ca_key: PathBuf,
     /// How long the cluster waits before it acts on a silent node.
     pub timings: Timings,
+    /// Which controllers run.
+    pub controllers: Choice,
+    /// Where they count what they do.
+    pub metrics: Metrics,
 }
 
 impl Config {
@@ -92,7 +98,9 @@ pub enum RunError {
     Task(#[source] Box<TaskFailed<leader::LeaseLost>>),
 }
 
+pub use choice::{Choice, UnknownController, names};
 pub use leader::LeaseLost;
+pub use metrics::{Meter, Metrics};
 pub use signer::SignerError;
 
 /// Runs every controller and the scheduler until `stop`.
@@ -115,11 +123,13 @@ pub async fn run(stop: CancellationToken, config: Config) -> Result<(), RunError
     let mut tasks = Supervisor::new(stop.child_token());
     let stop = tasks.stop();
     tasks.spawn_fallible("leader", lease.keep(stop.clone()));
-    let hub = Arc::new(Hub::start(&client, &mut tasks));
+    let Some(served) = hub::served(&stop, &client).await else { return Ok(()) };
+    let hub = Arc::new(Hub::start(&client, &served, &mut tasks));
     let (events, recorder) = event::channel(client.clone());
     tasks.spawn("events", recorder.run(stop.clone()));
     tasks.spawn("event expiry", expiry::run(stop.clone(), client.clone()));
-    let hand = Arc::new(Hand { client, hub: Arc::clone(&hub), events, signer });
+    let hand =
+        Arc::new(Hand { client, hub: Arc::clone(&hub), events, signer, gone: Gone::default() });
     start_loops(&mut tasks, &hub, &hand, &config);
     tasks.join().await.map_err(|failed| RunError::Task(Box::new(failed)))
 }
@@ -140,16 +150,25 @@ fn start_loops(
     config: &Config,
 ) {
     let stop = tasks.stop();
-    for controller in CONTROLLERS {
+    for controller in CONTROLLERS.iter().filter(|one| config.controllers.has(one.name)) {
+        if !hub.suffices(controller) {
+            info!(controller = controller.name, "the server lacks a kind it needs; not started");
+            continue;
+        }
         let pace = Pace { settle: settle(controller.name), ..Pace::default() };
-        let world = worker::Worker::new(controller, hub, hand, config.settings());
-        let wakes = hub.changes(controller.needs);
+        let meter = config.metrics.of(controller.name);
+        let world = worker::Worker::new(controller, hub, hand, config.settings(), meter);
+        let needs = hub.needs(controller);
+        let wakes = hub.changes(&needs);
         let (hub, stop) = (Arc::clone(hub), stop.clone());
         tasks.spawn(controller.name, async move {
-            if hub.wait_synced(&stop, controller.needs).await {
+            if hub.wait_synced(&stop, &needs).await {
                 runtime::drive(stop, wakes, world, pace).await;
             }
         });
+    }
+    if !config.controllers.has(choice::SCHEDULER) {
+        return;
     }
     let world = scheduling::Scheduling::new(hub, hand, config.settings());
     let wakes = hub.changes(scheduling::NEEDS);

@@ -1,23 +1,35 @@
-//! One controller's loop: view, plan per key, carry out.
+//! One controller's loop: who must be looked at, plan per key, carry out.
+//!
+//! A key is looked at when something it depends on changed, when it asked for it, and at a
+//! slow beat. It is left alone while the view does not show its own last writes, and for a
+//! growing while after a failure; no key waits for another.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use control::action::{Action, Steps};
-use control::controller::Controller;
-use control::lifecycle::Heartbeats;
+use control::controller::{Controller, Memory};
 use control::view::{Key, Settings, View};
 use jiff::{SignedDuration, Timestamp};
+use objects::Kind;
+use runtime::backoff::Backoff;
 use runtime::driver::{Plan, World};
 use tracing::error;
 
 use crate::apply::{Hand, StepError};
-use crate::hub::{Hub, Unseen};
+use crate::hub::{FORGIVE, Hub, Pending};
+use crate::metrics::Meter;
 
 /// How long a key whose planning panicked is left alone.
 const POISONED: SignedDuration = SignedDuration::from_secs(60);
+/// How often every key is looked at although nothing woke it.
+const BEAT: Duration = Duration::from_secs(600);
+/// How soon to look whether the view shows a write, when no change says so.
+const UNSEEN: Duration = Duration::from_millis(50);
+/// Keys planned in one round, so that the first of a flood are not held up by the last.
+const KEYS: usize = 512;
 
 /// The world of one controller.
 pub(crate) struct Worker {
@@ -25,9 +37,21 @@ pub(crate) struct Worker {
     hub: Arc<Hub>,
     hand: Arc<Hand>,
     settings: Settings,
-    heartbeats: Heartbeats,
-    unseen: Unseen,
-    poisoned: BTreeMap<Key, Timestamp>,
+    meter: Arc<Meter>,
+    memory: Memory,
+    cursors: BTreeMap<&'static Kind, u64>,
+    /// Keys to look at, with the time since when they are not as wanted.
+    dirty: BTreeMap<Key, Instant>,
+    /// Writes of keys that the view may not show yet.
+    unseen: BTreeMap<Key, (Vec<Pending>, Instant)>,
+    /// Keys that asked to be looked at.
+    timers: BTreeSet<(Timestamp, Key)>,
+    asked: BTreeMap<Key, Timestamp>,
+    /// Keys that failed.
+    failed: BTreeMap<Key, (Backoff, Instant)>,
+    beat: Option<Instant>,
+    /// Keys of this round.
+    round: Vec<Key>,
 }
 
 impl Worker {
@@ -36,35 +60,97 @@ impl Worker {
         hub: &Arc<Hub>,
         hand: &Arc<Hand>,
         settings: Settings,
+        meter: Arc<Meter>,
     ) -> Self {
         Self {
             controller,
             hub: Arc::clone(hub),
             hand: Arc::clone(hand),
             settings,
-            heartbeats: Heartbeats::default(),
-            unseen: Unseen::default(),
-            poisoned: BTreeMap::new(),
+            meter,
+            memory: Memory::default(),
+            cursors: BTreeMap::new(),
+            dirty: BTreeMap::new(),
+            unseen: BTreeMap::new(),
+            timers: BTreeSet::new(),
+            asked: BTreeMap::new(),
+            failed: BTreeMap::new(),
+            beat: None,
+            round: Vec::new(),
         }
     }
 
     /// Plans for one key; a panic is a bug of ours with that object, and must not stop others.
-    fn plan_key(&mut self, view: &View, key: Key, now: Timestamp) -> Steps {
-        if let Some(until) = self.poisoned.get(&key) {
-            if now < *until {
-                return Steps { actions: Vec::new(), again_at: Some(*until) };
-            }
-            self.poisoned.remove(&key);
-        }
+    fn plan_key(&self, view: &View, key: &Key, now: Timestamp) -> Steps {
         let controller = self.controller;
-        let planned = catch_unwind(AssertUnwindSafe(|| controller.plan(view, &key, now)));
+        let planned = catch_unwind(AssertUnwindSafe(|| controller.plan(view, key, now)));
         planned.unwrap_or_else(|_| {
             let (ns, name) = (&key.namespace, &key.name);
             error!(controller = controller.name, ns, name, "planning panicked; set aside");
+            self.meter.failed(1);
             let until = now.saturating_add(POISONED).unwrap_or(now);
-            self.poisoned.insert(key, until);
             Steps { actions: Vec::new(), again_at: Some(until) }
         })
+    }
+
+    /// Remembers when a key wants to be looked at; an earlier wish is replaced.
+    fn ask(&mut self, key: &Key, at: Option<Timestamp>) {
+        if let Some(had) = self.asked.remove(key) {
+            self.timers.remove(&(had, key.clone()));
+        }
+        if let Some(at) = at {
+            self.asked.insert(key.clone(), at);
+            self.timers.insert((at, key.clone()));
+        }
+    }
+
+    /// Moves keys whose time has come to those to look at.
+    fn ring(&mut self, now: Timestamp) {
+        while let Some((at, key)) = self.timers.pop_first() {
+            if at > now {
+                self.timers.insert((at, key));
+                return;
+            }
+            self.asked.remove(&key);
+            self.dirty.entry(key).or_insert_with(Instant::now);
+        }
+    }
+
+    /// May the key be planned now?
+    fn is_free(&self, key: &Key, now: Instant) -> bool {
+        !self.unseen.contains_key(key)
+            && self.failed.get(key).is_none_or(|(_, until)| now >= *until)
+    }
+
+    /// Forgets writes that the view shows by now.
+    fn settle(&mut self) {
+        let hub = &self.hub;
+        self.unseen.retain(|_, (writes, since)| {
+            writes.retain(|one| !hub.shows(one));
+            // A view that far behind has been made anew.
+            !writes.is_empty() && since.elapsed() < FORGIVE
+        });
+    }
+
+    /// When to look again without being woken.
+    fn pause(&self, now: Timestamp) -> Duration {
+        let mut pause = self.beat.map_or(BEAT, |at| BEAT.saturating_sub(at.elapsed()));
+        if let Some((at, _)) = self.timers.first() {
+            pause = pause.min(wait_until(Some(*at), now).unwrap_or(pause));
+        }
+        if !self.unseen.is_empty() {
+            pause = pause.min(UNSEEN);
+        }
+        let instant = Instant::now();
+        for (key, (_, until)) in &self.failed {
+            if self.dirty.contains_key(key) {
+                pause = pause.min(until.saturating_duration_since(instant));
+            }
+        }
+        if self.dirty.keys().any(|key| self.is_free(key, instant)) {
+            pause = Duration::ZERO;
+        }
+        pause.max(Duration::from_millis(1))
     }
 }
 
@@ -76,7 +162,7 @@ pub(crate) fn wait_until(again_at: Option<Timestamp>, now: Timestamp) -> Option<
 
 impl World for Worker {
     type Seen = (View, Timestamp);
-    type Action = Action;
+    type Action = (Key, Action);
     type Error = StepError;
 
     fn name(&self) -> &str {
@@ -84,36 +170,82 @@ impl World for Worker {
     }
 
     async fn observe(&mut self) -> Result<Self::Seen, StepError> {
-        self.hub.catch_up(&mut self.unseen).await?;
-        let mut view = self.hub.view(self.controller.needs, &self.settings);
+        // In this order: the view is at least as new as the news, and as the writes it shows.
+        let news = self.hub.news(self.controller, &mut self.cursors);
+        self.settle();
+        let mut view = self.hub.view_of(self.controller, &self.settings);
+        self.hand.look_around(self.controller, &mut view).await;
         let now = Timestamp::now();
-        self.heartbeats.observe(&mut view, now);
+        let woken = self.controller.wake(&mut view, &news, &mut self.memory, now);
+        let instant = Instant::now();
+        for key in woken {
+            self.dirty.entry(key).or_insert(instant);
+        }
+        if self.beat.is_none_or(|at| at.elapsed() >= BEAT) {
+            self.beat = Some(instant);
+            for key in (self.controller.keys)(&view) {
+                self.dirty.entry(key).or_insert(instant);
+            }
+        }
+        self.ring(now);
+        let free = self.dirty.keys().filter(|key| self.is_free(key, instant));
+        self.round = free.take(KEYS).cloned().collect();
         Ok((view, now))
     }
 
-    fn plan(&mut self, (view, now): &Self::Seen) -> Plan<Action> {
-        let mut steps = Steps::none();
-        for key in (self.controller.keys)(view) {
-            steps.extend(self.plan_key(view, key, *now));
+    fn plan(&mut self, (view, now): &Self::Seen) -> Plan<(Key, Action)> {
+        let mut actions = Vec::new();
+        for key in std::mem::take(&mut self.round) {
+            let steps = self.plan_key(view, &key, *now);
+            self.ask(&key, steps.again_at);
+            if steps.actions.is_empty() {
+                self.dirty.remove(&key);
+                self.failed.remove(&key);
+            }
+            actions.extend(steps.actions.into_iter().map(|action| (key.clone(), action)));
         }
-        Plan { actions: steps.actions, again_after: wait_until(steps.again_at, *now) }
+        self.meter.round(actions.len(), self.dirty.values().min().copied());
+        let again_after = actions.is_empty().then(|| self.pause(*now));
+        // After writes the keys are looked at again as soon as the view shows them.
+        Plan { actions, again_after: again_after.or(Some(Duration::from_millis(1))) }
     }
 
-    async fn apply(&mut self, action: &Action) -> Result<(), StepError> {
+    async fn apply(&mut self, (key, action): &(Key, Action)) -> Result<(), StepError> {
         let pending = self.hand.carry_out(self.controller.name, action).await?;
-        self.unseen.extend(pending);
+        self.wait_for(key, pending);
         Ok(())
     }
 
-    async fn apply_all(&mut self, actions: Vec<Action>) -> usize {
+    async fn apply_all(&mut self, actions: Vec<(Key, Action)>) -> usize {
+        let (keys, actions): (Vec<Key>, Vec<Action>) = actions.into_iter().unzip();
         let results = self.hand.carry_out_all(self.controller.name, &actions).await;
-        let mut failures = 0;
-        for result in results {
+        let mut fell = BTreeSet::new();
+        for (key, result) in keys.iter().zip(results) {
             match result {
-                Ok(pending) => self.unseen.extend(pending),
-                Err(()) => failures += 1,
+                Ok(pending) => self.wait_for(key, pending),
+                Err(()) => {
+                    self.meter.failed(1);
+                    fell.insert(key);
+                }
             }
         }
-        failures
+        for key in fell {
+            let entry = self.failed.entry(key.clone());
+            let (backoff, until) = entry.or_insert_with(|| (Backoff::default(), Instant::now()));
+            *until = Instant::now() + backoff.step();
+        }
+        // Failures hold up their own keys alone.
+        0
+    }
+}
+
+impl Worker {
+    /// Holds a key until the view shows a write; kinds it does not look at cannot show any.
+    fn wait_for(&mut self, key: &Key, pending: Option<Pending>) {
+        let Some(pending) = pending else { return };
+        if self.controller.looks_at(pending.kind()) {
+            let entry = self.unseen.entry(key.clone());
+            entry.or_insert_with(|| (Vec::new(), Instant::now())).0.push(pending);
+        }
     }
 }

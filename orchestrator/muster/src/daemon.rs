@@ -56,6 +56,8 @@ fn manager_config(args: &MasterArgs) -> manager::Config {
             node_monitor_grace_period_seconds: args.node_monitor_grace_period,
             pod_eviction_timeout_seconds: args.pod_eviction_timeout,
         },
+        controllers: manager::Choice::default(),
+        metrics: manager::Metrics::default(),
     }
 }
 

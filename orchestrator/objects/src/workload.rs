@@ -1,5 +1,7 @@
 //! Deployments, replica sets, daemon sets, stateful sets: how many pods, made from which template.
 
+use std::collections::BTreeMap;
+
 use serde_json::Value;
 
 use crate::{
@@ -25,6 +27,12 @@ objects! {
         pub status: ReplicaSetStatus,
     }
 
+    /// Keeps a number of equal pods, the older way.
+    kind::REPLICATION_CONTROLLER => pub struct ReplicationController {
+        pub spec: ReplicationControllerSpec,
+        pub status: ReplicaSetStatus,
+    }
+
     /// One pod per node.
     kind::DAEMON_SET => pub struct DaemonSet {
         pub spec: DaemonSetSpec,
@@ -45,6 +53,14 @@ objects! {
 }
 
 views! {
+    /// What a replication controller is to be; its selector is labels alone.
+    pub struct ReplicationControllerSpec {
+        pub replicas: Option<i64>,
+        pub min_ready_seconds: i64,
+        pub selector: BTreeMap<String, String>,
+        pub template: PodTemplateSpec,
+    }
+
     /// What a daemon set is to be.
     pub struct DaemonSetSpec {
         pub selector: Option<LabelSelector>,

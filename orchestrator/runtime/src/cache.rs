@@ -5,7 +5,7 @@
 //!
 //! One task per cache: [`Reflector::run`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
@@ -23,6 +23,8 @@ use crate::telemetry::report;
 
 /// Objects per page of the first list: bounds the memory of one answer.
 const PAGE: u32 = 500;
+/// Changes remembered for those who follow; who falls further behind looks at everything.
+const JOURNAL: usize = 4096;
 
 /// Name of an object inside its resource; `namespace` is empty for cluster-wide ones.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -97,9 +99,57 @@ impl<T> fmt::Debug for Cache<T> {
 }
 
 struct Shared<T> {
-    objects: RwLock<Snapshot<T>>,
-    /// Revision seen; 0 before the first list. Also the wake-up.
+    state: RwLock<State<T>>,
+    /// Revision seen; wakes the readers.
     seen: watch::Sender<u64>,
+}
+
+struct State<T> {
+    objects: Snapshot<T>,
+    /// The latest changes, oldest first.
+    journal: VecDeque<Change<T>>,
+    /// The serial number of the journal's first change.
+    first: u64,
+}
+
+impl<T> State<T> {
+    fn note(&mut self, change: Change<T>) {
+        if self.journal.len() == JOURNAL {
+            self.journal.pop_front();
+            self.first += 1;
+        }
+        self.journal.push_back(change);
+    }
+
+    fn next(&self) -> u64 {
+        self.first.saturating_add(u64::try_from(self.journal.len()).unwrap_or(u64::MAX))
+    }
+}
+
+/// One object before and after a change.
+#[derive(Debug)]
+pub struct Change<T> {
+    /// Which one.
+    pub key: Key,
+    /// What it was; `None` when it is new.
+    pub before: Option<Arc<T>>,
+    /// What it is; `None` when it is gone.
+    pub after: Option<Arc<T>>,
+}
+
+impl<T> Clone for Change<T> {
+    fn clone(&self) -> Self {
+        Self { key: self.key.clone(), before: self.before.clone(), after: self.after.clone() }
+    }
+}
+
+/// What happened since a reader last asked.
+#[derive(Debug)]
+pub enum Changes<T> {
+    /// These changes, in order.
+    These(Vec<Change<T>>),
+    /// More than is remembered, or a new list: look at everything.
+    Everything(Snapshot<T>),
 }
 
 impl<T: DeserializeOwned + Send + Sync + 'static> Cache<T> {
@@ -107,8 +157,8 @@ impl<T: DeserializeOwned + Send + Sync + 'static> Cache<T> {
     #[must_use]
     pub fn new(client: Client, resource: Resource, params: CacheParams) -> (Self, Reflector<T>) {
         let (seen, _) = watch::channel(0);
-        let objects = RwLock::new(Arc::new(BTreeMap::new()));
-        let shared = Arc::new(Shared { objects, seen });
+        let state = State { objects: Snapshot::default(), journal: VecDeque::new(), first: 1 };
+        let shared = Arc::new(Shared { state: RwLock::new(state), seen });
         let reflector = Reflector { client, resource, params, shared: Arc::clone(&shared) };
         (Self { shared }, reflector)
     }
@@ -131,6 +181,17 @@ impl<T> Cache<T> {
     #[must_use]
     pub fn list(&self) -> Vec<Arc<T>> {
         self.snapshot().values().cloned().collect()
+    }
+
+    /// Returns what happened since `cursor`, and moves it; a fresh reader starts with 0.
+    #[must_use]
+    pub fn changes_since(&self, cursor: &mut u64) -> Changes<T> {
+        let state = self.shared.read();
+        let from = std::mem::replace(cursor, state.next());
+        match from.checked_sub(state.first).and_then(|skip| usize::try_from(skip).ok()) {
+            Some(skip) => Changes::These(state.journal.iter().skip(skip).cloned().collect()),
+            None => Changes::Everything(Arc::clone(&state.objects)),
+        }
     }
 
     /// Wakes when anything changed; the number is the revision seen and may be ignored.
@@ -167,15 +228,38 @@ impl<T> Cache<T> {
 }
 
 impl<T> Shared<T> {
-    fn snapshot(&self) -> Snapshot<T> {
-        // A poisoned lock still guards a whole map: writers only swap or insert.
-        Arc::clone(&self.objects.read().unwrap_or_else(std::sync::PoisonError::into_inner))
+    // A poisoned lock still guards a whole state: writers only swap or insert.
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, State<T>> {
+        self.state.read().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    fn change(&self, change: impl FnOnce(&mut BTreeMap<Key, Arc<T>>)) {
-        let mut objects = self.objects.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, State<T>> {
+        self.state.write().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn snapshot(&self) -> Snapshot<T> {
+        Arc::clone(&self.read().objects)
+    }
+
+    /// Puts an object in, or takes it out.
+    fn set(&self, key: Key, after: Option<Arc<T>>) {
+        let mut state = self.write();
         // Copies the map of pointers only while a reader holds the old state.
-        change(Arc::make_mut(&mut objects));
+        let objects = Arc::make_mut(&mut state.objects);
+        let before = match &after {
+            Some(object) => objects.insert(key.clone(), Arc::clone(object)),
+            None => objects.remove(&key),
+        };
+        state.note(Change { key, before, after });
+    }
+
+    /// Puts a new list in the place of everything.
+    fn replace(&self, fresh: BTreeMap<Key, Arc<T>>) {
+        let mut state = self.write();
+        // One number more than was given out: every reader starts over.
+        state.first = state.next().saturating_add(1);
+        state.journal.clear();
+        state.objects = Arc::new(fresh);
     }
 }
 
@@ -261,17 +345,12 @@ impl<T: DeserializeOwned + Send + Sync + 'static> Reflector<T> {
                 WatchEvent::Added(object) | WatchEvent::Modified(object) => {
                     *revision = revision_text(&object);
                     if let Some((key, object)) = self.decode(object) {
-                        self.shared.change(|objects| {
-                            objects.insert(key, object);
-                        });
+                        self.shared.set(key, Some(object));
                     }
                 }
                 WatchEvent::Deleted(object) => {
                     *revision = revision_text(&object);
-                    let key = Key::of(&object);
-                    self.shared.change(|objects| {
-                        objects.remove(&key);
-                    });
+                    self.shared.set(Key::of(&object), None);
                 }
                 WatchEvent::Bookmark(mark) => *revision = mark,
                 WatchEvent::Error(status) => {
@@ -303,7 +382,7 @@ impl<T: DeserializeOwned + Send + Sync + 'static> Reflector<T> {
             }
             params.continue_token = list.continue_token;
         };
-        self.shared.change(|objects| *objects = fresh);
+        self.shared.replace(fresh);
         // A server without numbers would be a stranger; 1 still says "synced".
         self.shared.seen.send_replace(revision.parse().unwrap_or(1).max(1));
         Ok(revision)
@@ -321,9 +400,7 @@ impl<T: DeserializeOwned + Send + Sync + 'static> Reflector<T> {
                 let resource = &self.resource;
                 warn!(%resource, %key, err = report(&err), "object does not decode; left out");
                 // What we held before is no longer true.
-                self.shared.change(|objects| {
-                    objects.remove(&key);
-                });
+                self.shared.set(key, None);
                 None
             }
         }

@@ -28,10 +28,7 @@ pub(super) struct Managers(Vec<Manager>);
 impl Manager {
     /// Adds fields; the time is that of the last change.
     pub(super) fn gain(&mut self, fields: &Set, now: Time) {
-        let grown = self.fields.union(fields);
-        if grown != self.fields {
-            self.fields = grown;
-        }
+        self.fields.extend(fields);
         self.time = now.to_string();
     }
 }
@@ -134,7 +131,7 @@ impl Managers {
                 .iter_mut()
                 .find(|have| have.name == ANCIENT && have.subresource == gone.subresource)
             {
-                Some(have) => have.fields = have.fields.union(&gone.fields),
+                Some(have) => have.fields.extend(&gone.fields),
                 None => self.0.insert(0, Manager { name: ANCIENT.to_owned(), ..gone }),
             }
         }

@@ -8,6 +8,8 @@ use serde::{
 };
 use serde_json::{Map, Number, Value};
 
+use super::Place;
+
 /// Deeper nesting is refused; no object of ours comes near.
 const DEPTH_MAX: usize = 100;
 
@@ -15,7 +17,7 @@ const DEPTH_MAX: usize = 100;
 pub(super) fn parse_json(bytes: &[u8]) -> Result<(Value, Vec<String>), serde_json::Error> {
     let mut doubled = Vec::new();
     let mut source = serde_json::Deserializer::from_slice(bytes);
-    let tree = Tree { path: String::new(), depth: 0, doubled: &mut doubled };
+    let tree = Tree { place: Place::ROOT, depth: 0, doubled: &mut doubled };
     let value = tree.deserialize(&mut source)?;
     source.end()?;
     Ok((value, doubled))
@@ -30,14 +32,14 @@ pub(super) fn parse_yaml(bytes: &[u8]) -> Result<(Value, Vec<String>), serde_sap
     };
     let value =
         serde_saphyr::with_deserializer_from_slice_with_options(bytes, options, |source| {
-            Tree { path: String::new(), depth: 0, doubled: &mut doubled }.deserialize(source)
+            Tree { place: Place::ROOT, depth: 0, doubled: &mut doubled }.deserialize(source)
         })?;
     Ok((value, doubled))
 }
 
 /// Where in the tree we are, and what was seen twice.
 struct Tree<'a> {
-    path: String,
+    place: Place<'a>,
     depth: usize,
     doubled: &'a mut Vec<String>,
 }
@@ -100,7 +102,7 @@ impl<'de> Visitor<'de> for Tree<'_> {
         let mut items = Vec::new();
         loop {
             let inner = Tree {
-                path: format!("{}[{}]", self.path, items.len()),
+                place: Place::Item(&self.place, items.len()),
                 depth: self.depth.saturating_add(1),
                 doubled: self.doubled,
             };
@@ -114,17 +116,16 @@ impl<'de> Visitor<'de> for Tree<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut source: A) -> Result<Value, A::Error> {
         let mut fields = Map::new();
         while let Some(key) = source.next_key::<String>()? {
-            let path =
-                if self.path.is_empty() { key.clone() } else { format!("{}.{key}", self.path) };
             let inner = Tree {
-                path: path.clone(),
+                place: Place::Field(&self.place, &key),
                 depth: self.depth.saturating_add(1),
                 doubled: self.doubled,
             };
             let value = source.next_value_seed(inner)?;
-            if fields.insert(key, value).is_some() {
-                self.doubled.push(path);
+            if fields.contains_key(&key) {
+                self.doubled.push(Place::Field(&self.place, &key).to_string());
             }
+            fields.insert(key, value);
         }
         Ok(Value::Object(fields))
     }

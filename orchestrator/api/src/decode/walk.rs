@@ -5,6 +5,7 @@ use objects::{MicroTime, Quantity, Time, time::parse_time};
 use serde_json::{Value, json};
 use thiserror::Error;
 
+use super::Place;
 use crate::schema::{Field, Node, Scalar, Schema, Type};
 
 /// A value of another type than the schema says.
@@ -23,7 +24,7 @@ pub(super) fn walk(
     value: &mut Value,
 ) -> Result<Vec<String>, WrongType> {
     let mut walker = Walker { schema, unknown: Vec::new(), root: root.name };
-    walker.object(root, value, "")?;
+    walker.object(root, value, Place::ROOT)?;
     Ok(walker.unknown)
 }
 
@@ -33,12 +34,13 @@ struct Walker<'a> {
     root: &'static str,
 }
 
-fn join(path: &str, name: &str) -> String {
-    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
-}
-
 impl Walker<'_> {
-    fn object(&mut self, shape: &Type, value: &mut Value, path: &str) -> Result<(), WrongType> {
+    fn object(
+        &mut self,
+        shape: &Type,
+        value: &mut Value,
+        path: Place<'_>,
+    ) -> Result<(), WrongType> {
         let found = kind_of(value);
         let Some(fields) = value.as_object_mut() else {
             return Err(self.wrong(path, found, "object"));
@@ -51,11 +53,11 @@ impl Walker<'_> {
                         // A null says nothing, so it is as if it were not there.
                         dropped.push(name.clone());
                     } else {
-                        self.field(field, value, &join(path, name))?;
+                        self.field(field, value, Place::Field(&path, name))?;
                     }
                 }
                 None => {
-                    self.unknown.push(join(path, name));
+                    self.unknown.push(Place::Field(&path, name).to_string());
                     dropped.push(name.clone());
                 }
             }
@@ -66,15 +68,23 @@ impl Walker<'_> {
         Ok(())
     }
 
-    fn field(&mut self, field: &Field, value: &mut Value, path: &str) -> Result<(), WrongType> {
+    fn field(
+        &mut self,
+        field: &Field,
+        value: &mut Value,
+        path: Place<'_>,
+    ) -> Result<(), WrongType> {
         self.node(&field.node, value, path)
     }
 
-    fn node(&mut self, node: &Node, value: &mut Value, path: &str) -> Result<(), WrongType> {
+    fn node(&mut self, node: &Node, value: &mut Value, path: Place<'_>) -> Result<(), WrongType> {
         match node {
             Node::Any => Ok(()),
             Node::Scalar(scalar) => {
                 let found = kind_of(value);
+                if fits(*scalar, value) {
+                    return Ok(());
+                }
                 match shape_scalar(*scalar, value) {
                     Some(shaped) => {
                         *value = shaped;
@@ -97,7 +107,7 @@ impl Walker<'_> {
                     return Err(self.wrong(path, found, "list"));
                 };
                 for (at, value) in items.iter_mut().enumerate() {
-                    self.node(item, value, &format!("{path}[{at}]"))?;
+                    self.node(item, value, Place::Item(&path, at))?;
                 }
                 Ok(())
             }
@@ -107,16 +117,18 @@ impl Walker<'_> {
                     return Err(self.wrong(path, found, "map"));
                 };
                 for (key, value) in fields.iter_mut() {
-                    self.node(item, value, &join(path, key))?;
+                    self.node(item, value, Place::Field(&path, key))?;
                 }
                 Ok(())
             }
         }
     }
 
-    fn wrong(&self, path: &str, found: &'static str, wanted: &'static str) -> WrongType {
+    fn wrong(&self, path: Place<'_>, found: &'static str, wanted: &'static str) -> WrongType {
         let root = self.root.rsplit('.').next().unwrap_or(self.root);
-        WrongType { place: join(root, path), found, wanted }
+        let path = path.to_string();
+        let place = if path.is_empty() { root.to_owned() } else { format!("{root}.{path}") };
+        WrongType { place, found, wanted }
     }
 }
 
@@ -142,6 +154,20 @@ fn scalar_name(scalar: Scalar) -> &'static str {
         Scalar::Time | Scalar::MicroTime => "time",
         Scalar::Quantity => "quantity",
         Scalar::IntOrString => "intstr.IntOrString",
+    }
+}
+
+/// Is the value in its one form already? Most are; `false` means that it must be looked at.
+fn fits(scalar: Scalar, value: &Value) -> bool {
+    match (scalar, value) {
+        (Scalar::String | Scalar::IntOrString, Value::String(_))
+        | (Scalar::Boolean, Value::Bool(_))
+        | (Scalar::Number, Value::Number(_)) => true,
+        (Scalar::Int32, Value::Number(number)) => {
+            number.as_i64().is_some_and(|number| i32::try_from(number).is_ok())
+        }
+        (Scalar::Int64 | Scalar::Integer, Value::Number(number)) => number.is_i64(),
+        _ => false,
     }
 }
 

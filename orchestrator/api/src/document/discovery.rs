@@ -12,7 +12,11 @@ const VERBS: &[&str] =
 /// Reviews: posted, answered, never stored. Group, plural, kind, namespaced.
 const REVIEWS: &[(&str, &str, &str, bool)] = &[
     ("authentication.k8s.io", "selfsubjectreviews", "SelfSubjectReview", false),
+    ("authentication.k8s.io", "tokenreviews", "TokenReview", false),
+    ("authorization.k8s.io", "localsubjectaccessreviews", "LocalSubjectAccessReview", true),
     ("authorization.k8s.io", "selfsubjectaccessreviews", "SelfSubjectAccessReview", false),
+    ("authorization.k8s.io", "selfsubjectrulesreviews", "SelfSubjectRulesReview", false),
+    ("authorization.k8s.io", "subjectaccessreviews", "SubjectAccessReview", false),
 ];
 
 /// A resource or subresource of a group-version.
@@ -41,9 +45,10 @@ pub(crate) fn has_reviews(group: &str, version: &str) -> bool {
     version == "v1" && REVIEWS.iter().any(|review| review.0 == group)
 }
 
-/// Is this the resource name of a review?
-pub(crate) fn is_review(group: &str, version: &str, plural: &str) -> bool {
-    version == "v1" && REVIEWS.iter().any(|review| (review.0, review.1) == (group, plural))
+/// The kind of the reviews of this resource name, and whether they are posted to a namespace.
+pub(crate) fn review(group: &str, version: &str, plural: &str) -> Option<(&'static str, bool)> {
+    let found = REVIEWS.iter().find(|review| (review.0, review.1) == (group, plural));
+    found.filter(|_| version == "v1").map(|review| (review.2, review.3))
 }
 
 /// Every group-version, core first, the rest in the order of the tables.

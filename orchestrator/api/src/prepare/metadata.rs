@@ -147,18 +147,10 @@ pub(super) fn count_generation(kind: &Kind, old: &Value, new: &mut Value) {
     if !kind.has_generation {
         return;
     }
-    let wanted = |object: &Value| -> Value {
-        let mut rest = object.clone();
-        if let Some(fields) = rest.as_object_mut() {
-            fields.remove("metadata");
-            fields.remove("status");
-        }
-        rest
-    };
+    let changed = !same_but(old, new, &["metadata", "status"]);
     let annotations = |object: &Value| object.pointer("/metadata/annotations").cloned();
-    let changed = wanted(old) != wanted(new)
-        // A deployment carries its annotations on to its replica sets.
-        || (*kind == kind::DEPLOYMENT && annotations(old) != annotations(new));
+    // A deployment carries its annotations on to its replica sets.
+    let changed = changed || (*kind == kind::DEPLOYMENT && annotations(old) != annotations(new));
     let before = objects::field::int_at(old, "metadata.generation").unwrap_or(0);
     let Some(meta) = meta_mut(new) else { return };
     if changed {
@@ -180,16 +172,35 @@ pub(super) fn is_gone(kind: &Kind, object: &Value) -> bool {
 
 /// Are two states of an object the same, but for versions and the times of managed fields?
 pub(super) fn is_same(old: &Value, new: &Value) -> bool {
-    let bare = |object: &Value| -> Value {
-        let mut object = object.clone();
-        if let Some(meta) = object.get_mut("metadata").and_then(Value::as_object_mut) {
-            meta.remove("resourceVersion");
-            let managed = meta.get_mut("managedFields").and_then(Value::as_array_mut);
-            for entry in managed.into_iter().flatten().filter_map(Value::as_object_mut) {
+    same_but(old, new, &["metadata"]) && same_metadata(old.get("metadata"), new.get("metadata"))
+}
+
+fn same_metadata(old: Option<&Value>, new: Option<&Value>) -> bool {
+    let (Some(old), Some(new)) = (old, new) else { return old == new };
+    let managers = |meta: &Value| -> Vec<Value> {
+        let managed = meta.get("managedFields").and_then(Value::as_array);
+        let entries = managed.into_iter().flatten().cloned();
+        let timeless = entries.map(|mut entry| {
+            if let Some(entry) = entry.as_object_mut() {
                 entry.remove("time");
             }
-        }
-        object
+            entry
+        });
+        timeless.collect()
     };
-    bare(old) == bare(new)
+    same_but(old, new, &["resourceVersion", "managedFields"])
+        && (old.get("managedFields") == new.get("managedFields") || managers(old) == managers(new))
+}
+
+/// Are all members the same but for these?
+fn same_but(old: &Value, new: &Value, but: &[&str]) -> bool {
+    let (Some(old), Some(new)) = (old.as_object(), new.as_object()) else { return old == new };
+    let counted = |members: &Map<String, Value>| {
+        members.len() - but.iter().filter(|name| members.contains_key(**name)).count()
+    };
+    counted(old) == counted(new)
+        && old
+            .iter()
+            .filter(|(name, _)| !but.contains(&name.as_str()))
+            .all(|(name, value)| new.get(name) == Some(value))
 }

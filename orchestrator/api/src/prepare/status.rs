@@ -34,10 +34,18 @@ pub(super) fn reset_on_create(kind: &Kind, object: &mut Value, context: &Context
             } else {
                 spec.insert("groups".to_owned(), json!(context.user.groups));
             }
+            if !context.user.uid.is_empty() {
+                spec.insert("uid".to_owned(), json!(context.user.uid));
+            }
+            if !context.user.extra.is_empty() {
+                spec.insert("extra".to_owned(), json!(context.user.extra));
+            }
             fields.insert("status".to_owned(), json!({}));
         }
         "PersistentVolume" => {
-            fields.insert("status".to_owned(), json!({"phase": "Available"}));
+            let now = Time::from(context.now).to_string();
+            let status = json!({"phase": "Pending", "lastPhaseTransitionTime": now});
+            fields.insert("status".to_owned(), status);
         }
         "PersistentVolumeClaim" => {
             fields.insert("status".to_owned(), json!({"phase": "Pending"}));
@@ -58,7 +66,69 @@ pub(super) fn reset_on_create(kind: &Kind, object: &mut Value, context: &Context
             });
             fields.insert("status".to_owned(), none);
         }
+        "Job" => job_selector(fields),
+        "CustomResourceDefinition" => definition_status(fields),
+        "Pod" => {}
+        _ if kind.has_status && *kind != kind::NODE && kind.group != "muster.dev" => {
+            fields.insert("status".to_owned(), empty_status(kind));
+        }
         _ => {}
+    }
+}
+
+/// A status that says nothing yet: what upstream always writes of it.
+fn empty_status(kind: &Kind) -> Value {
+    match kind.kind {
+        "PodDisruptionBudget" => json!({
+            "currentHealthy": 0, "desiredHealthy": 0, "disruptionsAllowed": 0, "expectedPods": 0,
+        }),
+        "HorizontalPodAutoscaler" => json!({"desiredReplicas": 0, "currentMetrics": null}),
+        "Ingress" => json!({"loadBalancer": {}}),
+        "VolumeAttachment" => json!({"attached": false}),
+        _ => json!({}),
+    }
+}
+
+/// The versions objects of a definition have ever been stored in: at first one.
+fn definition_status(fields: &mut Map<String, Value>) {
+    let versions = fields.get("spec").and_then(|spec| spec.get("versions")?.as_array());
+    let stored: Vec<Value> = versions
+        .into_iter()
+        .flatten()
+        .filter(|version| version.get("storage") == Some(&json!(true)))
+        .filter_map(|version| version.get("name").cloned())
+        .collect();
+    let status = json!({
+        "conditions": [], "acceptedNames": {"plural": "", "kind": ""}, "storedVersions": stored,
+    });
+    fields.insert("status".to_owned(), status);
+}
+
+/// A job finds its pods by its own uid, unless its user says how.
+fn job_selector(fields: &mut Map<String, Value>) {
+    fields.insert("status".to_owned(), json!({}));
+    let text = |key: &str| -> Value {
+        let found = fields.get("metadata").and_then(|meta| meta.get(key));
+        found.cloned().unwrap_or_else(|| json!(""))
+    };
+    let (uid, name) = (text("uid"), text("name"));
+    let spec = child(fields, "spec");
+    if spec.get("manualSelector") == Some(&json!(true)) {
+        return;
+    }
+    let template = child(spec, "template");
+    let labels = child(child(template, "metadata"), "labels");
+    for (key, value) in [
+        ("batch.kubernetes.io/controller-uid", &uid),
+        ("batch.kubernetes.io/job-name", &name),
+        ("controller-uid", &uid),
+        ("job-name", &name),
+    ] {
+        labels.entry(key).or_insert_with(|| value.clone());
+    }
+    let selector = spec.entry("selector").or_insert_with(|| json!({}));
+    if let Some(selector) = selector.as_object_mut() {
+        child(selector, "matchLabels").insert("batch.kubernetes.io/controller-uid".to_owned(), uid);
     }
 }
 
@@ -132,6 +202,7 @@ pub(super) fn separate(
             if request.kind.has_status {
                 keep(old, new, "status");
             }
+            keep_fixed(request.kind, old, new);
             if *request.kind == kind::NAMESPACE {
                 // Only `/finalize` lets go of a namespace.
                 let finalizers = old.pointer("/spec/finalizers").cloned();
@@ -217,6 +288,17 @@ fn stamp_conditions(object: &mut Value, context: &Context<'_>) {
             condition.entry(key).or_insert_with(|| now.clone());
         }
         condition.entry("status").or_insert_with(|| json!("True"));
+    }
+}
+
+/// Puts back what old clients leave out of an update and only the server says.
+fn keep_fixed(kind: &Kind, old: &Value, new: &mut Value) {
+    if *kind != kind::JOB || old.pointer("/spec/manualSelector") == Some(&json!(true)) {
+        return;
+    }
+    let Some(spec) = new.get_mut("spec").and_then(Value::as_object_mut) else { return };
+    if let (None, Some(had)) = (spec.get("selector"), old.pointer("/spec/selector")) {
+        spec.insert("selector".to_owned(), had.clone());
     }
 }
 

@@ -9,7 +9,7 @@ const PODS: &str = "/api/v1/namespaces/a/pods";
 const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/a/deployments";
 const CSRS: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
 
-fn request(method: &str, url: &str) -> Request {
+pub(super) fn request(method: &str, url: &str) -> Request {
     let (path, query) = url.split_once('?').unwrap_or((url, ""));
     match parse_request(method, path, query) {
         Ok(Route::Resource(request)) => *request,
@@ -22,14 +22,14 @@ fn prepare(method: &str, url: &str, old: Option<&Value>, body: &Value) -> Result
     prepare_as("application/json", method, url, old, body)
 }
 
-fn prepare_as(
+pub(super) fn prepare_as(
     media: &str,
     method: &str,
     url: &str,
     old: Option<&Value>,
     body: &Value,
 ) -> Result<Prepared, Status> {
-    let user = User { name: "u".to_owned(), groups: vec!["g".to_owned()] };
+    let user = User::named("u").with_group("g");
     let context = Context {
         now: NOW.parse::<Timestamp>().unwrap(),
         uid: "new-uid".to_owned(),

@@ -9,7 +9,7 @@ fn check(method: &str, url: &str, expected: &str) {
             format!("{} {} [{}] [{}]", r.verb.as_str(), r.resource(), r.namespace, r.name)
         }
         Ok(Route::Document(found)) => format!("{found:?}"),
-        Ok(Route::Review(name, version)) => format!("review {name} {version}"),
+        Ok(Route::Review(to)) => format!("review {} {}/v1", to.resource, to.group),
         Ok(other) => format!("{other:?}"),
         Err(status) => status.code.to_string(),
     };

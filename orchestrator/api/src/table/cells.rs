@@ -16,15 +16,15 @@ pub(super) fn name(object: &Value) -> &str {
     str_at(object, "metadata.name").unwrap_or("")
 }
 
-fn at<'a>(object: &'a Value, path: &str) -> &'a str {
+pub(super) fn at<'a>(object: &'a Value, path: &str) -> &'a str {
     str_at(object, path).unwrap_or("")
 }
 
-fn count(object: &Value, path: &str) -> i64 {
+pub(super) fn count(object: &Value, path: &str) -> i64 {
     int_at(object, path).unwrap_or(0)
 }
 
-fn items<'a>(object: &'a Value, path: &str) -> &'a [Value] {
+pub(super) fn items<'a>(object: &'a Value, path: &str) -> &'a [Value] {
     value_at(object, path).and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
@@ -37,7 +37,7 @@ pub(super) fn age(object: &Value, now: Timestamp) -> String {
     since(at(object, "metadata.creationTimestamp"), now)
 }
 
-fn since(time: &str, now: Timestamp) -> String {
+pub(super) fn since(time: &str, now: Timestamp) -> String {
     match objects::time::parse_time(time) {
         Some(then) => human_duration(objects::time::seconds_between(then, now)),
         None => "<unknown>".to_owned(),
@@ -73,7 +73,7 @@ pub(super) fn human_duration(seconds: i64) -> String {
 }
 
 /// A map as `a=b,c=d`.
-fn labels(object: &Value, path: &str) -> String {
+pub(super) fn labels(object: &Value, path: &str) -> String {
     let pairs: Vec<String> = value_at(object, path)
         .and_then(Value::as_object)
         .into_iter()
@@ -84,7 +84,7 @@ fn labels(object: &Value, path: &str) -> String {
 }
 
 /// A label selector in text.
-fn selector(object: &Value, path: &str) -> String {
+pub(super) fn selector(object: &Value, path: &str) -> String {
     let Some(value) = value_at(object, path) else { return "<none>".to_owned() };
     if value.get("matchLabels").is_none() && value.get("matchExpressions").is_none() {
         return labels(object, path);
@@ -99,7 +99,7 @@ fn selector(object: &Value, path: &str) -> String {
     }
 }
 
-fn containers(object: &Value, field: &str) -> String {
+pub(super) fn containers(object: &Value, field: &str) -> String {
     let all = items(object, "spec.template.spec.containers");
     let all: Vec<&str> = all.iter().map(|container| at(container, field)).collect();
     all.join(",")
@@ -406,6 +406,10 @@ pub(super) fn volume(object: &Value, now: Timestamp) -> Vec<Value> {
         json!(at(object, "status.phase")),
         json!(claim),
         json!(at(object, "spec.storageClassName")),
+        json!(match at(object, "spec.volumeAttributesClassName") {
+            "" => "<unset>",
+            class => class,
+        }),
         json!(at(object, "status.reason")),
         json!(age(object, now)),
         json!(at(object, "spec.volumeMode")),
@@ -421,6 +425,10 @@ pub(super) fn claim(object: &Value, now: Timestamp) -> Vec<Value> {
         json!(if bound { at(object, "status.capacity.storage") } else { "" }),
         json!(if bound { access_modes(object, "status.accessModes") } else { String::new() }),
         json!(at(object, "spec.storageClassName")),
+        json!(match at(object, "spec.volumeAttributesClassName") {
+            "" => "<unset>",
+            class => class,
+        }),
         json!(age(object, now)),
         json!(at(object, "spec.volumeMode")),
     ]

@@ -2,16 +2,20 @@
 
 use super::Column;
 
-const fn text(name: &'static str) -> Column {
+pub(super) const fn text(name: &'static str) -> Column {
     (name, "string", false)
 }
 
-const fn wide(name: &'static str) -> Column {
+pub(super) const fn wide(name: &'static str) -> Column {
     (name, "string", true)
 }
 
-const fn number(name: &'static str) -> Column {
+pub(super) const fn number(name: &'static str) -> Column {
     (name, "integer", false)
+}
+
+pub(super) const fn boolean(name: &'static str) -> Column {
+    (name, "boolean", false)
 }
 
 pub(super) const PLAIN: &[Column] = &[text("Name"), text("Age")];
@@ -107,6 +111,7 @@ pub(super) const VOLUME: &[Column] = &[
     text("Status"),
     text("Claim"),
     text("StorageClass"),
+    text("VolumeAttributesClass"),
     text("Reason"),
     text("Age"),
     wide("VolumeMode"),
@@ -118,6 +123,7 @@ pub(super) const CLAIM: &[Column] = &[
     text("Capacity"),
     text("Access Modes"),
     text("StorageClass"),
+    text("VolumeAttributesClass"),
     text("Age"),
     wide("VolumeMode"),
 ];

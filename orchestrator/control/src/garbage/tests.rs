@@ -6,7 +6,8 @@ use crate::world::World;
 fn map(name: &str, owners: &[&str], patch: Value) -> Value {
     let owners: Vec<Value> = owners
         .iter()
-        .map(|uid| json!({"uid": uid, "name": uid, "kind": "ConfigMap", "apiVersion": "v1", "blockOwnerDeletion": true}))
+        .map(|owner| owner.split_once('/').unwrap_or((owner, owner)))
+        .map(|(uid, name)| json!({"uid": uid, "name": name, "kind": "ConfigMap", "apiVersion": "v1", "blockOwnerDeletion": true}))
         .collect();
     let mut object =
         json!({"metadata": {"name": name, "namespace": "n", "ownerReferences": owners}});
@@ -33,9 +34,9 @@ fn check(objects: Vec<Value>, expected: &[&str]) {
 #[test]
 fn whole_families_go_when_the_first_is_gone() {
     let none = || json!({});
-    check(vec![map("a", &[], none()), map("b", &["uid-1"], none())], &["a", "b"]);
-    check(vec![map("a", &["gone"], none()), map("b", &["uid-1"], none())], &[]);
-    check(vec![map("a", &[], none()), map("b", &["gone", "uid-1"], none())], &["a", "b"]);
+    check(vec![map("a", &[], none()), map("b", &["uid-1/a"], none())], &["a", "b"]);
+    check(vec![map("a", &["gone"], none()), map("b", &["uid-1/a"], none())], &[]);
+    check(vec![map("a", &[], none()), map("b", &["gone", "uid-1/a"], none())], &["a", "b"]);
 }
 
 #[test]
@@ -46,8 +47,8 @@ fn foreground_goes_from_the_leaves_up() {
     check(
         vec![
             map("a", &[], going),
-            map("b", &["uid-1"], json!({})),
-            map("c", &["uid-2"], json!({})),
+            map("b", &["uid-1/a"], json!({})),
+            map("c", &["uid-2/b"], json!({})),
         ],
         &[],
     );
@@ -56,10 +57,34 @@ fn foreground_goes_from_the_leaves_up() {
 #[test]
 fn orphans_stay() {
     let going = json!({"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["orphan"]});
-    check(vec![map("a", &[], going), map("b", &["uid-1"], json!({}))], &["b"]);
+    check(vec![map("a", &[], going), map("b", &["uid-1/a"], json!({}))], &["b"]);
 }
 
 #[test]
 fn an_owner_in_another_namespace_is_no_owner() {
-    check(vec![map("a", &[], json!({})), map("b", &["uid-1"], json!({"namespace": "m"}))], &["a"]);
+    check(
+        vec![map("a", &[], json!({})), map("b", &["uid-1/a"], json!({"namespace": "m"}))],
+        &["a"],
+    );
+}
+
+#[test]
+fn a_reference_to_an_owner_that_went_is_taken_away() {
+    let mut world = World::default();
+    world.add(&kind::CONFIG_MAP, map("a", &[], json!({})));
+    world.add(&kind::CONFIG_MAP, map("b", &["uid-1/a", "gone"], json!({})));
+    world.settle(&[]);
+    let maps = world.all::<objects::config::ConfigMap>();
+    assert_eq!(maps.len(), 2);
+    assert_eq!(maps[1].metadata.owner_references.len(), 1);
+}
+
+#[test]
+fn a_circle_of_waiting_owners_is_broken() {
+    let going = || {
+        json!({
+            "deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["foregroundDeletion"],
+        })
+    };
+    check(vec![map("a", &["uid-2/b"], going()), map("b", &["uid-1/a"], json!({}))], &[]);
 }

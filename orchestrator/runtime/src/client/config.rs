@@ -122,8 +122,12 @@ impl ClientConfig {
         file.choose(path)
     }
 
-    /// Makes the TLS settings.
-    pub(super) fn render_tls(&self) -> Result<rustls::ClientConfig, ConfigError> {
+    /// Makes the TLS settings: who is trusted, and whom we show ourselves as.
+    ///
+    /// # Errors
+    ///
+    /// When a certificate or key is not PEM, or TLS refuses it.
+    pub fn render_tls(&self) -> Result<rustls::ClientConfig, ConfigError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut roots = RootCertStore::empty();
         for cert in certificates("CA certificate", &self.ca_pem)? {
