@@ -24,7 +24,7 @@ use crate::{
     json::{put, put_in},
     prepare::{Context, manager_name},
     request::Request,
-    schema::{Type, builtin},
+    schema::{Schema, Type, builtin},
 };
 
 /// The manager of fields that were there before anybody was recorded.
@@ -54,10 +54,10 @@ pub(crate) fn track_update(
     new: &mut Value,
     context: &Context<'_>,
 ) {
-    let Some(root) = root(request) else { return };
+    let Some((schema, root)) = root(request) else { return };
     let mut managers = managers_of_update(old, new);
     let empty = json!({});
-    let diff = Walker::new(builtin()).compare(root, old.unwrap_or(&empty), new);
+    let diff = Walker::new(schema).compare(root, old.unwrap_or(&empty), new);
     let gained = ours(request, diff.added.union(&diff.modified));
     for manager in managers.iter_mut() {
         manager.fields.subtract(&gained);
@@ -97,8 +97,8 @@ pub(crate) fn track_applied_creation(
     new: &mut Value,
     context: &Context<'_>,
 ) {
-    let Some(root) = root(request) else { return };
-    let said = ours(request, Walker::new(builtin()).fields(root, applied));
+    let Some((schema, root)) = root(request) else { return };
+    let said = ours(request, Walker::new(schema).fields(root, applied));
     let mut managers = Managers::default();
     let now = Time::from(context.now);
     let name = name_of(request, context);
@@ -121,10 +121,10 @@ pub(crate) fn merge(
     if applied.pointer("/metadata/managedFields").is_some() {
         return Err(Status::bad_request("metadata.managedFields must be nil"));
     }
-    let Some(root) = root(request) else {
+    let Some((schema, root)) = root(request) else {
         return Err(Status::unsupported_media_type("apply is not supported for this kind"));
     };
-    let walker = Walker::new(builtin());
+    let walker = Walker::new(schema);
     walker.check_keys(root, applied).map_err(|why| Status::bad_request(why.to_string()))?;
     let now = Time::from(context.now);
     let mut managers = Managers::decode(old);
@@ -165,9 +165,14 @@ pub(crate) fn merge(
     Ok(merged)
 }
 
-fn root(request: &Request) -> Option<&'static Type> {
+/// The table that knows the kind, and its type there.
+fn root(request: &Request) -> Option<(&Schema, &Type)> {
+    if let Some(custom) = &request.custom {
+        let (schema, root) = custom.schema();
+        return schema.get(root).map(|root| (schema, root));
+    }
     let kind = request.kind;
-    builtin().root(kind.group, kind.version, kind.kind)
+    builtin().root(kind.group, kind.version, kind.kind).map(|root| (builtin(), root))
 }
 
 fn name_of(request: &Request, context: &Context<'_>) -> String {

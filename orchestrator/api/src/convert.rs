@@ -23,7 +23,7 @@ const EVENT_FIELDS: &[(&str, &str)] = &[
 
 /// The object as it is stored.
 pub(crate) fn to_stored(request: &Request, mut object: Value) -> Value {
-    if request.is_alias() {
+    if request.custom.is_none() && request.is_alias() {
         match request.kind.kind {
             "Event" => {
                 rename(&mut object, EVENT_FIELDS.iter().map(|(stored, served)| (*served, *stored)));
@@ -40,7 +40,11 @@ pub(crate) fn to_stored(request: &Request, mut object: Value) -> Value {
 /// The object as the client wants it.
 pub(crate) fn to_served(request: &Request, object: &Value) -> Value {
     let mut object = object.clone();
-    if request.is_alias() {
+    if let Some(custom) = &request.custom {
+        // A default that came after the object was stored holds for readers too.
+        custom.fill_defaults(&mut object);
+        set(&mut object, "apiVersion", &request.api_version());
+    } else if request.is_alias() {
         match request.kind.kind {
             "Event" => rename(&mut object, EVENT_FIELDS.iter().copied()),
             "HorizontalPodAutoscaler" => autoscaler::to_v1(&mut object),

@@ -12,11 +12,15 @@ use serde_json::{Value, json};
 
 pub(crate) use crate::prepare::Decoded;
 use crate::{
+    custom::CustomVersion,
     prepare::Body,
     protobuf,
     request::{FieldValidation, Request},
     schema,
 };
+
+/// The type of metadata in the built-in table.
+const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 
 /// Where in a value we are; written out only when somebody must be told.
 #[derive(Debug, Clone, Copy)]
@@ -45,6 +49,34 @@ impl std::fmt::Display for Place<'_> {
 /// Decodes an object of the request's kind, and holds it against the schema.
 pub(crate) fn decode_object(request: &Request, body: &Body<'_>) -> Result<Decoded, Status> {
     let (value, doubled) = read(body)?;
+    conform(request, value, &doubled)
+}
+
+/// Decodes an apply configuration. What a custom kind's schema does not know cannot be owned, so it
+/// is refused whatever the client says about unknown fields.
+pub(crate) fn decode_applied(request: &Request, body: &Body<'_>) -> Result<Decoded, Status> {
+    let (mut value, doubled) = read(body)?;
+    if let Some(custom) = &request.custom {
+        let unknown = custom_fields(custom, &mut value).map_err(|why| unreadable(request, &why))?;
+        if !unknown.is_empty() {
+            let list: Vec<String> = unknown
+                .iter()
+                .map(|path| format!(".{path}: field not declared in schema"))
+                .collect();
+            let list = match list.as_slice() {
+                [one] => one.clone(),
+                many => format!("errors:\n  {}", many.join("\n  ")),
+            };
+            let why = format!(
+                "failed to create typed patch object ({}/{}; {}, Kind={}): {list}",
+                request.namespace,
+                request.name,
+                request.api_version(),
+                request.kind.kind
+            );
+            return Err(Status::failure(500, "", why));
+        }
+    }
     conform(request, value, &doubled)
 }
 
@@ -82,7 +114,10 @@ pub(crate) fn conform(
     let mut strict: Vec<String> =
         doubled.iter().map(|path| format!("duplicate field \"{path}\"")).collect();
     let root = schema::builtin().root(request.served.group, request.served.version, kind);
-    if let Some(root) = root {
+    if let Some(custom) = &request.custom {
+        let found = custom_fields(custom, &mut value).map_err(|why| unreadable(request, &why))?;
+        strict.splice(..0, found.iter().map(|path| format!("unknown field \"{path}\"")));
+    } else if let Some(root) = root {
         let found = walk::walk(schema::builtin(), root, &mut value)
             .map_err(|wrong| unreadable(request, &wrong.to_string()))?;
         strict.extend(found.iter().map(|path| format!("unknown field \"{path}\"")));
@@ -97,6 +132,29 @@ pub(crate) fn conform(
         }
     };
     Ok(Decoded { value, warnings })
+}
+
+/// Holds a custom object against its schema: what is unknown goes, its metadata is everyone's.
+fn custom_fields(custom: &CustomVersion, value: &mut Value) -> Result<Vec<String>, String> {
+    let table = schema::builtin();
+    let root = table.named(OBJECT_META).and_then(|id| table.get(id));
+    let mut unknown = Vec::new();
+    let mut parts = Vec::new();
+    let pruned = crate::custom::prune(&custom.structural, value);
+    crate::custom::embedded(&custom.structural, value, "", &mut parts);
+    let own = parts;
+    for (path, metadata) in own {
+        if let Some(root) = root {
+            let found = walk::walk(table, root, metadata).map_err(|wrong| wrong.to_string())?;
+            unknown.extend(found.iter().map(|inner| format!("{path}.{inner}")));
+        }
+    }
+    if let (Some(root), Some(metadata)) = (root, value.get_mut("metadata")) {
+        let found = walk::walk(table, root, metadata).map_err(|wrong| wrong.to_string())?;
+        unknown.extend(found.iter().map(|inner| format!("metadata.{inner}")));
+    }
+    unknown.extend(pruned);
+    Ok(unknown)
 }
 
 fn unreadable(request: &Request, why: &str) -> Status {

@@ -10,14 +10,14 @@ mod openapi;
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, LazyLock, OnceLock},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 pub(crate) use discovery::{has_reviews, review, versions};
 use objects::Status;
 use serde_json::{Value, json};
 
-use crate::{accept::entries, request::DocumentPath};
+use crate::{accept::entries, custom::Registry, request::DocumentPath};
 
 /// The version of the API that is spoken.
 const MINOR: &str = "36";
@@ -47,24 +47,12 @@ enum Shape {
 /// A document's bytes and their fingerprint.
 type Made = (Arc<[u8]>, String);
 
-/// A place for every document that depends on nothing, filled when it is first asked for.
-static MADE: LazyLock<BTreeMap<String, OnceLock<Made>>> = LazyLock::new(|| {
-    let mut paths = vec![
-        DocumentPath::OpenApiV2,
-        DocumentPath::OpenApiV3,
-        DocumentPath::Version,
-        DocumentPath::Groups,
-    ];
-    for (group, version) in discovery::group_versions() {
-        let (group, version) = (group.to_owned(), version.to_owned());
-        paths.push(DocumentPath::Group(group.clone()));
-        paths.push(DocumentPath::Resources(group.clone(), version.clone()));
-        paths.push(DocumentPath::OpenApiV3Group(group, version));
-    }
-    let shapes = [Shape::Json, Shape::Aggregated, Shape::AggregatedBeta, Shape::Protobuf];
-    let keys = paths.iter().flat_map(|path| shapes.map(|shape| format!("{path:?} {shape:?}")));
-    keys.map(|key| (key, OnceLock::new())).collect()
-});
+/// The documents of one registry that were asked for already. What is served does not change while
+/// a registry lives, so each is made once.
+#[derive(Debug, Default)]
+pub(crate) struct Shelf {
+    made: Mutex<BTreeMap<String, Made>>,
+}
 
 /// Renders a document in a form the `Accept` header names. `query` is the URL's query,
 /// `server_address` the `host:port` clients reach this server by.
@@ -78,17 +66,34 @@ pub fn render_document(
     query: &str,
     server_address: &str,
 ) -> Result<Document, Status> {
+    render_document_in(Registry::builtin(), path, accept, query, server_address)
+}
+
+/// As [`render_document`], with the kinds of a registry besides the built-in ones.
+///
+/// # Errors
+///
+/// As [`render_document`].
+pub fn render_document_in(
+    registry: &Registry,
+    path: &DocumentPath,
+    accept: &str,
+    query: &str,
+    server_address: &str,
+) -> Result<Document, Status> {
     let shape = choose(path, accept)?;
-    let place = MADE.get(&format!("{path:?} {shape:?}"));
-    let (bytes, hash) = match place.and_then(OnceLock::get) {
-        Some(made) => made.clone(),
+    // What names the server's address depends on more than the registry.
+    let place = (*path != DocumentPath::CoreVersions).then(|| format!("{path:?} {shape:?}"));
+    let made = place.as_ref().and_then(|place| registry.documents.get(place));
+    let (bytes, hash) = match made {
+        Some(made) => made,
         None => {
-            let bytes: Arc<[u8]> = make(path, shape, server_address)?.into();
+            let bytes: Arc<[u8]> = make(registry, path, shape, server_address)?.into();
             let made = (Arc::clone(&bytes), fingerprint(&bytes));
-            match place {
-                Some(place) => place.get_or_init(|| made).clone(),
-                None => made,
+            if let Some(place) = place {
+                registry.documents.keep(place, made.clone());
             }
+            made
         }
     };
     let content_type = match shape {
@@ -132,35 +137,51 @@ fn choose(path: &DocumentPath, accept: &str) -> Result<Shape, Status> {
     Err(Status::not_acceptable("only the following media types are accepted: application/json"))
 }
 
-fn make(path: &DocumentPath, shape: Shape, server_address: &str) -> Result<Vec<u8>, Status> {
+impl Shelf {
+    fn get(&self, place: &str) -> Option<Made> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).get(place).cloned()
+    }
+
+    fn keep(&self, place: String, made: Made) {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).insert(place, made);
+    }
+}
+
+fn make(
+    registry: &Registry,
+    path: &DocumentPath,
+    shape: Shape,
+    server_address: &str,
+) -> Result<Vec<u8>, Status> {
+    let beta = shape == Shape::AggregatedBeta;
     let value = match path {
         DocumentPath::CoreVersions if shape == Shape::Json => discovery::core(server_address),
-        DocumentPath::CoreVersions => discovery::aggregated(true, shape == Shape::AggregatedBeta),
-        DocumentPath::Groups if shape == Shape::Json => discovery::groups(),
-        DocumentPath::Groups => discovery::aggregated(false, shape == Shape::AggregatedBeta),
-        DocumentPath::Group(group) => discovery::group(group),
-        DocumentPath::Resources(group, version) => discovery::resources(group, version),
+        DocumentPath::CoreVersions => discovery::aggregated(registry, true, beta),
+        DocumentPath::Groups if shape == Shape::Json => discovery::groups(registry),
+        DocumentPath::Groups => discovery::aggregated(registry, false, beta),
+        DocumentPath::Group(group) => discovery::group(registry, group),
+        DocumentPath::Resources(group, version) => discovery::resources(registry, group, version),
         DocumentPath::OpenApiV2 => {
-            let value = openapi::v2();
+            let value = openapi::v2(registry);
             if shape == Shape::Protobuf {
                 return Ok(gnostic::encode(&value));
             }
             value
         }
-        DocumentPath::OpenApiV3 => v3_index()?,
-        DocumentPath::OpenApiV3Group(group, version) => openapi::v3(group, version),
+        DocumentPath::OpenApiV3 => v3_index(registry)?,
+        DocumentPath::OpenApiV3Group(group, version) => openapi::v3(registry, group, version),
         DocumentPath::Version => version(),
     };
     serde_json::to_vec(&value).map_err(|err| Status::internal(err.to_string()))
 }
 
 /// Where the OpenAPI v3 documents are, each with its hash.
-fn v3_index() -> Result<Value, Status> {
+fn v3_index(registry: &Registry) -> Result<Value, Status> {
     let mut paths = serde_json::Map::new();
-    for (group, version) in discovery::group_versions() {
+    for (group, version) in discovery::group_versions(registry) {
         let place = discovery::root_path(group, version);
         let path = DocumentPath::OpenApiV3Group(group.to_owned(), version.to_owned());
-        let hash = render_document(&path, "", "", "")?.etag;
+        let hash = render_document_in(registry, &path, "", "", "")?.etag;
         let url = format!("/openapi/v3{place}?hash={}", hash.trim_matches('"'));
         paths.insert(place.trim_start_matches('/').to_owned(), json!({"serverRelativeURL": url}));
     }

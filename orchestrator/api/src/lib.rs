@@ -13,6 +13,7 @@
 
 pub mod accept;
 pub mod authority;
+pub mod custom;
 pub mod document;
 pub mod list;
 pub mod prepare;
@@ -32,11 +33,13 @@ mod validate;
 
 pub use accept::{Form, negotiate};
 pub use authority::{Attributes, Decision, Facts, User, authorize, decide};
-pub use document::{Document, render_document};
+pub use custom::Registry;
+pub use document::{Document, render_document, render_document_in};
 pub use prepare::{
     Body, Change, Context, Prepared, answer, answer_deletion, check_namespace, prepare_binding,
     prepare_create, prepare_delete, prepare_patch, prepare_update,
 };
 pub use request::{
     FieldValidation, Options, Request, ReviewPath, Route, Verb, not_allowed, parse_request,
+    parse_request_in,
 };

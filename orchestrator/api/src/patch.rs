@@ -20,6 +20,13 @@ pub(crate) fn apply_patch(
 ) -> Result<(Value, Vec<String>), Status> {
     let patched = match body.media_type() {
         "application/strategic-merge-patch+json" => {
+            if request.custom.is_some() {
+                return Err(Status::unsupported_media_type(
+                    "the body of the request was in an unknown format - accepted media types \
+                     include: application/json-patch+json, application/merge-patch+json, \
+                     application/apply-patch+yaml",
+                ));
+            }
             let patch = decode::decode_any(body)?;
             if !patch.is_object() {
                 return Err(Status::bad_request("the patch is not an object"));

@@ -10,6 +10,7 @@
 
 mod body;
 mod delete;
+mod extension;
 mod metadata;
 mod status;
 mod subresource;
@@ -26,9 +27,8 @@ pub use subresource::{prepare_binding, render_scale};
 use crate::{
     apply,
     authority::{User, check_node_write},
-    convert, defaults, patch,
+    convert, patch,
     request::{Options, Request},
-    validate,
 };
 
 /// The largest object, as upstream's store has it.
@@ -103,14 +103,14 @@ fn create_from(
 ) -> Result<Prepared, Status> {
     let kind = request.kind;
     let mut object = convert::to_stored(request, value);
+    extension::refuse_creation(request)?;
     metadata::stamp_new(request, &mut object, context)?;
-    status::reset_on_create(kind, &mut object, context);
-    defaults::set_defaults(kind, &mut object);
+    extension::reset_on_create(request, &mut object, context);
+    extension::set_defaults(request, &mut object);
     status::admit_new(kind, &mut object);
     check_node_write(context.user, request, None, &object)?;
     check_size(&object)?;
-    let causes = validate::validate_create(kind, &object);
-    refuse(kind, &object, causes)?;
+    refuse(kind, &object, extension::validate(request, None, &object))?;
     Ok(Prepared { change: Change::Create, object, conditional: false, warnings })
 }
 
@@ -215,13 +215,12 @@ fn update_to(
     let conditional = metadata::check_preconditions(request, old, &new)?;
     metadata::carry_over(request, old, &mut new, context);
     status::separate(request, old, &mut new, context)?;
-    defaults::set_defaults(kind, &mut new);
+    extension::set_defaults(request, &mut new);
     status::admit_update(kind, old, &mut new);
     check_node_write(context.user, request, Some(old), &new)?;
     metadata::count_generation(kind, old, &mut new);
     check_size(&new)?;
-    let causes = validate::validate_update(kind, &request.subresource, old, &new);
-    refuse(kind, &new, causes)?;
+    refuse(kind, &new, extension::validate(request, Some(old), &new))?;
     if !wanted.applied {
         apply::track_update(request, Some(old), &mut new, context);
     }
@@ -240,7 +239,7 @@ fn update_to(
 #[must_use]
 pub fn answer(request: &Request, stored: &Value) -> Value {
     match request.subresource.as_str() {
-        "scale" => render_scale(stored),
+        "scale" => subresource::render_scale_of(request, stored),
         "binding" | "eviction" => success(201),
         _ => convert::to_served(request, stored),
     }
@@ -249,7 +248,8 @@ pub fn answer(request: &Request, stored: &Value) -> Value {
 /// The answer to a deletion: the object where upstream shows it, a `Status` elsewhere.
 #[must_use]
 pub fn answer_deletion(request: &Request, change: Change, object: &Value) -> Value {
-    let shows = matches!(request.kind.kind, "Pod" | "Service" | "Namespace" | "Node");
+    let shows = request.custom.is_none()
+        && matches!(request.kind.kind, "Pod" | "Service" | "Namespace" | "Node");
     if change != Change::Remove || shows {
         return convert::to_served(request, object);
     }

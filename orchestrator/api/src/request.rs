@@ -5,10 +5,14 @@
 
 mod query;
 
+use std::sync::Arc;
+
 use objects::{
     FieldSelector, Kind, Selector, Status,
-    kind::{self, GroupVersion, KINDS},
+    kind::{self, GroupVersion},
 };
+
+use crate::custom::{CustomVersion, Registry};
 
 /// What is done to a resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,6 +97,8 @@ pub struct Request {
     pub kind: &'static Kind,
     /// In which group and version the client speaks.
     pub served: GroupVersion,
+    /// What the definition of a custom kind says of this version; `None` for built-in kinds.
+    pub custom: Option<Arc<CustomVersion>>,
     /// In which namespace; empty for all, or for kinds without.
     pub namespace: String,
     /// Which object; empty for the collection.
@@ -167,6 +173,20 @@ pub fn decode_path(text: &str) -> String {
 /// 404 for resources nobody knows, 405 for verbs a resource does not have, 400 for query
 /// parameters that cannot be read.
 pub fn parse_request(method: &str, path: &str, query: &str) -> Result<Route, Status> {
+    parse_request_in(Registry::builtin(), method, path, query)
+}
+
+/// As [`parse_request`], with the kinds of a registry besides the built-in ones.
+///
+/// # Errors
+///
+/// As [`parse_request`].
+pub fn parse_request_in(
+    registry: &Registry,
+    method: &str,
+    path: &str,
+    query: &str,
+) -> Result<Route, Status> {
     let trimmed = path.trim_end_matches('/');
     let mut segments = Vec::new();
     for segment in trimmed.split('/').skip(1) {
@@ -174,12 +194,14 @@ pub fn parse_request(method: &str, path: &str, query: &str) -> Result<Route, Sta
     }
     let words: Vec<&str> = segments.iter().map(String::as_str).collect();
     match words.as_slice() {
-        ["api", "v1", rest @ ..] if !rest.is_empty() => resource(method, "", "v1", rest, query),
+        ["api", "v1", rest @ ..] if !rest.is_empty() => {
+            resource(registry, method, ("", "v1"), rest, query)
+        }
         ["apis", group, version, rest @ ..] if !rest.is_empty() => {
-            resource(method, group, version, rest, query)
+            resource(registry, method, (group, version), rest, query)
         }
         ["healthz" | "livez" | "readyz", ..] => Ok(Route::Health(trimmed.to_owned())),
-        other => match document(other) {
+        other => match document(registry, other) {
             Some(_) if !matches!(method, "GET" | "HEAD") => Err(not_allowed()),
             Some(found) => Ok(Route::Document(found)),
             None => Ok(Route::Other(path.to_owned())),
@@ -187,9 +209,9 @@ pub fn parse_request(method: &str, path: &str, query: &str) -> Result<Route, Sta
     }
 }
 
-fn document(words: &[&str]) -> Option<DocumentPath> {
+fn document(registry: &Registry, words: &[&str]) -> Option<DocumentPath> {
     let known = |group: &str, version: &str| {
-        KINDS.iter().any(|kind| kind.is_served_in(group, version))
+        registry.kinds_in(group, version).next().is_some()
             || crate::document::has_reviews(group, version)
     };
     let pair = |group: &str, version: &str| (group.to_owned(), version.to_owned());
@@ -197,7 +219,7 @@ fn document(words: &[&str]) -> Option<DocumentPath> {
         ["api"] => DocumentPath::CoreVersions,
         ["api", "v1"] => DocumentPath::Resources(String::new(), "v1".to_owned()),
         ["apis"] => DocumentPath::Groups,
-        ["apis", group] if crate::document::versions(group).next().is_some() => {
+        ["apis", group] if crate::document::versions(registry, group).next().is_some() => {
             DocumentPath::Group((*group).to_owned())
         }
         ["apis", group, version] if !group.is_empty() && known(group, version) => {
@@ -219,9 +241,9 @@ fn document(words: &[&str]) -> Option<DocumentPath> {
 }
 
 fn resource(
+    registry: &Registry,
     method: &str,
-    group: &str,
-    version: &str,
+    (group, version): (&str, &str),
     words: &[&str],
     query: &str,
 ) -> Result<Route, Status> {
@@ -233,8 +255,8 @@ fn resource(
         _ => (words, false),
     };
     let find =
-        |plural: &str| kind::by_resource(group, version, plural).ok_or_else(Status::no_such_path);
-    let (kind, namespace, tail): (_, &str, &[&str]) = match words {
+        |plural: &str| registry.resource(group, version, plural).ok_or_else(Status::no_such_path);
+    let ((kind, custom), namespace, tail): (_, &str, &[&str]) = match words {
         // `status` and `finalize` are parts of the namespace itself, all else lives inside it.
         ["namespaces", name, part @ ("status" | "finalize"), ..] if group.is_empty() => {
             (find("namespaces")?, "", &[name, part])
@@ -272,6 +294,7 @@ fn resource(
         verb,
         kind,
         served,
+        custom,
         namespace,
         name,
         subresource,
@@ -367,6 +390,11 @@ impl Request {
     /// Does the client speak another version than objects are stored in?
     #[must_use]
     pub fn is_alias(&self) -> bool {
+        if let Some(custom) = &self.custom
+            && custom.shapes_reads()
+        {
+            return true;
+        }
         (self.served.group, self.served.version) != (self.kind.group, self.kind.version)
     }
 

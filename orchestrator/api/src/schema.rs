@@ -61,7 +61,7 @@ impl TypeId {
 }
 
 /// An object with known fields.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Type {
     /// Upstream's name of the definition.
     pub(crate) name: &'static str,
@@ -77,7 +77,7 @@ pub(crate) struct Type {
 }
 
 /// One field of a type.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Field {
     pub(crate) name: &'static str,
     /// What it says, in a sentence; empty when nobody tells.
@@ -166,6 +166,28 @@ impl Schema {
         self.types.get(id.0)
     }
 
+    /// Adds a type.
+    pub(crate) fn add(&mut self, one: Type) -> TypeId {
+        let id = self.next();
+        self.types.push(one);
+        id
+    }
+
+    /// A type by its place, to be completed.
+    pub(crate) fn get_mut(&mut self, id: TypeId) -> Option<&mut Type> {
+        self.types.get_mut(id.0)
+    }
+
+    /// The place the next added type gets.
+    fn next(&self) -> TypeId {
+        TypeId(self.types.len())
+    }
+
+    /// The place of a type by its name.
+    pub(crate) fn named(&self, name: &str) -> Option<TypeId> {
+        self.types.iter().position(|one| one.name == name).map(TypeId)
+    }
+
     /// All types, in the order of the table.
     pub(crate) fn types(&self) -> &[Type] {
         &self.types
@@ -220,6 +242,11 @@ impl Schema {
 }
 
 impl Type {
+    /// A type without a name and without fields.
+    pub(crate) fn blank() -> Self {
+        Self { name: "", atomic: false, about: "", gvks: Vec::new(), fields: Vec::new() }
+    }
+
     /// A field by name.
     pub(crate) fn field(&self, name: &str) -> Option<&Field> {
         let at = self.fields.binary_search_by_key(&name, |field| field.name).ok()?;

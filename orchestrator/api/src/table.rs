@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use crate::{
     accept::MetaVersion,
     convert::to_stored,
+    custom::{render_cells, render_columns},
     json::put,
     list::{ListMeta, partial_object, served},
     request::Request,
@@ -46,18 +47,23 @@ pub fn render_table<'a>(
     now: Timestamp,
 ) -> Value {
     let layout = layout(request.kind);
+    let custom = request.custom.as_deref();
     let rows: Vec<Value> = objects
         .into_iter()
         .map(|object| {
             // Cells are cut from the stored form, whichever form the caller holds.
             let stored;
-            let shown = if request.is_alias() {
+            let shown = if request.is_alias() && custom.is_none() {
                 stored = to_stored(request, object.clone());
                 &stored
             } else {
                 object
             };
-            let mut row = json!({"cells": (layout.cells)(shown, now)});
+            let cells = match custom {
+                Some(custom) => render_cells(custom, shown, now),
+                None => (layout.cells)(shown, now),
+            };
+            let mut row = json!({"cells": cells});
             put(
                 &mut row,
                 "object",
@@ -70,7 +76,9 @@ pub fn render_table<'a>(
             row
         })
         .collect();
-    let columns: Vec<Value> = if with_columns {
+    let columns: Vec<Value> = if let (true, Some(custom)) = (with_columns, custom) {
+        render_columns(custom)
+    } else if with_columns {
         layout.columns.iter().map(|column| render_column(*column)).collect()
     } else {
         Vec::new()
@@ -92,6 +100,11 @@ fn render_column((name, kind, wide): Column) -> Value {
         "description": "",
         "priority": i32::from(wide),
     })
+}
+
+/// How long ago a time was, as tables say it.
+pub(crate) fn age_since(then: Timestamp, now: Timestamp) -> String {
+    cells::human_duration(objects::time::seconds_between(then, now))
 }
 
 /// The layout of a kind; name and age for those without one of their own.

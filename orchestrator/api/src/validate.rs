@@ -26,6 +26,13 @@ pub(crate) fn validate_create(kind: &Kind, object: &Value) -> Vec<Cause> {
     check.causes
 }
 
+/// Checks the metadata of an object of any kind.
+pub(crate) fn validate_metadata(kind: &Kind, object: &Value) -> Vec<Cause> {
+    let mut check = Check::default();
+    metadata::check(&mut check, kind, object);
+    check.causes
+}
+
 /// Checks a changed object, defaults filled in.
 pub(crate) fn validate_update(
     kind: &Kind,

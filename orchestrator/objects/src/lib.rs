@@ -32,6 +32,7 @@ pub mod workload;
 pub mod condition;
 pub mod field;
 pub mod int_or_string;
+pub mod intern;
 pub mod name;
 pub mod quantity;
 pub mod selector;

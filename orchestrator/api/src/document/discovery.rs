@@ -1,9 +1,9 @@
 //! What groups, versions and resources there are: one by one, and all at once.
 
-use objects::{Kind, kind::KINDS};
+use objects::Kind;
 use serde_json::{Value, json};
 
-use crate::json::put;
+use crate::{custom::Registry, json::put};
 
 /// What can be done with the objects of every kind.
 const VERBS: &[&str] =
@@ -33,8 +33,8 @@ struct Row {
 }
 
 /// The versions a group is served in, newest first.
-pub(crate) fn versions(group: &str) -> impl Iterator<Item = &'static str> {
-    group_versions()
+pub(crate) fn versions(registry: &Registry, group: &str) -> impl Iterator<Item = &'static str> {
+    group_versions(registry)
         .into_iter()
         .filter(move |(known, _)| *known == group)
         .map(|(_, version)| version)
@@ -52,14 +52,14 @@ pub(crate) fn review(group: &str, version: &str, plural: &str) -> Option<(&'stat
 }
 
 /// Every group-version, core first, the rest in the order of the tables.
-pub(super) fn group_versions() -> Vec<(&'static str, &'static str)> {
+pub(super) fn group_versions(registry: &Registry) -> Vec<(&'static str, &'static str)> {
     let mut all = Vec::new();
     let mut add = |group, version| {
         if !all.contains(&(group, version)) {
             all.push((group, version));
         }
     };
-    for kind in KINDS {
+    for kind in objects::kind::KINDS {
         add(kind.group, kind.version);
         for alias in kind.aliases {
             add(alias.group, alias.version);
@@ -67,6 +67,9 @@ pub(super) fn group_versions() -> Vec<(&'static str, &'static str)> {
     }
     for review in REVIEWS {
         add(review.0, "v1");
+    }
+    for (group, version) in registry.group_versions() {
+        add(group, version);
     }
     // Core comes first whatever the table begins with.
     all.sort_by_key(|(group, _)| !group.is_empty());
@@ -80,10 +83,11 @@ pub(super) fn root_path(group: &str, version: &str) -> String {
 
 /// The kinds of a group-version, alias versions included.
 pub(super) fn kinds_in<'a>(
+    registry: &'a Registry,
     group: &'a str,
     version: &'a str,
 ) -> impl Iterator<Item = &'static Kind> + 'a {
-    KINDS.iter().copied().filter(move |kind| kind.is_served_in(group, version))
+    registry.kinds_in(group, version)
 }
 
 /// What a subresource answers with, and what can be done with it.
@@ -114,9 +118,9 @@ pub(super) fn subresource(
     }
 }
 
-fn rows(group: &str, version: &str) -> Vec<Row> {
+fn rows(registry: &Registry, group: &str, version: &str) -> Vec<Row> {
     let mut rows = Vec::new();
-    for kind in kinds_in(group, version) {
+    for kind in kinds_in(registry, group, version) {
         rows.push(Row {
             name: kind.plural.to_owned(),
             answers: ("", "", kind.kind),
@@ -164,17 +168,17 @@ pub(super) fn core(server_address: &str) -> Value {
     })
 }
 
-fn group_entry(group: &str) -> Value {
-    let entries: Vec<Value> = versions(group)
+fn group_entry(registry: &Registry, group: &str) -> Value {
+    let entries: Vec<Value> = versions(registry, group)
         .map(|version| json!({"groupVersion": format!("{group}/{version}"), "version": version}))
         .collect();
     let preferred = entries.first().cloned().unwrap_or(Value::Null);
     json!({"name": group, "versions": entries, "preferredVersion": preferred})
 }
 
-fn group_names() -> Vec<&'static str> {
+fn group_names(registry: &Registry) -> Vec<&'static str> {
     let mut names: Vec<&str> = Vec::new();
-    for (group, _) in group_versions() {
+    for (group, _) in group_versions(registry) {
         if !group.is_empty() && !names.contains(&group) {
             names.push(group);
         }
@@ -183,22 +187,23 @@ fn group_names() -> Vec<&'static str> {
 }
 
 /// `/apis`.
-pub(super) fn groups() -> Value {
-    let groups: Vec<Value> = group_names().into_iter().map(group_entry).collect();
+pub(super) fn groups(registry: &Registry) -> Value {
+    let names = group_names(registry).into_iter();
+    let groups: Vec<Value> = names.map(|name| group_entry(registry, name)).collect();
     json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
 }
 
 /// `/apis/GROUP`.
-pub(super) fn group(group: &str) -> Value {
-    let mut entry = group_entry(group);
+pub(super) fn group(registry: &Registry, group: &str) -> Value {
+    let mut entry = group_entry(registry, group);
     put(&mut entry, "kind", json!("APIGroup"));
     put(&mut entry, "apiVersion", json!("v1"));
     entry
 }
 
 /// `/api/v1` and `/apis/GROUP/VERSION`.
-pub(super) fn resources(group: &str, version: &str) -> Value {
-    let list: Vec<Value> = rows(group, version)
+pub(super) fn resources(registry: &Registry, group: &str, version: &str) -> Value {
+    let list: Vec<Value> = rows(registry, group, version)
         .into_iter()
         .map(|row| {
             let (answer_group, answer_version, kind) = row.answers;
@@ -231,16 +236,16 @@ pub(super) fn resources(group: &str, version: &str) -> Value {
 }
 
 /// Everything at once: of `/api` or of `/apis`.
-pub(super) fn aggregated(core: bool, beta: bool) -> Value {
-    let names = if core { vec![""] } else { group_names() };
+pub(super) fn aggregated(registry: &Registry, core: bool, beta: bool) -> Value {
+    let names = if core { vec![""] } else { group_names(registry) };
     let items: Vec<Value> = names
         .into_iter()
         .map(|group| {
-            let all: Vec<Value> = versions(group)
+            let all: Vec<Value> = versions(registry, group)
                 .map(|version| {
                     json!({
                         "version": version,
-                        "resources": aggregated_resources(group, version),
+                        "resources": aggregated_resources(registry, group, version),
                         "freshness": "Current",
                     })
                 })
@@ -261,9 +266,9 @@ pub(super) fn aggregated(core: bool, beta: bool) -> Value {
     })
 }
 
-fn aggregated_resources(group: &str, version: &str) -> Vec<Value> {
+fn aggregated_resources(registry: &Registry, group: &str, version: &str) -> Vec<Value> {
     let mut list: Vec<Value> = Vec::new();
-    for row in rows(group, version) {
+    for row in rows(registry, group, version) {
         let (answer_group, answer_version, kind) = row.answers;
         let response_kind = if answer_version.is_empty() {
             json!({"group": group, "version": version, "kind": kind})

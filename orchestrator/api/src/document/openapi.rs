@@ -9,6 +9,7 @@ use objects::Kind;
 use serde_json::{Map, Value, json};
 
 use super::discovery::{group_versions, kinds_in, root_path, subresource};
+use crate::custom::Registry;
 use crate::json::put;
 use crate::schema::{Field, ListKind, Node, Scalar, Schema, Strategy, Type, builtin};
 
@@ -60,11 +61,11 @@ enum Dialect {
 }
 
 /// The whole API in version 2.
-pub(super) fn v2() -> Value {
+pub(super) fn v2(registry: &Registry) -> Value {
     let mut paths = Map::new();
     let mut definitions = Map::new();
-    for (group, version) in group_versions() {
-        add_group(Dialect::V2, group, version, &mut paths, &mut definitions);
+    for (group, version) in group_versions(registry) {
+        add_group(registry, Dialect::V2, (group, version), &mut paths, &mut definitions);
     }
     json!({
         "swagger": "2.0",
@@ -75,10 +76,10 @@ pub(super) fn v2() -> Value {
 }
 
 /// One group-version in version 3.
-pub(super) fn v3(group: &str, version: &str) -> Value {
+pub(super) fn v3(registry: &Registry, group: &str, version: &str) -> Value {
     let mut paths = Map::new();
     let mut schemas = Map::new();
-    add_group(Dialect::V3, group, version, &mut paths, &mut schemas);
+    add_group(registry, Dialect::V3, (group, version), &mut paths, &mut schemas);
     json!({
         "openapi": "3.0.0",
         "info": {"title": "Kubernetes", "version": "v1.36.0"},
@@ -88,14 +89,25 @@ pub(super) fn v3(group: &str, version: &str) -> Value {
 }
 
 fn add_group(
+    registry: &Registry,
     dialect: Dialect,
-    group: &str,
-    version: &str,
+    (group, version): (&str, &str),
     paths: &mut Map<String, Value>,
     schemas: &mut Map<String, Value>,
 ) {
     let mut wanted: Vec<&str> = vec![DELETE_OPTIONS, STATUS, LIST_META];
-    for kind in kinds_in(group, version) {
+    for kind in kinds_in(registry, group, version) {
+        if let Some(custom) = registry.custom(group, version, kind.plural) {
+            let name = custom.definition_name();
+            wanted.extend(["io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"]);
+            if kind.has_subresource("scale") {
+                wanted.push("io.k8s.api.autoscaling.v1.Scale");
+            }
+            add_kind(dialect, group, version, kind, &name, paths);
+            schemas.insert(list_name(&name), list_schema(dialect, group, version, kind, &name));
+            schemas.insert(name, custom.publish(dialect == Dialect::V2));
+            continue;
+        }
         let Some(root) = builtin().root(group, version, kind.kind) else { continue };
         wanted.push(root.name);
         add_kind(dialect, group, version, kind, root.name, paths);

@@ -42,5 +42,5 @@ pub(crate) fn decode(request: &Request, body: &Body<'_>) -> Result<Decoded, Stat
 /// Decodes an apply configuration, which is YAML or JSON whatever the header says.
 pub(crate) fn decode_apply(request: &Request, body: &Body<'_>) -> Result<Decoded, Status> {
     let yaml = Body { bytes: body.bytes, content_type: "application/yaml" };
-    decode::decode_object(request, &yaml)
+    decode::decode_applied(request, &yaml)
 }

@@ -13,7 +13,7 @@ use super::{
     metadata::{is_gone, meta_mut},
     status::child,
 };
-use crate::{decode, request::Request};
+use crate::{custom, decode, request::Request};
 
 /// What a client may say about a deletion, in the query or in a `DeleteOptions` body.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -47,6 +47,11 @@ pub fn prepare_delete(
     add_propagation_finalizer(&options, &mut new);
     let grace = grace_seconds(request.kind, &options, old);
     mark(request.kind, old, &mut new, grace, context);
+    if *request.kind == kind::CUSTOM_RESOURCE_DEFINITION
+        && old.pointer("/metadata/deletionTimestamp").is_none()
+    {
+        custom::release_names(&mut new, Time::from(context.now));
+    }
     let change = if is_gone(request.kind, &new) {
         Change::Remove
     } else if super::metadata::is_same(old, &new) {

@@ -147,7 +147,8 @@ pub(super) fn count_generation(kind: &Kind, old: &Value, new: &mut Value) {
     if !kind.has_generation {
         return;
     }
-    let changed = !same_but(old, new, &["metadata", "status"]);
+    let without: &[&str] = if kind.has_status { &["metadata", "status"] } else { &["metadata"] };
+    let changed = !same_but(old, new, without);
     let annotations = |object: &Value| object.pointer("/metadata/annotations").cloned();
     // A deployment carries its annotations on to its replica sets.
     let changed = changed || (*kind == kind::DEPLOYMENT && annotations(old) != annotations(new));

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::{Body, Change, Context, Prepared, Wanted, metadata, status::child, update_to};
 use crate::{
+    custom::path_value,
     decode,
     json::{put, put_in},
     patch,
@@ -34,6 +35,39 @@ pub fn render_scale(object: &Value) -> Value {
         "spec": {"replicas": wanted},
         "status": status,
     })
+}
+
+/// The `scale` of an object, where its kind keeps the numbers.
+pub(super) fn render_scale_of(request: &Request, object: &Value) -> Value {
+    let mut scale = render_scale(object);
+    let Some(paths) = request.custom.as_ref().and_then(|custom| custom.scale()) else {
+        return scale;
+    };
+    let number = |path: &str| {
+        let found = path_value(object, path).filter(|value| value.is_number());
+        found.cloned().unwrap_or_else(|| json!(0))
+    };
+    let mut status = json!({"replicas": number(&paths.status)});
+    let selector = paths.selector.as_deref().and_then(|path| path_value(object, path));
+    if let Some(selector) = selector.and_then(Value::as_str) {
+        put(&mut status, "selector", json!(selector));
+    }
+    put(&mut scale, "spec", json!({"replicas": number(&paths.spec)}));
+    put(&mut scale, "status", status);
+    scale
+}
+
+/// Writes the wanted replicas to where the kind keeps them.
+fn set_replicas(request: &Request, object: &mut Value, replicas: i64) {
+    let path = request.custom.as_ref().and_then(|custom| custom.scale());
+    let path = path.map_or("spec.replicas", |scale| scale.spec.trim_start_matches('.'));
+    let mut words: Vec<&str> = path.split('.').collect();
+    let Some(last) = words.pop() else { return };
+    let Some(mut fields) = object.as_object_mut() else { return };
+    for word in words {
+        fields = child(fields, word);
+    }
+    fields.insert(last.to_owned(), json!(replicas));
 }
 
 /// The selector in the text form of query parameters.
@@ -68,7 +102,7 @@ pub(super) fn patch_scale(
     old: &Value,
     context: &Context<'_>,
 ) -> Result<Prepared, Status> {
-    let seen = render_scale(old);
+    let seen = render_scale_of(request, old);
     let patched = if body.media_type() == "application/json-patch+json" {
         // Its tests may ask for the version.
         patch::unversioned(&patch::apply_plain_patch(body, &seen)?)
@@ -104,10 +138,10 @@ fn to_replicas(
     let conditional = metadata::check_preconditions(request, old, scale)?;
     let mut new = old.clone();
     if let Some(fields) = new.as_object_mut() {
-        child(fields, "spec").insert("replicas".to_owned(), json!(replicas));
         // The stored version is what was read here; the client's own was checked above.
         child(fields, "metadata").remove("resourceVersion");
     }
+    set_replicas(request, &mut new, replicas);
     let mut main = request.clone();
     main.subresource.clear();
     let mut prepared =
