@@ -27,6 +27,7 @@ mod observe;
 mod pods;
 mod probe;
 mod start;
+mod streams;
 mod tell;
 mod web;
 mod worker;

@@ -40,7 +40,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use crate::{Joined, Shared};
+use crate::{Joined, Shared, streams};
 
 pub(crate) use file::rotate;
 
@@ -77,7 +77,7 @@ pub enum ServeError {
     },
 }
 
-type Body = BoxBody<Bytes, Infallible>;
+pub(crate) type Body = BoxBody<Bytes, Infallible>;
 
 /// A server that listens but does not answer yet.
 pub(crate) struct Server {
@@ -164,19 +164,31 @@ async fn serve(shared: Arc<Shared>, acceptor: TlsAcceptor, stream: TcpStream) {
     let allowed = peer
         .and_then(|der| parse_certificate(der).ok())
         .is_some_and(|peer| may_read(&peer.subject));
-    // Reading tasks end with the connection, whoever ends it.
+    // Reading tasks end with the connection, whoever ends it; streams are what it becomes.
     let readers = Arc::new(tokio::sync::Mutex::new(JoinSet::new()));
+    let tunnels = Arc::new(tokio::sync::Mutex::new(JoinSet::new()));
+    let later = Arc::clone(&tunnels);
     let service = service_fn(|request| {
         let (shared, readers) = (Arc::clone(&shared), Arc::clone(&readers));
-        async move { Ok::<_, Infallible>(answer(shared, request, allowed, &readers).await) }
+        let tunnels = Arc::clone(&tunnels);
+        async move {
+            let is_stream = streams::parse_path(request.uri().path()).is_some();
+            Ok::<_, Infallible>(if is_stream && allowed {
+                streams::answer(&shared, request, &tunnels).await
+            } else {
+                answer(shared, request, allowed, &readers).await
+            })
+        }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(hyper_util::rt::TokioTimer::new())
         .header_read_timeout(HANDSHAKE)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
     if let Err(err) = connection.await {
         debug!(err = report(&err), "a connection broke off");
     }
+    while later.lock().await.join_next().await.is_some() {}
 }
 
 /// Tells whether a client may read logs.

@@ -9,7 +9,7 @@ use cri::message::{
 };
 use cri::{CallError, Runtime};
 use jiff::Timestamp;
-use node::names::{CONTAINER_HASH, CONTAINER_NAME, POD_UID};
+use node::names::{CONTAINER_HASH, CONTAINER_NAME, POD_NAME, POD_NAMESPACE, POD_UID};
 use node::seen::{Container, Exit, Life, Sandbox, Seen};
 
 use crate::Shared;
@@ -60,6 +60,41 @@ pub(crate) async fn pod(shared: &Shared, uid: &str, known: &mut Known) -> Result
     known.ended.retain(|id, _| seen.containers.iter().any(|c| &c.id == id));
     known.addresses.retain(|id, _| seen.sandboxes.iter().any(|s| &s.id == id));
     Ok(seen)
+}
+
+/// The ready sandbox of a pod.
+pub(crate) async fn sandbox_id(
+    shared: &Shared,
+    namespace: &str,
+    pod: &str,
+) -> Result<Option<String>, CallError> {
+    let filter = PodSandboxFilter { label_selector: owner(namespace, pod), ..Default::default() };
+    let request = ListPodSandboxRequest { filter: Some(filter) };
+    let all = shared.runtime.list_pod_sandbox(request).await?.items;
+    let ready = all.into_iter().filter(|found| found.state() == PodSandboxState::Ready);
+    Ok(ready.max_by_key(|found| found.created_at).map(|found| found.id))
+}
+
+/// The running life of a container.
+pub(crate) async fn container_id(
+    shared: &Shared,
+    (namespace, pod): (&str, &str),
+    container: &str,
+) -> Result<Option<String>, CallError> {
+    let mut label_selector = owner(namespace, pod);
+    label_selector.insert(CONTAINER_NAME.to_owned(), container.to_owned());
+    let filter = ContainerFilter { label_selector, ..Default::default() };
+    let request = ListContainersRequest { filter: Some(filter) };
+    let all = shared.runtime.list_containers(request).await?.containers;
+    let running = all.into_iter().filter(|found| found.state() == ContainerState::Running);
+    Ok(running.max_by_key(|found| found.created_at).map(|found| found.id))
+}
+
+fn owner(namespace: &str, pod: &str) -> BTreeMap<String, String> {
+    BTreeMap::from([
+        (POD_NAMESPACE.to_owned(), namespace.to_owned()),
+        (POD_NAME.to_owned(), pod.to_owned()),
+    ])
 }
 
 async fn addresses(

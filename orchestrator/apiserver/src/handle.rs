@@ -18,7 +18,7 @@ use objects::{Status, kind};
 
 use crate::respond::{self, Answer};
 use crate::server::Server;
-use crate::{enroll, gate, log, read, review, storage, watch, write};
+use crate::{enroll, gate, log, read, review, storage, stream, watch, write};
 
 /// Upstream's limit for request bodies.
 const BODY_BYTES_MAX: usize = 3 << 20;
@@ -141,6 +141,9 @@ async fn answer(
 async fn resource(call: Call<'_>, parts: &Parts, body: Incoming) -> Result<Answer, Status> {
     let subresource = call.request.subresource.as_str();
     storage::freshen(&call.server.store, &call.request).await?;
+    if stream::is_stream(&call) {
+        return stream::answer(&call, parts).await;
+    }
     match call.request.verb {
         Verb::Get if subresource == "log" => log::answer(&call).await,
         // Parts that are done, not read.

@@ -7,6 +7,7 @@
 //! Tasks: the accept loop with one task per connection, the connections to node agents, and the
 //! sweep of what is not meant to last.
 
+mod agent;
 mod bootstrap;
 mod door;
 mod enroll;
@@ -22,6 +23,7 @@ mod roles;
 mod server;
 mod site;
 mod storage;
+mod stream;
 mod sweep;
 mod watch;
 mod write;

@@ -17,6 +17,7 @@ pub mod machine;
 pub mod names;
 pub mod plan;
 pub mod probe;
+pub mod query;
 pub mod resources;
 pub mod seen;
 pub mod status;

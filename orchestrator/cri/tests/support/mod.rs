@@ -262,7 +262,8 @@ fn layer() -> Vec<u8> {
     add(&mut tar, "bin/busybox", &fs::read(which("busybox").unwrap()).unwrap(), 0o755);
     for applet in [
         "sh", "sleep", "cat", "echo", "ls", "wget", "httpd", "touch", "rm", "true", "env", "id",
-        "hostname", "seq", "kill", "test", "mkdir",
+        "hostname", "seq", "kill", "test", "mkdir", "tar", "wc", "stty", "tty", "printf", "head",
+        "tail", "dd", "nc", "ps", "stat", "date", "grep", "sort", "chmod", "df", "find",
     ] {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(tar::EntryType::Symlink);
