@@ -3,13 +3,15 @@
 //! Everything here is a pure function of what was seen and the time it was seen at: which step
 //! a pod needs next ([`plan`]), what is told about it ([`status`]), what its containers get
 //! ([`env`], [`resources`], [`config`]), when to ask it how it is ([`probe`]), and what its log
-//! lines say ([`log`]). `agent` sees and does; nothing here touches a socket, disk or clock.
+//! lines say ([`log`]), which service's packets go where ([`service`]), and what its names mean
+//! ([`dns`]). `agent` sees and does; nothing here touches a socket, disk or clock.
 //!
 //! Spec: upstream's kubelet, whose reasons, names and times are kept wherever a user can see them.
 
 #![forbid(unsafe_code)]
 
 pub mod config;
+pub mod dns;
 pub mod env;
 pub mod field;
 pub mod log;
@@ -20,6 +22,5 @@ pub mod probe;
 pub mod query;
 pub mod resources;
 pub mod seen;
-pub mod status;
-
 pub mod service;
+pub mod status;
