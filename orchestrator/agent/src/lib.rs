@@ -14,10 +14,11 @@
 #![forbid(unsafe_code)]
 
 pub mod join;
-pub mod proxy;
+pub mod services;
 
 mod beat;
 mod disk;
+mod dns;
 mod facts;
 mod hook;
 mod image;
@@ -26,6 +27,7 @@ mod news;
 mod observe;
 mod pods;
 mod probe;
+mod proxy;
 mod start;
 mod streams;
 mod tell;
@@ -66,8 +68,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where people watching the machine read; `None` keeps quiet.
     pub console: Option<PathBuf>,
-    /// The cluster's DNS servers; empty while there are none.
-    pub cluster_dns: Vec<String>,
+    /// The cluster's DNS servers, as `services` tells them; empty while there are none.
+    pub cluster_dns: watch::Receiver<Vec<String>>,
 }
 
 impl Default for Config {
@@ -82,7 +84,7 @@ impl Default for Config {
             image_dir: "/usr/share/muster/images".into(),
             listen: SocketAddr::from(([0, 0, 0, 0], node::machine::AGENT_PORT)),
             console: Some("/dev/console".into()),
-            cluster_dns: Vec::new(),
+            cluster_dns: watch::channel(Vec::new()).1,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Services on this node: Services and EndpointSlices in, one nftables table out.
 //!
 //! What the table says is decided in `node::service`; here it is applied, whole and in one
-//! transaction, whenever it would be another one. Caches: four, one task each, and one loop.
+//! transaction, whenever it would be another one. One loop; the caches are `services`'s.
 //! The table stays when the proxy ends: services work on while the agent is down.
 //!
 //! When UDP endpoints change, tracked flows that lead nowhere any more are forgotten, in one pass
@@ -16,18 +16,12 @@ use kernel::nft::{self, NftError};
 use node::service::{
     Backend, Flow, Frontend, Site, Skipped, TABLE, is_stale, plan_services, render_table,
 };
-use objects::config::ConfigMap;
-use objects::network::{EndpointSlice, Service};
-use objects::node::Node;
 use runtime::backoff::Backoff;
-use runtime::cache::CacheParams;
 use runtime::driver::{Pace, Plan, World};
-use runtime::resource::{CONFIG_MAPS, ENDPOINT_SLICES, NODES, Resource, SERVICES};
-use runtime::{Cache, Client, ClientConfig, ClientError, Supervisor};
-use serde::de::DeserializeOwned;
 use thiserror::Error;
-use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
+
+use crate::services::Watched;
 
 /// A burst of endpoint changes, such as a rollout's, becomes one transaction.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -43,32 +37,9 @@ const LOOK_AGAIN: Duration = Duration::from_secs(10);
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
 
-/// What the proxy needs to know.
-#[derive(Debug, Clone)]
-pub struct Config {
-    /// The API server and the node's identity.
-    pub client: ClientConfig,
-    /// This node's name: endpoints that bear it are local.
-    pub node: String,
-}
-
-/// Where the site's ranges stand: a config map with the plan's `networks` as JSON.
-const NETWORKS: (&str, &str) = ("kube-system", "muster-site");
-
-/// Why the proxy ended.
-#[derive(Debug, Error)]
-pub enum RunError {
-    /// No client can be made of the configuration.
-    #[error("cannot make an API client")]
-    Client(#[source] ClientError),
-    /// A task ended unexpectedly.
-    #[error("the proxy's tasks failed")]
-    Task(#[source] Box<dyn std::error::Error + Send + Sync>),
-}
-
 /// Why a round failed.
 #[derive(Debug, Error)]
-enum ProxyError {
+pub(crate) enum ProxyError {
     #[error("the table of services cannot be read")]
     Read(#[source] NftError),
     #[error("the table of services cannot be replaced")]
@@ -77,64 +48,14 @@ enum ProxyError {
     Forget(#[source] ConntrackError),
 }
 
-/// Runs the proxy until `stop`.
-///
-/// # Errors
-///
-/// When no client can be made or a task panics; everything else is retried.
-pub async fn run(stop: CancellationToken, config: Config) -> Result<(), RunError> {
-    let client = Client::new(config.client).map_err(RunError::Client)?;
-    let mut tasks: Supervisor = Supervisor::new(stop.clone());
-    let by_name = |namespace: Option<&str>, name: &str| CacheParams {
-        namespace: namespace.map(str::to_owned),
-        ..CacheParams::fields(format!("metadata.name={name}"))
-    };
-    let (namespace, name) = NETWORKS;
-    let one = by_name(Some(namespace), name);
-    let proxy = Proxy {
-        this: cache(&client, NODES, by_name(None, &config.node), &mut tasks),
-        node: config.node,
-        networks: cache(&client, CONFIG_MAPS, one, &mut tasks),
-        services: cache(&client, SERVICES, CacheParams::default(), &mut tasks),
-        slices: cache(&client, ENDPOINT_SLICES, CacheParams::default(), &mut tasks),
-        loaded: None,
-        flows: None,
-        since: tokio::time::Instant::now(),
-        skipped: Vec::new(),
-        looked: None,
-    };
-    let wakes = vec![
-        proxy.this.changes(),
-        proxy.networks.changes(),
-        proxy.services.changes(),
-        proxy.slices.changes(),
-    ];
-    let pace =
-        Pace { resync: BEAT, settle: SETTLE, backoff: Backoff::new(BACKOFF_MIN, BACKOFF_MAX) };
-    tasks.spawn("proxy", runtime::drive(stop, wakes, proxy, pace));
-    tasks.join().await.map_err(|err| RunError::Task(Box::new(err)))
-}
-
-fn cache<T: DeserializeOwned + Send + Sync + 'static>(
-    client: &Client,
-    resource: Resource,
-    params: CacheParams,
-    tasks: &mut Supervisor,
-) -> Cache<T> {
-    let name = format!("cache of {resource}");
-    let (cache, reflector) = Cache::new(client.clone(), resource, params);
-    tasks.spawn(name, reflector.run(tasks.stop()));
-    cache
+/// How the loop is driven.
+pub(crate) fn pace() -> Pace {
+    Pace { resync: BEAT, settle: SETTLE, backoff: Backoff::new(BACKOFF_MIN, BACKOFF_MAX) }
 }
 
 /// The node's services as a world.
-struct Proxy {
-    node: String,
-    /// This node's own object.
-    this: Cache<Node>,
-    networks: Cache<ConfigMap>,
-    services: Cache<Service>,
-    slices: Cache<EndpointSlice>,
+pub(crate) struct Proxy {
+    watched: Watched,
     /// The script applied last; `None` before the first.
     loaded: Option<String>,
     /// The UDP endpoints that flows were last held against; `None` before the first time.
@@ -151,17 +72,17 @@ struct Proxy {
 type Udp = BTreeMap<Frontend, BTreeSet<Backend>>;
 
 /// What the loop sees: nothing while the API has not said everything yet, or it is too early.
-type Seen = Option<Wanted>;
+pub(crate) type Seen = Option<Wanted>;
 
 /// The wanted state.
-struct Wanted {
+pub(crate) struct Wanted {
     site: Site,
     script: String,
     udp: Udp,
 }
 
 /// One step.
-enum Action {
+pub(crate) enum Action {
     /// Replace the table.
     Replace { script: String },
     /// Forget flows that lead where these do not; only after the table leads there neither.
@@ -190,18 +111,28 @@ fn forget(site: &Site, udp: &Udp) -> Result<(), ConntrackError> {
 }
 
 impl Proxy {
+    pub(crate) fn new(watched: Watched) -> Self {
+        Self {
+            watched,
+            loaded: None,
+            flows: None,
+            since: tokio::time::Instant::now(),
+            skipped: Vec::new(),
+            looked: None,
+        }
+    }
+
     /// The site's ranges; `None` until the API has told them.
     fn site(&self) -> Option<Site> {
-        let (namespace, name) = NETWORKS;
-        let map = self.networks.get(namespace, name)?;
-        let Networks { pods, services } =
-            serde_json::from_str(map.data.get("networks")?.as_str()).ok()?;
-        Some(Site { node: self.node.clone(), pods, services })
+        let networks = self.watched.networks()?;
+        let dns = networks.dns();
+        let Networks { pods, services } = networks;
+        Some(Site { node: self.watched.node.clone(), pods, services, dns })
     }
 
     /// Whether the first table should still wait.
     fn is_early(&self) -> bool {
-        let ready = || self.this.get("", &self.node).is_some_and(|node| node.is_ready());
+        let ready = || self.watched.is_ready();
         self.loaded.is_none() && self.since.elapsed() < READY_WAIT && !ready()
     }
 
@@ -231,13 +162,13 @@ impl World for Proxy {
 
     async fn observe(&mut self) -> Result<Seen, ProxyError> {
         // A table of half the services would refuse the other half.
-        let synced = self.services.synced() && self.slices.synced();
+        let synced = self.watched.synced();
         let Some(site) = self.site().filter(|_| synced && !self.is_early()) else {
             return Ok(None);
         };
         self.look().await?;
-        let services = self.services.snapshot();
-        let slices = self.slices.snapshot();
+        let services = self.watched.services.snapshot();
+        let slices = self.watched.slices.snapshot();
         let planned = plan_services(
             &site,
             services.values().map(AsRef::as_ref),

@@ -15,6 +15,7 @@ use cri::message::{
 };
 use jiff::Timestamp;
 use node::config::{Names, Profile, Rights, dns, parse_resolv, render_hosts, rights, sysctls};
+use node::dns::DOMAIN;
 use node::env::{Sources, expand, resolve};
 use node::field::{field_value, resource_value};
 use node::names;
@@ -32,7 +33,6 @@ use crate::worker::Worker;
 use crate::{Shared, disk, hook, image};
 
 /// The cluster's domain.
-const DOMAIN: &str = "cluster.local";
 /// What an unprivileged container must not see of `/proc` and `/sys`; the usual list.
 const MASKED: [&str; 11] = [
     "/proc/asound",
@@ -216,7 +216,7 @@ async fn sandbox_config(shared: &Shared, pod: &Pod, attempt: u32) -> PodSandboxC
         host: parse_resolv(
             &tokio::fs::read_to_string("/etc/resolv.conf").await.unwrap_or_default(),
         ),
-        cluster: shared.config.cluster_dns.clone(),
+        cluster: shared.config.cluster_dns.borrow().clone(),
         domain: DOMAIN.to_owned(),
     };
     let dns = dns(pod, &host);

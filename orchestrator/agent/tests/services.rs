@@ -19,14 +19,21 @@ mod api;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ::node::service::{Site, plan_services, render_table};
+use agent::services::{self, DnsConfig};
 use kernel::netns::Namespace;
 use objects::network::{EndpointSlice, Service};
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
-use tokio_util::sync::CancellationToken;
+use hickory_proto::op::{Message, Query, ResponseCode};
+use hickory_proto::rr::rdata::A;
+use hickory_proto::rr::{RData, Record, RecordType};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use alone::{alone, await_until, namespace, shell, shell_in};
 
@@ -91,6 +98,7 @@ impl Lab {
             node: "node".to_owned(),
             pods: "172.20.0.0/16".parse().unwrap(),
             services: "172.21.0.0/24".parse().unwrap(),
+            dns: None,
         };
         let script = render_table(&site, &plan_services(&site, services, slices));
         let apply = || {
@@ -271,6 +279,38 @@ fn dns(items: &api::Items, pod: &str) {
     items.set("/api/v1/services", vec![serde_json::to_value(service).unwrap()]);
 }
 
+/// What the API says of the site: its ranges, name servers for foreign names, a Ready node.
+fn site(items: &api::Items, upstream: Option<SocketAddr>) {
+    let networks = json!({"pods": "172.20.0.0/16", "services": "172.21.0.0/24"}).to_string();
+    let upstreams = json!(upstream.iter().map(ToString::to_string).collect::<Vec<_>>()).to_string();
+    let data = json!({"networks": networks, "upstreamNameservers": upstreams});
+    let site =
+        json!({"metadata": {"name": "muster-site", "namespace": "kube-system"}, "data": data});
+    items.set("/api/v1/namespaces/kube-system/configmaps", vec![site]);
+    let ready = json!({"conditions": [{"type": "Ready", "status": "True"}]});
+    items.set("/api/v1/nodes", vec![json!({"metadata": {"name": "node"}, "status": ready})]);
+}
+
+/// Runs services and names on the node until the guard goes.
+fn run_services(lab: &Lab, items: &api::Items, listen: Option<SocketAddr>) -> DropGuard {
+    let server = api::serve(&lab.node, items);
+    let stop = CancellationToken::new();
+    let guard = stop.clone().drop_guard();
+    std::thread::spawn(move || {
+        let node = Namespace::open(&alone::path("node")).unwrap();
+        let client = runtime::ClientConfig { server, ..Default::default() };
+        let mut dns = DnsConfig::new(watch::channel(Vec::new()).0);
+        dns.listen = listen;
+        dns.resolv_conf = "/nonexistent".into();
+        let config = services::Config { client, node: "node".to_owned(), dns };
+        node.run(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.unwrap().block_on(services::run(stop, config)).unwrap();
+        })
+    });
+    guard
+}
+
 #[test]
 fn a_client_that_goes_on_sending_is_moved_to_the_new_endpoint() {
     alone("a_client_that_goes_on_sending_is_moved_to_the_new_endpoint", &PROGRAMS, || {
@@ -279,25 +319,9 @@ fn a_client_that_goes_on_sending_is_moved_to_the_new_endpoint() {
             serve_datagrams(&lab.pods[pod], pod);
         }
         let items = api::Items::default();
-        let networks = json!({"pods": "172.20.0.0/16", "services": "172.21.0.0/24"}).to_string();
-        let site = json!({"metadata": {"name": "muster-site", "namespace": "kube-system"}, "data": {"networks": networks}});
-        items.set("/api/v1/namespaces/kube-system/configmaps", vec![site]);
-        let ready = json!({"conditions": [{"type": "Ready", "status": "True"}]});
-        items.set("/api/v1/nodes", vec![json!({"metadata": {"name": "node"}, "status": ready})]);
+        site(&items, None);
         dns(&items, "red");
-
-        let server = api::serve(&lab.node, &items);
-        let stop = CancellationToken::new();
-        let _stop = stop.clone().drop_guard();
-        std::thread::spawn(move || {
-            let node = Namespace::open(&alone::path("node")).unwrap();
-            let client = runtime::ClientConfig { server, ..Default::default() };
-            let config = agent::proxy::Config { client, node: "node".to_owned() };
-            node.run(|| {
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-                runtime.unwrap().block_on(agent::proxy::run(stop, config)).unwrap();
-            })
-        });
+        let _stop = run_services(&lab, &items, Some(SocketAddr::from(([127, 0, 0, 1], 0))));
 
         let client = lab.pods["client"].run(|| UdpSocket::bind("0.0.0.0:0")).unwrap().unwrap();
         client.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
@@ -313,5 +337,139 @@ fn a_client_that_goes_on_sending_is_moved_to_the_new_endpoint() {
         answers("red");
         dns(&items, "blue");
         answers("blue");
+    });
+}
+
+/// What cluster DNS answers a client in a namespace, by UDP, and by TCP where that was cut off.
+fn look_up(from: &Namespace, kind: RecordType, name: &str) -> Result<Vec<String>, String> {
+    let server = SocketAddr::from(([172, 21, 0, 10], 53));
+    let mut question = Message::query();
+    question.metadata.recursion_desired = true;
+    question.add_query(Query::query(name.parse().unwrap(), kind));
+    let bytes = question.to_vec().unwrap();
+    let socket = from.run(|| UdpSocket::bind("0.0.0.0:0")).unwrap().unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let mut buffer = vec![0; 65_536];
+    socket.send_to(&bytes, server).map_err(|err| err.to_string())?;
+    let (mut len, _) = socket.recv_from(&mut buffer).map_err(|err| err.to_string())?;
+    let mut reply = Message::from_vec(&buffer[..len]).map_err(|err| err.to_string())?;
+    if reply.metadata.truncation {
+        let mut stream = from.run(|| TcpStream::connect(server)).unwrap().unwrap();
+        stream.write_all(&u16::try_from(bytes.len()).unwrap().to_be_bytes()).unwrap();
+        stream.write_all(&bytes).unwrap();
+        let mut head = [0; 2];
+        stream.read_exact(&mut head).unwrap();
+        len = usize::from(u16::from_be_bytes(head));
+        stream.read_exact(&mut buffer[..len]).unwrap();
+        reply = Message::from_vec(&buffer[..len]).unwrap();
+    }
+    assert_eq!(reply.metadata.id, question.metadata.id);
+    assert_eq!(reply.queries, question.queries);
+    match reply.metadata.response_code {
+        ResponseCode::NoError => {
+            let mut data: Vec<String> =
+                reply.answers.iter().map(|record| record.data.to_string()).collect();
+            data.sort();
+            Ok(data)
+        }
+        code => Err(format!("{code:?}")),
+    }
+}
+
+/// A name server in a namespace that knows `example.org` alone, and counts who asks.
+fn serve_names(inside: &Namespace, address: SocketAddr) -> Arc<AtomicUsize> {
+    let socket = inside.run(|| UdpSocket::bind(address)).unwrap().unwrap();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    std::thread::spawn(move || {
+        let mut buffer = [0; 512];
+        while let Ok((len, peer)) = socket.recv_from(&mut buffer) {
+            count.fetch_add(1, Ordering::SeqCst);
+            let question = Message::from_vec(&buffer[..len]).unwrap();
+            let mut reply = Message::response(question.metadata.id, question.metadata.op_code);
+            reply.queries.clone_from(&question.queries);
+            let name = question.queries[0].name().clone();
+            if name.to_string() == "example.org." {
+                let data = RData::A(A::new(192, 0, 2, 7));
+                reply.add_answer(Record::from_rdata(name, 60, data));
+            } else {
+                reply.metadata.response_code = ResponseCode::NXDomain;
+            }
+            socket.send_to(&reply.to_vec().unwrap(), peer).unwrap();
+        }
+    });
+    asked
+}
+
+#[test]
+fn pods_look_names_up_at_their_node_even_while_the_api_is_gone() {
+    alone("pods_look_names_up_at_their_node_even_while_the_api_is_gone", &PROGRAMS, || {
+        let lab = Lab::build();
+        let upstream = SocketAddr::from((FAR, 5300));
+        let asked = serve_names(&lab.far, upstream);
+        let items = api::Items::default();
+        site(&items, Some(upstream));
+        let many: Vec<String> = (1..=200).map(|host| format!("172.20.12.{host}")).collect();
+        let mut crowd = serde_json::to_value(slice("crowd", &[])).unwrap();
+        crowd["endpoints"] = many.iter().map(|ip| json!({"addresses": [ip]})).collect();
+        items.set("/apis/discovery.k8s.io/v1/endpointslices", vec![crowd]);
+        let services = [
+            service("web", json!({"clusterIP": "172.21.0.20", "ports": [{"port": 80}]})),
+            service("crowd", json!({"clusterIP": "None", "ports": [{"port": 80}]})),
+            service("site", json!({"type": "ExternalName", "externalName": "example.org"})),
+            service(
+                "kube-dns",
+                json!({"clusterIP": "172.21.0.10", "ports": [{"port": 53, "protocol": "UDP"}]}),
+            ),
+        ];
+        let services = services.iter().map(|one| serde_json::to_value(one).unwrap()).collect();
+        items.set("/api/v1/services", services);
+        let _stop = run_services(&lab, &items, None);
+
+        let client = &lab.pods["client"];
+        await_until("the first answer", Duration::from_secs(20), || {
+            look_up(client, RecordType::A, "web.default.svc.cluster.local.").map(drop)
+        });
+        let check = |from: &Namespace, kind, name: &str, wanted: Result<&[&str], &str>| {
+            let found = look_up(from, kind, name);
+            let wanted = wanted
+                .map(|data| data.iter().map(|one| (*one).to_owned()).collect::<Vec<_>>())
+                .map_err(str::to_owned);
+            assert_eq!(found, wanted, "{kind} {name}");
+        };
+        // The table of services leaves the name server alone, though its service has no endpoint.
+        await_until("the table", Duration::from_secs(20), || {
+            let listed = lab.node.run(|| {
+                let list = ["list", "table", "ip", "muster-services"];
+                std::process::Command::new("nft").args(list).output().unwrap().status.success()
+            });
+            listed.unwrap().then_some(()).ok_or_else(|| "no table".to_owned())
+        });
+        for from in [client, &lab.node] {
+            check(from, RecordType::A, "web.default.svc.cluster.local.", Ok(&["172.21.0.20"]));
+        }
+        check(client, RecordType::AAAA, "web.default.svc.cluster.local.", Ok(&[]));
+        check(client, RecordType::A, "nobody.default.svc.cluster.local.", Err("NXDomain"));
+        check(client, RecordType::A, "example.org.", Ok(&["192.0.2.7"]));
+        check(client, RecordType::A, "EXAMPLE.org.", Ok(&["192.0.2.7"]));
+        assert_eq!(asked.load(Ordering::SeqCst), 1, "an answer is kept");
+        check(
+            client,
+            RecordType::A,
+            "site.default.svc.cluster.local.",
+            Ok(&["192.0.2.7", "example.org."]),
+        );
+        check(client, RecordType::A, "nobody.example.", Err("NXDomain"));
+        let all = look_up(client, RecordType::A, "crowd.default.svc.cluster.local.").unwrap();
+        assert_eq!(all.len(), 200, "what does not fit a datagram comes by TCP");
+
+        items.close();
+        check(client, RecordType::A, "web.default.svc.cluster.local.", Ok(&["172.21.0.20"]));
+        check(
+            client,
+            RecordType::PTR,
+            "20.0.21.172.in-addr.arpa.",
+            Ok(&["web.default.svc.cluster.local."]),
+        );
     });
 }

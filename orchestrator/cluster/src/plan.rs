@@ -130,6 +130,18 @@ pub struct Networks {
     pub services: Ipv4Net,
 }
 
+impl Networks {
+    /// Where the config map stands that tells these to every node (key `networks`, as JSON).
+    pub const CONFIG_MAP: (&str, &str) = ("kube-system", "muster-site");
+
+    /// The address of cluster DNS, the tenth of the services' range as upstream's installers
+    /// choose it; `None` when the range has no tenth.
+    #[must_use]
+    pub fn dns(&self) -> Option<std::net::Ipv4Addr> {
+        self.services.hosts().nth(9)
+    }
+}
+
 /// Waiting times, in seconds; the names are upstream's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

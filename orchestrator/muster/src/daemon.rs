@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use runtime::Supervisor;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::args::{AgentArgs, BootArgs, MasterArgs};
@@ -61,11 +62,13 @@ fn manager_config(args: &MasterArgs) -> manager::Config {
     }
 }
 
-/// Joins the cluster, then runs agent, router and proxy of this node.
+/// Joins the cluster, then runs agent, router, proxy and DNS of this node.
 pub(crate) fn agent(args: AgentArgs) -> Result<()> {
+    let (told, cluster_dns) = watch::channel(Vec::new());
     let config = agent::Config {
         node_json: args.node,
         cri_socket: args.runtime,
+        cluster_dns,
         ..agent::Config::default()
     };
     serve(|stop| async move {
@@ -76,15 +79,16 @@ pub(crate) fn agent(args: AgentArgs) -> Result<()> {
             node: node.clone(),
             paths: router::Paths::default(),
         };
-        let proxy = agent::proxy::Config { client, node };
+        let dns = agent::services::DnsConfig::new(told);
+        let services = agent::services::Config { client, node, dns };
         let mut tasks: Supervisor<ServiceError> = Supervisor::new(stop.clone());
         let signal = stop.clone();
         tasks.spawn_fallible("router", async move {
             ServiceError::of(router::run(signal, router).await)
         });
         let signal = stop.clone();
-        tasks.spawn_fallible("proxy", async move {
-            ServiceError::of(agent::proxy::run(signal, proxy).await)
+        tasks.spawn_fallible("services", async move {
+            ServiceError::of(agent::services::run(signal, services).await)
         });
         tasks.spawn_fallible("agent", async move {
             ServiceError::of(agent::run_joined(stop, config, joined).await)

@@ -5,7 +5,7 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use cluster::plan::Plan;
+use cluster::plan::{Networks, Plan};
 use comfy_table::{Table, presets};
 use objects::node::Node;
 use runtime::client::{DeleteParams, ListParams, Patch};
@@ -58,7 +58,8 @@ pub(crate) fn wait_for(
 pub(crate) async fn register(client: &Client, plan: &Plan) -> Result<()> {
     // Where router and proxy of each node look for the address ranges.
     let data = json!({ "networks": serde_json::to_string(&plan.networks)? });
-    put(client, &CONFIG_MAPS, Some("kube-system"), "muster-site", json!({ "data": data })).await?;
+    let (namespace, name) = Networks::CONFIG_MAP;
+    put(client, &CONFIG_MAPS, Some(namespace), name, json!({ "data": data })).await?;
     for rack in &plan.racks {
         put(client, &RACKS, None, &rack.name, from_plan(json!(rack))).await?;
     }

@@ -11,6 +11,7 @@
 //! As CoreDNS with `pods insecure`: `A-B-C-D.NAMESPACE.pod` is answered without a look at pods.
 //! *Limits*: no zone transfer, no wildcards.
 
+mod cache;
 mod zone;
 
 use hickory_proto::op::{Query, ResponseCode};
@@ -18,9 +19,12 @@ use hickory_proto::rr::rdata::{CNAME, NS, PTR, TXT};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use ipnet::IpNet;
 
-pub use zone::Zone;
+pub use cache::Cache;
 use zone::{Entry, Found};
+pub use zone::{NotADomain, Zone};
 
+/// The domain of a cluster's names: upstream's default, which programs rely on.
+pub const DOMAIN: &str = "cluster.local";
 /// How long an answer may be kept, in seconds: upstream's default.
 pub const TTL_SECONDS: u32 = 5;
 /// The version of the specification, as `dns-version` tells it.

@@ -42,6 +42,8 @@ pub struct Site {
     pub pods: Ipv4Net,
     /// The range of service addresses: what is not served there goes nowhere.
     pub services: Ipv4Net,
+    /// Where this node itself answers as cluster DNS.
+    pub dns: Option<Ipv4Addr>,
 }
 
 /// A transport protocol.

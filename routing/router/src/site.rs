@@ -12,9 +12,6 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tracing::warn;
 
-/// Where the site's ranges stand: a config map with the plan's `networks` as JSON.
-const NETWORKS: (&str, &str) = ("kube-system", "muster-site");
-
 /// An object of which only the `spec` matters here.
 #[derive(Debug, Clone, Deserialize)]
 struct Planned<T> {
@@ -64,7 +61,7 @@ impl Site {
     /// Starts the caches.
     pub(crate) fn follow(client: &Client, node: &str, tasks: &mut Supervisor) -> Self {
         let by_name = |name: &str| CacheParams::fields(format!("metadata.name={name}"));
-        let (namespace, name) = NETWORKS;
+        let (namespace, name) = Networks::CONFIG_MAP;
         let in_namespace = CacheParams { namespace: Some(namespace.to_owned()), ..by_name(name) };
         Self {
             machines: cache(client, MACHINES, CacheParams::default(), tasks),
@@ -87,7 +84,7 @@ impl Site {
 
     /// What is known; `Err` names what is still missing.
     pub(crate) fn known(&self) -> Result<Known, &'static str> {
-        let (namespace, name) = NETWORKS;
+        let (namespace, name) = Networks::CONFIG_MAP;
         let map = self.networks.get(namespace, name).ok_or("config map kube-system/muster-site")?;
         let text = map.data.get("networks").ok_or("networks in config map muster-site")?;
         let networks = serde_json::from_str(text).map_err(|err| {

@@ -177,6 +177,8 @@ fn render_chain(site: &Site, choice: Choice) -> String {
 /// The chains that the kernel calls.
 fn hooks(site: &Site) -> String {
     let services = site.services;
+    // Cluster DNS is this node: without endpoints of its own it is neither refused nor dropped.
+    let dns = site.dns.map(|dns| format!("\n        ip daddr {dns} return")).unwrap_or_default();
     format!(
         "    chain route_services {{
         ip daddr . meta l4proto . th dport vmap @services
@@ -195,7 +197,7 @@ fn hooks(site: &Site) -> String {
         reject with icmp port-unreachable
     }}
     chain check {{
-        ct state != new return
+        ct state != new return{dns}
         ip daddr . meta l4proto . th dport @refused goto refuse
         ip daddr @addresses meta l4proto {{ tcp, udp, sctp }} goto refuse
         ip daddr {services} drop comment \"no such service: would loop to the ToR\"

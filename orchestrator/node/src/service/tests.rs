@@ -11,6 +11,7 @@ fn site() -> Site {
         node: "here".to_owned(),
         pods: "172.20.0.0/16".parse().unwrap(),
         services: "172.21.0.0/24".parse().unwrap(),
+        dns: None,
     }
 }
 

@@ -20,6 +20,8 @@ pub(crate) struct Items(Arc<Mutex<Versioned>>);
 #[derive(Default)]
 struct Versioned {
     version: u64,
+    /// Nobody is answered any more.
+    closed: bool,
     /// Items by the collection's path.
     lists: BTreeMap<String, Vec<Value>>,
 }
@@ -30,6 +32,15 @@ impl Items {
         let mut items = self.0.lock().unwrap();
         items.version += 1;
         items.lists.insert(path.to_owned(), list);
+    }
+
+    /// Stops answering, as a server that is gone.
+    pub(crate) fn close(&self) {
+        self.0.lock().unwrap().closed = true;
+    }
+
+    fn is_closed(&self) -> bool {
+        self.0.lock().unwrap().closed
     }
 
     fn version(&self) -> u64 {
@@ -61,7 +72,7 @@ fn answer(mut stream: TcpStream, items: &Items) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
     loop {
         let mut request = String::new();
-        if reader.read_line(&mut request)? == 0 {
+        if reader.read_line(&mut request)? == 0 || items.is_closed() {
             return Ok(());
         }
         let mut line = String::new();
@@ -87,6 +98,9 @@ fn watch(stream: &mut TcpStream, query: &str, items: &Items) -> std::io::Result<
     while query.split('&').any(|term| term == known)
         && format!("resourceVersion={}", items.version()) == known
     {
+        if items.is_closed() {
+            return Err(std::io::ErrorKind::ConnectionReset.into());
+        }
         std::thread::sleep(Duration::from_millis(10));
     }
     let expired = json!({"type": "ERROR", "object": {"kind": "Status", "code": 410}});
