@@ -34,6 +34,14 @@ impl ServiceRange {
         Ipv4Addr::from_bits(self.base().saturating_add(1))
     }
 
+    /// The address of cluster DNS: the tenth of the range, if it has so many.
+    #[must_use]
+    pub fn tenth(&self) -> Option<Ipv4Addr> {
+        let address = Ipv4Addr::from_bits(self.base().saturating_add(10));
+        // The last address of the range is nobody's.
+        (self.mask() | address.to_bits() != u32::MAX && self.contains(address)).then_some(address)
+    }
+
     fn base(&self) -> u32 {
         self.network.to_bits() & self.mask()
     }

@@ -48,6 +48,36 @@ pub(crate) async fn run(server: &Server) -> Result<(), Status> {
             replace_own(server, USER, &path, &object).await?;
         }
     }
+    name_service(server).await
+}
+
+/// The service under which people look for cluster DNS. Nodes answer at its address themselves;
+/// the object keeps the address from being given to another service.
+async fn name_service(server: &Server) -> Result<(), Status> {
+    let (namespace, name) = ("kube-system", "kube-dns");
+    let Some(address) = server.services.tenth() else { return Ok(()) };
+    if server.item(&kind::SERVICE, namespace, name).is_some() {
+        return Ok(());
+    }
+    let object = json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {
+            "name": name, "namespace": namespace,
+            "labels": {"k8s-app": "kube-dns", "kubernetes.io/cluster-service": "true"},
+        },
+        "spec": {
+            "type": "ClusterIP", "clusterIP": address, "clusterIPs": [address],
+            "ports": [
+                {"name": "dns", "protocol": "UDP", "port": 53, "targetPort": 53},
+                {"name": "dns-tcp", "protocol": "TCP", "port": 53, "targetPort": 53},
+            ],
+        },
+    });
+    let path = kind::SERVICE.path(Some(namespace), None);
+    if let Err(status) = create_own(server, USER, &path, &object).await {
+        // An older service may have the address; it keeps it, and names go on without the object.
+        tracing::warn!(err = %status.message, "the service of cluster DNS cannot be made");
+    }
     Ok(())
 }
 
