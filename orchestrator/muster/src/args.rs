@@ -38,6 +38,8 @@ pub(crate) enum Command {
     Inventory(InventoryArgs),
     /// Run the control plane: API server, store, scheduler and controllers
     Master(MasterArgs),
+    /// Look over, save, restore or move what a master stores
+    Store(StoreCommandArgs),
     /// Run the boot server: DHCP, TFTP and HTTP
     Boot(BootArgs),
     /// Run the node agent; started on nodes by their image
@@ -242,6 +244,91 @@ pub(crate) struct EtcdArgs {
     /// What all keys in etcd begin with
     #[arg(long, value_name = "PATH", default_value = apiserver::EtcdOptions::PREFIX)]
     pub etcd_prefix: String,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct StoreCommandArgs {
+    #[command(subcommand)]
+    pub verb: StoreVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum StoreVerb {
+    /// Check every record, and show what there is
+    Verify(StoreVerifyArgs),
+    /// Write all there is to one file, to be kept elsewhere; it holds the secrets
+    Snapshot(StoreSnapshotArgs),
+    /// Make a store of a snapshot
+    Restore(StoreRestoreArgs),
+    /// Move everything from the file of a master into etcd, or back
+    Migrate(StoreMigrateArgs),
+}
+
+/// A store, by its place.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct PlaceArgs {
+    /// The data directory of a master that is stopped
+    #[arg(
+        long,
+        value_name = "DIR",
+        conflicts_with = "etcd_endpoints",
+        required_unless_present = "etcd_endpoints"
+    )]
+    pub data_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub etcd: EtcdArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct StoreVerifyArgs {
+    #[command(flatten)]
+    pub place: PlaceArgs,
+    /// How to print what was found
+    #[arg(long, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct StoreSnapshotArgs {
+    /// The file to write
+    pub file: PathBuf,
+    #[command(flatten)]
+    pub place: PlaceArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct StoreRestoreArgs {
+    /// The file that `snapshot` wrote
+    pub file: PathBuf,
+    #[command(flatten)]
+    pub place: PlaceArgs,
+    /// Replace a store that holds something
+    #[arg(long)]
+    pub replace: bool,
+    /// How many revisions may have been given out since the snapshot, at most
+    #[arg(long, value_name = "REVISIONS", default_value_t = 1_000_000_000)]
+    pub bump: u64,
+}
+
+/// Where a store moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Direction {
+    /// From the data directory into etcd
+    Etcd,
+    /// From etcd into the data directory
+    Embedded,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct StoreMigrateArgs {
+    /// The kind of store to move to
+    #[arg(long, value_enum)]
+    pub to: Direction,
+    /// The data directory of a master that is stopped
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: PathBuf,
+    #[command(flatten)]
+    pub etcd: EtcdArgs,
 }
 
 #[derive(Debug, ClapArgs)]

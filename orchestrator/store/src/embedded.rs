@@ -8,6 +8,10 @@
 //! failure ends the store: the outcome of that group is unknown, and only a fresh start reads
 //! what is really there.
 
+mod whole;
+
+pub(crate) use whole::{contents, fill, retire, verify};
+
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -31,7 +35,8 @@ use crate::tree::Tree;
 const ITEMS: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new("items");
 /// shelf → revision of its last change.
 const SHELVES: TableDefinition<'_, &str, u64> = TableDefinition::new("shelves");
-/// `revision` → the newest revision; `format` → [`FORMAT`].
+/// `revision` → the newest revision; `format` → [`FORMAT`]; `base` → where the history of shelves
+/// begins that hold nothing; `moved` → not 0 when the store lives elsewhere now.
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 
 /// The file's name in its directory.
@@ -84,6 +89,21 @@ pub enum OpenError {
         shelf: String,
         /// The name.
         name: String,
+    },
+    /// There is no store.
+    #[error("there is no store at {path}")]
+    Missing {
+        /// The file that should be there.
+        path: PathBuf,
+    },
+    /// The store was moved away.
+    #[error("the store was moved away from here; start with --store etcd")]
+    Moved,
+    /// The store has items already.
+    #[error("the store in {dir} is not empty")]
+    NotEmpty {
+        /// The directory.
+        dir: PathBuf,
     },
     /// The commit thread cannot be started.
     #[error("cannot start the commit thread")]
@@ -176,7 +196,7 @@ fn has_room(probe: &Path) -> bool {
 /// Prepares the tables, reads the tree and starts the commit thread.
 pub(crate) fn start(opener: Opener, room: Room) -> Result<Store, OpenError> {
     let db = opener().map_err(|err| OpenError::Engine(err.into()))?;
-    prepare(&db).map_err(OpenError::Engine)?;
+    prepare(&db)?;
     let tree = Arc::new(read_tree(&db)?);
     let full = Arc::new(AtomicBool::new(false));
     let disk = Disk { opener, room, db: Some(db), full: Arc::clone(&full), refused: None };
@@ -295,21 +315,29 @@ impl Outcome {
     }
 }
 
-fn prepare(db: &Database) -> Result<(), redb::Error> {
+fn prepare(db: &Database) -> Result<(), OpenError> {
+    if make_tables(db).map_err(OpenError::Engine)? { Ok(()) } else { Err(OpenError::Moved) }
+}
+
+/// Whether the store may be used.
+fn make_tables(db: &Database) -> Result<bool, redb::Error> {
     let transaction = db.begin_write()?;
     {
         transaction.open_table(ITEMS)?;
         transaction.open_table(SHELVES)?;
         let mut meta = transaction.open_table(META)?;
         if meta.get("format")?.is_some() {
+            let moved = meta.get("moved")?.is_some_and(|moved| moved.value() != 0);
             drop(meta);
-            return Ok(transaction.abort()?);
+            transaction.abort()?;
+            return Ok(!moved);
         }
         meta.insert("format", FORMAT)?;
         // Clients take revision 0 for "any", so the first one ever seen must be greater.
         meta.insert("revision", 1)?;
     }
-    Ok(transaction.commit()?)
+    transaction.commit()?;
+    Ok(true)
 }
 
 fn read_tree(db: &Database) -> Result<Tree, OpenError> {
@@ -336,7 +364,7 @@ fn read_tree(db: &Database) -> Result<Tree, OpenError> {
             .ok_or_else(|| OpenError::Damaged { shelf: shelf.to_owned(), name: name.to_owned() })?;
         items.push((Box::from(shelf), Arc::new(item)));
     }
-    Ok(Tree::new(revision, floors, items))
+    Ok(Tree::new(revision, number("base")?, floors, items))
 }
 
 fn checksum(shelf: &str, name: &str, rest: &[u8]) -> [u8; 4] {

@@ -16,8 +16,10 @@ mod client;
 mod follow;
 mod key;
 mod message;
+mod whole;
 
 pub use client::{CallError, EndpointError};
+pub(crate) use whole::{contents, fill, retire};
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -118,9 +120,26 @@ pub enum EtcdError {
         /// Its value.
         found: String,
     },
+    /// There is no store.
+    #[error("there is no store in etcd")]
+    Missing,
     /// A move into this store was begun and not finished.
     #[error("a move into this store was not finished; move or restore again")]
     Unfinished,
+    /// The store was moved away.
+    #[error("the store was moved away from etcd")]
+    Moved,
+    /// Somebody else changes the store as a whole.
+    #[error("the store in etcd is being moved or restored by somebody else")]
+    Busy,
+    /// An item has no place in etcd.
+    #[error("{shelf}/{name} cannot be kept in etcd")]
+    Name {
+        /// The shelf.
+        shelf: String,
+        /// The name.
+        name: String,
+    },
     /// The store has items already.
     #[error("the store in etcd is not empty")]
     NotEmpty,
@@ -131,13 +150,26 @@ pub enum EtcdError {
 pub(crate) struct Meta {
     /// Added to etcd's revision.
     pub(crate) offset: u64,
-    /// Is everything there?
-    pub(crate) ready: bool,
+    pub(crate) state: State,
 }
+
+/// What may be done with a store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Everything is there.
+    Ready,
+    /// It is being filled.
+    Loading,
+    /// What is here is old; the store lives elsewhere.
+    Moved,
+}
+
+const STATES: [(State, &str); 3] =
+    [(State::Ready, "ready"), (State::Loading, "loading"), (State::Moved, "moved")];
 
 impl Meta {
     fn render(self) -> Bytes {
-        let state = if self.ready { "ready" } else { "loading" };
+        let state = STATES.iter().find(|(state, _)| *state == self.state).map_or("", |(_, s)| s);
         Bytes::from(format!("format {FORMAT}\noffset {}\nstate {state}\n", self.offset))
     }
 
@@ -147,12 +179,9 @@ impl Meta {
             |key: &str| lines.next().flatten().filter(|(k, _)| *k == key).map(|(_, v)| v);
         let format = word("format")?.parse::<u64>().ok()?;
         let offset = word("offset")?.parse().ok()?;
-        let ready = match word("state")? {
-            "ready" => true,
-            "loading" => false,
-            _ => return None,
-        };
-        (format == FORMAT).then_some(Self { offset, ready })
+        let said = word("state")?;
+        let (state, _) = *STATES.iter().find(|(_, name)| *name == said)?;
+        (format == FORMAT).then_some(Self { offset, state })
     }
 }
 
@@ -162,6 +191,9 @@ pub(crate) struct Shared {
     client: Client,
     keys: Keys,
     offset: u64,
+    /// etcd's revision of the key that says how to read the store. Every write compares it: once
+    /// the store is moved or restored, no server writes to it by the old reading.
+    meta_revision: i64,
     tree: Arc<Tree>,
     /// What writers under way know of their values, so that it is not worked out twice.
     heads: Mutex<BTreeMap<Bytes, Vec<(Bytes, Head)>>>,
@@ -242,13 +274,15 @@ fn header_revision(header: Option<ResponseHeader>) -> Result<i64, CallError> {
 /// Connects to the cluster, fills the tree and follows the watch.
 pub(crate) async fn open(options: &EtcdOptions) -> Result<Store, EtcdError> {
     let (client, keys) = (client(options)?, Keys::new(&options.prefix));
-    let meta = read_or_make_meta(&client, &keys).await?;
-    if !meta.ready {
-        return Err(EtcdError::Unfinished);
+    let (meta, meta_revision) = read_or_make_meta(&client, &keys).await?;
+    match meta.state {
+        State::Ready => {}
+        State::Loading => return Err(EtcdError::Unfinished),
+        State::Moved => return Err(EtcdError::Moved),
     }
     let newest = RangeRequest { key: keys.meta(), count_only: true, ..RangeRequest::default() };
     let newest = header_revision(range(&client, newest).await?.header)?;
-    let start = newest.saturating_sub(REPLAYED_REVISIONS).max(1);
+    let start = newest.saturating_sub(REPLAYED_REVISIONS).max(meta_revision);
     let loaded = follow::load(&client, &keys, meta.offset, start).await;
     let (revision, items) = match loaded {
         Err(err) if err.is_compacted() => follow::load(&client, &keys, meta.offset, newest).await?,
@@ -258,6 +292,7 @@ pub(crate) async fn open(options: &EtcdOptions) -> Result<Store, EtcdError> {
         client,
         keys,
         offset: meta.offset,
+        meta_revision,
         tree: Arc::new(Tree::since(revision, items)),
         heads: Mutex::default(),
         nudge: Notify::new(),
@@ -311,22 +346,24 @@ fn tls(options: &EtcdOptions, ca_cert: &PathBuf) -> Result<Arc<rustls::ClientCon
     Ok(Arc::new(config))
 }
 
-async fn read_meta(client: &Client, keys: &Keys) -> Result<Option<Meta>, EtcdError> {
+/// With etcd's revision of its key.
+async fn read_meta(client: &Client, keys: &Keys) -> Result<Option<(Meta, i64)>, EtcdError> {
     let request = RangeRequest { key: keys.meta(), ..RangeRequest::default() };
     let found = range(client, request).await?;
     let Some(kv) = found.kvs.first() else { return Ok(None) };
     let text = String::from_utf8_lossy(&kv.value).into_owned();
     let key = String::from_utf8_lossy(&kv.key).into_owned();
-    Meta::parse(&text).map(Some).ok_or(EtcdError::Meta { key, found: text })
+    let meta = Meta::parse(&text).ok_or(EtcdError::Meta { key, found: text })?;
+    Ok(Some((meta, kv.mod_revision)))
 }
 
 /// The first server of a cluster writes it; all others find it.
-async fn read_or_make_meta(client: &Client, keys: &Keys) -> Result<Meta, EtcdError> {
+async fn read_or_make_meta(client: &Client, keys: &Keys) -> Result<(Meta, i64), EtcdError> {
     loop {
         if let Some(meta) = read_meta(client, keys).await? {
             return Ok(meta);
         }
-        let fresh = Meta { offset: 0, ready: true };
+        let fresh = Meta { offset: 0, state: State::Ready };
         let put = Request::Put(PutRequest { key: keys.meta(), value: fresh.render() });
         // If another was quicker, its word counts; the next round reads it.
         transact(client, &keys.meta(), Compared::Create(0), put, Repeat::Harmless).await?;
@@ -340,14 +377,26 @@ async fn transact(
     request: Request,
     repeat: Repeat,
 ) -> Result<(bool, i64), CallError> {
+    transact_if(client, vec![compare(key, with)], request, repeat).await
+}
+
+fn compare(key: &Bytes, with: Compared) -> Compare {
     let target = match with {
-        Compared::Version(_) => CompareTarget::Version,
         Compared::Create(_) => CompareTarget::Create,
         Compared::Mod(_) => CompareTarget::Mod,
     };
-    let compare = Compare { target: i32::from(target), key: key.clone(), with: Some(with) };
+    Compare { target: i32::from(target), key: key.clone(), with: Some(with) }
+}
+
+/// Whether all comparisons held and the request was carried out, and etcd's revision.
+async fn transact_if(
+    client: &Client,
+    compare: Vec<Compare>,
+    request: Request,
+    repeat: Repeat,
+) -> Result<(bool, i64), CallError> {
     let success = vec![RequestOp { request: Some(request) }];
-    let request = TxnRequest { compare: vec![compare], success };
+    let request = TxnRequest { compare, success };
     let done: TxnResponse = client.call("Txn", "/etcdserverpb.KV/Txn", request, repeat).await?;
     Ok((done.succeeded, header_revision(done.header)?))
 }
@@ -431,14 +480,17 @@ impl Etcd {
             Known { shared, key: key.clone(), value: value.clone() }
         });
         let before = shared.tree.get(&write.shelf, &write.name);
-        let outcome = transact(&shared.client, &key, with, request, Repeat::Harmful).await;
+        let still = compare(&shared.keys.meta(), Compared::Mod(shared.meta_revision));
+        let compares = vec![compare(&key, with), still];
+        let outcome = transact_if(&shared.client, compares, request, Repeat::Harmful).await;
         let (succeeded, revision) = outcome.map_err(|err| self.failure(err))?;
         shared.full.store(false, Ordering::SeqCst);
         let revision = shared.ours(revision);
         self.wait_until_visible(revision).await;
         let current = shared.tree.get(&write.shelf, &write.name);
         if !succeeded {
-            return Err(WriteError::Conflict { current });
+            let moved = shared.lost.is_cancelled();
+            return Err(if moved { WriteError::Closed } else { WriteError::Conflict { current } });
         }
         let Some(value) = write.value else { return Ok(Written { revision, item: None }) };
         let item = current.filter(|item| item.modified() == revision).unwrap_or_else(|| {

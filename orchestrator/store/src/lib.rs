@@ -16,17 +16,22 @@
 
 mod backend;
 mod checksum;
+mod contents;
 mod embedded;
 mod etcd;
 mod item;
+mod snapshot;
 pub mod suite;
+pub mod transfer;
 mod tree;
 mod watch;
 
 pub use backend::{Fault, SyncError, Trouble, WriteError};
+pub use contents::{Contents, Count, Report};
 pub use embedded::{OpenError, Options};
 pub use etcd::{CallError, EndpointError, EtcdError, EtcdOptions};
 pub use item::{Change, Expect, Head, Item, Write, Written};
+pub use snapshot::{Malformed, SnapshotError, read_snapshot, write_snapshot};
 pub use tree::{Page, Query, RangeError};
 pub use watch::{Compacted, Watch};
 

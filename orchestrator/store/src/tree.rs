@@ -140,12 +140,15 @@ impl Tree {
     ///
     /// A watcher that had seen a shelf's last change may go on where it was; what happened before
     /// is forgotten by a restart.
+    ///
+    /// `base` is where the history begins of shelves that are not among them.
     pub(crate) fn new(
         revision: u64,
+        base: u64,
         floors: impl IntoIterator<Item = (Box<str>, u64)>,
         items: impl IntoIterator<Item = (Box<str>, Arc<Item>)>,
     ) -> Self {
-        let mut state = State { revision, base: 0, shelves: BTreeMap::new() };
+        let mut state = State { revision, base, shelves: BTreeMap::new() };
         for (name, floor) in floors {
             state.shelves.insert(name, Shelf::new(floor));
         }
@@ -161,23 +164,11 @@ impl Tree {
         revision: u64,
         items: impl IntoIterator<Item = (Box<str>, Arc<Item>)>,
     ) -> Self {
-        let tree = Self::new(revision, [], items);
-        tree.write().base = revision;
-        tree
+        Self::new(revision, revision, [], items)
     }
 
     pub(crate) fn revision(&self) -> u64 {
         self.read().revision
-    }
-
-    #[expect(dead_code, reason = "of use from the next step on")]
-    /// All items and the revision they were read at.
-    pub(crate) fn everything(&self) -> (u64, Vec<(Box<str>, Arc<Item>)>) {
-        let state = self.read();
-        let items = state.shelves.iter().flat_map(|(name, shelf)| {
-            shelf.items.values().map(|item| (name.clone(), Arc::clone(item)))
-        });
-        (state.revision, items.collect())
     }
 
     /// Replaces everything and forgets the past: whoever watches must list anew.

@@ -123,10 +123,11 @@ pub(crate) enum Repeat {
     Harmful,
 }
 
-#[derive(Debug)]
+/// Clones share the connections.
+#[derive(Debug, Clone)]
 pub(crate) struct Client {
     members: Vec<Channel>,
-    at: AtomicUsize,
+    at: Arc<AtomicUsize>,
 }
 
 impl Client {
@@ -141,7 +142,7 @@ impl Client {
         if members.is_empty() {
             return Err(EndpointError::None);
         }
-        Ok(Self { members, at: AtomicUsize::new(0) })
+        Ok(Self { members, at: Arc::new(AtomicUsize::new(0)) })
     }
 
     fn grpc(&self, at: usize) -> Option<Grpc<Channel>> {

@@ -174,6 +174,9 @@ async fn follow_once(shared: &Shared) -> End {
             }
         }
         apply(shared, std::mem::take(&mut fragments));
+        if shared.lost.is_cancelled() {
+            return End::Broken(CallError::local("Watch", Code::Aborted, "the store was moved"));
+        }
     }
 }
 
@@ -199,6 +202,11 @@ fn apply(shared: &Shared, events: Vec<Event>) {
             continue;
         }
         last = last.max(revision);
+        if kv.key == shared.keys.meta() && kv.mod_revision > shared.meta_revision {
+            tracing::error!("the store in etcd is moved or restored; it must be opened anew");
+            shared.lost.cancel();
+            return;
+        }
         let Some((shelf, name)) = shared.keys.parse(&kv.key) else { continue };
         let place: (Box<str>, Box<str>) = (shelf.into(), name.into());
         let previous = match pending.get(&place) {

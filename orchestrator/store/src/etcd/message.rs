@@ -99,14 +99,12 @@ pub(crate) struct Compare {
     pub(crate) target: i32,
     #[prost(bytes = "bytes", tag = "3")]
     pub(crate) key: Bytes,
-    #[prost(oneof = "Compared", tags = "4, 5, 6")]
+    #[prost(oneof = "Compared", tags = "5, 6")]
     pub(crate) with: Option<Compared>,
 }
 
 #[derive(Clone, PartialEq, prost::Oneof)]
 pub(crate) enum Compared {
-    #[prost(int64, tag = "4")]
-    Version(i64),
     #[prost(int64, tag = "5")]
     Create(i64),
     #[prost(int64, tag = "6")]

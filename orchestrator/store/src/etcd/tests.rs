@@ -236,7 +236,7 @@ async fn a_full_cluster_is_read_only_and_says_so() {
 
 #[test]
 fn what_says_how_to_read_the_store_is_read_back() {
-    let meta = Meta { offset: 12_345, ready: false };
+    let meta = Meta { offset: 12_345, state: State::Moved };
     assert_eq!(Meta::parse(std::str::from_utf8(&meta.render()).unwrap()), Some(meta));
     for text in ["", "format 2\noffset 0\nstate ready\n", "format 1\noffset x\nstate ready\n"] {
         assert_eq!(Meta::parse(text), None, "{text}");
