@@ -28,17 +28,13 @@ pub(crate) fn master(args: MasterArgs) -> Result<()> {
         service_cidr: args.service_cidr,
         storage: crate::store::storage(&args.store)?,
     };
-    let controllers = match args.controllers.as_str() {
-        "all" => true,
-        "none" => false,
-        other => anyhow::bail!("--controllers is all or none, not {other}"),
-    };
+    let controllers = manager::Choice::parse(&args.controllers)?;
     serve(|stop| async move {
         let server = apiserver::ApiServer::open(stop.clone(), &config).await?;
         let mut tasks: Supervisor<ServiceError> = Supervisor::new(stop.clone());
         tasks.spawn_fallible("api", async move { ServiceError::of(server.serve().await) });
-        if controllers {
-            let manager = manager_config(&args);
+        if controllers != manager::Choice::none() {
+            let manager = manager_config(&args, controllers);
             tasks.spawn_fallible("manager", async move {
                 ServiceError::of(manager::run(stop, manager).await)
             });
@@ -47,7 +43,7 @@ pub(crate) fn master(args: MasterArgs) -> Result<()> {
     })
 }
 
-fn manager_config(args: &MasterArgs) -> manager::Config {
+fn manager_config(args: &MasterArgs, controllers: manager::Choice) -> manager::Config {
     let pki = args.data_dir.join("pki");
     manager::Config {
         kubeconfig: args.data_dir.join("manager.kubeconfig"),
@@ -57,7 +53,7 @@ fn manager_config(args: &MasterArgs) -> manager::Config {
             node_monitor_grace_period_seconds: args.node_monitor_grace_period,
             pod_eviction_timeout_seconds: args.pod_eviction_timeout,
         },
-        controllers: manager::Choice::default(),
+        controllers,
         metrics: manager::Metrics::default(),
     }
 }

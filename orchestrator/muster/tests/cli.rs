@@ -118,3 +118,38 @@ fn one_machine_has_the_same_variables_as_in_the_list() {
     let host: Value = serde_json::from_str(&host).unwrap();
     assert_eq!(list["_meta"]["hostvars"]["b-worker"], host);
 }
+
+/// A master's store is looked over, saved and restored; a second master goes on with it.
+#[test]
+fn a_store_is_saved_and_restored() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+    let verify = |place: &str| -> Value {
+        let output = muster(&["store", "verify", "--data-dir", &path(place), "--output", "json"]);
+        serde_json::from_str(&stdout(&output)).unwrap()
+    };
+    assert!(!muster(&["store", "verify", "--data-dir", &path("master")]).status.success());
+    let mut master = Command::new(env!("CARGO_BIN_EXE_muster"))
+        .args(["master", "--controllers", "none", "--listen", "127.0.0.1:0", "--data-dir"])
+        .arg(path("master"))
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let log = std::io::BufReader::new(master.stderr.take().unwrap());
+    let served =
+        std::io::BufRead::lines(log).find(|line| line.as_ref().unwrap().contains("served"));
+    assert!(served.is_some(), "the master ended early");
+    let busy = muster(&["store", "verify", "--data-dir", &path("master")]);
+    assert!(!busy.status.success(), "a store in use is left alone");
+    master.kill().unwrap();
+    master.wait().unwrap();
+    let before = verify("master");
+    assert_eq!(before["shelves"]["core/namespaces"]["items"], 4);
+    stdout(&muster(&["store", "snapshot", &path("file"), "--data-dir", &path("master")]));
+    stdout(&muster(&["store", "restore", &path("file"), "--data-dir", &path("other")]));
+    let after = verify("other");
+    assert_eq!(after["shelves"], before["shelves"]);
+    assert!(after["revision"].as_u64() > before["revision"].as_u64());
+    let again = muster(&["store", "restore", &path("file"), "--data-dir", &path("other")]);
+    assert!(String::from_utf8_lossy(&again.stderr).contains("not empty"));
+}
