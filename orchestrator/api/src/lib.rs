@@ -8,10 +8,11 @@
 //! Everything is a function of its arguments: the time, the fresh uid and the random suffix of a
 //! generated name come with [`prepare::Context`].
 //!
-//! *Limits*: answers are never protobuf; there are no CRDs and no admission webhooks; `kubectl
+//! *Limits*: answers are never protobuf; there are no admission webhooks; `kubectl
 //! explain` has words for our own kinds alone.
 
 pub mod accept;
+pub mod admission;
 pub mod authority;
 pub mod custom;
 pub mod document;

@@ -25,6 +25,7 @@ pub use delete::prepare_delete;
 pub use subresource::{prepare_binding, render_scale};
 
 use crate::{
+    admission::{self, Admission, View},
     apply,
     authority::{User, check_node_write},
     convert, patch,
@@ -47,6 +48,8 @@ pub struct Context<'a> {
     pub user: &'a User,
     /// The `User-Agent` header; the field manager's name when the client gives none.
     pub user_agent: &'a str,
+    /// Other objects, as built-in admission looks at them.
+    pub view: &'a dyn View,
 }
 
 /// What is to be done to the store.
@@ -98,7 +101,7 @@ pub fn prepare_create(
 fn create_from(
     request: &Request,
     value: Value,
-    warnings: Vec<String>,
+    mut warnings: Vec<String>,
     context: &Context<'_>,
 ) -> Result<Prepared, Status> {
     let kind = request.kind;
@@ -107,10 +110,13 @@ fn create_from(
     metadata::stamp_new(request, &mut object, context)?;
     extension::reset_on_create(request, &mut object, context);
     extension::set_defaults(request, &mut object);
+    let admission = Admission { request, context, old: None };
+    admission::mutate(&admission, &mut object)?;
     status::admit_new(kind, &mut object);
     check_node_write(context.user, request, None, &object)?;
     check_size(&object)?;
     refuse(kind, &object, extension::validate(request, None, &object))?;
+    admission::validate(&admission, &object, &mut warnings)?;
     Ok(Prepared { change: Change::Create, object, conditional: false, warnings })
 }
 
@@ -207,7 +213,7 @@ fn update_to(
     request: &Request,
     old: &Value,
     wanted: Wanted,
-    warnings: Vec<String>,
+    mut warnings: Vec<String>,
     context: &Context<'_>,
 ) -> Result<Prepared, Status> {
     let kind = request.kind;
@@ -216,11 +222,14 @@ fn update_to(
     metadata::carry_over(request, old, &mut new, context);
     status::separate(request, old, &mut new, context)?;
     extension::set_defaults(request, &mut new);
+    let admission = Admission { request, context, old: Some(old) };
+    admission::mutate(&admission, &mut new)?;
     status::admit_update(kind, old, &mut new);
     check_node_write(context.user, request, Some(old), &new)?;
     metadata::count_generation(kind, old, &mut new);
     check_size(&new)?;
     refuse(kind, &new, extension::validate(request, Some(old), &new))?;
+    admission::validate(&admission, &new, &mut warnings)?;
     if !wanted.applied {
         apply::track_update(request, Some(old), &mut new, context);
     }

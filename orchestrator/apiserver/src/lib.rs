@@ -8,6 +8,7 @@
 //! sweep of what is not meant to last.
 
 mod agent;
+mod admit;
 mod bootstrap;
 mod door;
 mod enroll;

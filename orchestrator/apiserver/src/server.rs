@@ -66,6 +66,8 @@ pub(crate) struct Server {
     pub(crate) services: ServiceRange,
     /// Held while a service is given addresses and ports, until it is written.
     pub(crate) service_writes: tokio::sync::Mutex<()>,
+    /// Held from reading quotas until they and what they count are written.
+    pub(crate) quota_writes: tokio::sync::Mutex<()>,
     pub(crate) metrics: Metrics,
     pub(crate) limiter: Limiter,
     pub(crate) port: u16,
@@ -91,6 +93,7 @@ impl Server {
             stop,
             services,
             service_writes: tokio::sync::Mutex::new(()),
+            quota_writes: tokio::sync::Mutex::new(()),
             metrics: Metrics::default(),
             limiter: Limiter::default(),
             port,

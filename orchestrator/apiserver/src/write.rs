@@ -10,6 +10,7 @@ use objects::{Status, kind};
 use serde_json::Value;
 use store::{Expect, Item, Write, WriteError, Written};
 
+use crate::admit;
 use crate::handle::{Call, user_agent};
 use crate::object;
 use crate::read::{object_answer, value_answer};
@@ -263,6 +264,7 @@ async fn commit_as(
         None
     };
     let Prepared { change, mut object, warnings, .. } = prepared;
+    let charge = if stores { admit::charge(server, request, old, &object).await? } else { None };
     if change == Change::Nothing || request.options.dry_run {
         let item = old.filter(|_| change == Change::Nothing).map(Arc::clone);
         if let (Some(old), None) = (old, &item) {
@@ -285,8 +287,15 @@ async fn commit_as(
             set_revision(&mut object, revision);
             Ok(Outcome::Done(Done { item, object, warnings }))
         }
-        Err(WriteError::Conflict { .. }) => Ok(Outcome::Lost(object)),
-        Err(err) => Err(storage::refusal(&err)),
+        Err(err) => {
+            if let Some(charge) = charge {
+                charge.refund(server).await;
+            }
+            match err {
+                WriteError::Conflict { .. } => Ok(Outcome::Lost(object)),
+                err => Err(storage::refusal(&err)),
+            }
+        }
     }
 }
 
@@ -333,6 +342,7 @@ fn context<'a>(call: &'a Call<'_>) -> Context<'a> {
         name_suffix: name_suffix(),
         user: call.user,
         user_agent: user_agent(call),
+        view: call.server.as_ref(),
     }
 }
 
@@ -350,7 +360,7 @@ pub(crate) async fn create_own(
     let request = own_request("POST", path)?;
     let user = own_user(user);
     let bytes = serde_json::to_vec(object).unwrap_or_default();
-    let prepared = api::prepare_create(&request, &own_body(&bytes), &own_context(&user))?;
+    let prepared = api::prepare_create(&request, &own_body(&bytes), &own_context(server, &user))?;
     match commit_as(server, &request, prepared, None).await? {
         Outcome::Done(_) => Ok(true),
         Outcome::Lost(_) => Ok(false),
@@ -374,7 +384,8 @@ pub(crate) async fn replace_own(
     let item = item.ok_or_else(|| Status::not_found(request.kind, &request.name))?;
     let old = object::decode(&item, item.modified());
     let bytes = serde_json::to_vec(object).unwrap_or_default();
-    let prepared = api::prepare_update(&request, &own_body(&bytes), &old, &own_context(&user))?;
+    let prepared =
+        api::prepare_update(&request, &own_body(&bytes), &old, &own_context(server, &user))?;
     match commit_as(server, &request, prepared, Some(&item)).await? {
         Outcome::Done(_) => Ok(true),
         Outcome::Lost(_) => Ok(false),
@@ -392,12 +403,13 @@ fn own_body(bytes: &[u8]) -> Body<'_> {
     Body { bytes, content_type: "application/json" }
 }
 
-fn own_context(user: &api::User) -> Context<'_> {
+fn own_context<'a>(server: &'a Server, user: &'a api::User) -> Context<'a> {
     Context {
         now: now(),
         uid: uuid::Uuid::new_v4().to_string(),
         name_suffix: name_suffix(),
         user,
         user_agent: "muster",
+        view: server,
     }
 }

@@ -22,6 +22,7 @@ fn context(user: &User) -> Context<'_> {
         name_suffix: "bcdfg".to_owned(),
         user,
         user_agent: "tester/1.0 (linux)",
+        view: &crate::admission::Nothing,
     }
 }
 

@@ -33,6 +33,7 @@ fn context(user: &User) -> Context<'_> {
         name_suffix: "bcdfg".to_owned(),
         user,
         user_agent: "test/1",
+        view: &crate::admission::Nothing,
     }
 }
 

@@ -90,7 +90,8 @@ fn every_kind_is_made_read_changed_and_removed() {
 
         let removed =
             done(kind, "delete", prepare_as(json, "DELETE", &own, Some(&made), &json!(null)));
-        let held = made.pointer("/metadata/finalizers").is_some() || *kind == kind::NAMESPACE;
+        let finalizers = removed.object.pointer("/metadata/finalizers");
+        let held = finalizers.is_some() || *kind == kind::NAMESPACE;
         let expected = if held { Change::Update } else { Change::Remove };
         assert_eq!(removed.change, expected, "{kind:?}");
     }

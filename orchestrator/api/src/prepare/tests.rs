@@ -36,6 +36,7 @@ pub(super) fn prepare_as(
         name_suffix: "bcdfgh".to_owned(),
         user: &user,
         user_agent: "tester/1",
+        view: &crate::admission::Nothing,
     };
     let bytes = if body.is_null() { Vec::new() } else { serde_json::to_vec(body).unwrap() };
     let body = Body { bytes: &bytes, content_type: media };
