@@ -8,7 +8,7 @@
 //! Everything is a function of its arguments: the time, the fresh uid and the random suffix of a
 //! generated name come with [`prepare::Context`].
 //!
-//! *Limits*: answers are never protobuf; there are no admission webhooks; `kubectl
+//! *Limits*: there are no admission webhooks; `kubectl
 //! explain` has words for our own kinds alone.
 
 pub mod accept;
@@ -32,7 +32,7 @@ mod json;
 mod patch;
 mod validate;
 
-pub use accept::{Form, negotiate};
+pub use accept::{Form, negotiate, negotiate_resource};
 pub use authority::{Attributes, Decision, Facts, User, authorize, decide};
 pub use custom::Registry;
 pub use document::{Document, render_document, render_document_in};

@@ -21,7 +21,7 @@ use serde_json::Value;
 
 pub use body::Body;
 pub(crate) use body::Decoded;
-pub use delete::prepare_delete;
+pub use delete::{is_dry_run, prepare_delete};
 pub use subresource::{prepare_binding, render_scale};
 
 use crate::{

@@ -155,7 +155,7 @@ async fn resource(call: Call<'_>, parts: &Parts, body: Incoming) -> Result<Answe
         }
         Verb::Get => read::get(&call).await,
         Verb::List => read::list(&call).await,
-        Verb::Watch => watch::answer(&call),
+        Verb::Watch => watch::answer(&call).await,
         verb => {
             let bytes = read_body(parts, body).await?;
             match verb {

@@ -158,6 +158,43 @@ pub(crate) fn render(item: &Item) -> Bytes {
     Bytes::from(out)
 }
 
+/// The bytes of an item as answered at a revision, with nothing but its metadata.
+pub(crate) fn append_partial(out: &mut Vec<u8>, item: &Item, revision: u64, api_version: &str) {
+    let mut whole = Vec::with_capacity(item.value().len() + 24);
+    append(&mut whole, item, revision);
+    let start = whole.windows(MARK.len()).position(|window| window == MARK);
+    let start = start.map_or(whole.len(), |at| at + b"\"metadata\":".len());
+    out.extend_from_slice(b"{\"kind\":\"PartialObjectMetadata\",\"apiVersion\":\"");
+    out.extend_from_slice(api_version.as_bytes());
+    out.extend_from_slice(b"\",\"metadata\":");
+    let rest = whole.get(start..).unwrap_or_default();
+    out.extend_from_slice(rest.get(..object_length(rest)).unwrap_or_default());
+    out.push(b'}');
+}
+
+/// The length of the JSON object that bytes begin with.
+fn object_length(bytes: &[u8]) -> usize {
+    let mut depth = 0_usize;
+    let (mut in_text, mut escaped) = (false, false);
+    for (at, byte) in bytes.iter().enumerate() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_text => escaped = true,
+            b'"' => in_text = !in_text,
+            _ if in_text => {}
+            b'{' => depth += 1,
+            b'}' => {
+                depth = depth.saturating_sub(1);
+                if depth == 0 {
+                    return at + 1;
+                }
+            }
+            _ => {}
+        }
+    }
+    bytes.len()
+}
+
 /// Reads an item with its resourceVersion.
 pub(crate) fn decode(item: &Item, revision: u64) -> Value {
     let mut object = parse(item.value());
@@ -206,6 +243,14 @@ mod tests {
         expected["metadata"]["resourceVersion"] = json!("12");
         assert_eq!(serde_json::from_slice::<Value>(&render(&item)).unwrap(), expected);
         assert_eq!(decode(&item, 12), expected);
+        let mut partial = Vec::new();
+        append_partial(&mut partial, &item, 13, "meta.k8s.io/v1");
+        expected["metadata"]["resourceVersion"] = json!("13");
+        assert_eq!(
+            serde_json::from_slice::<Value>(&partial).unwrap(),
+            json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1",
+                   "metadata": expected["metadata"]})
+        );
         let known = known(&kind::POD, &item);
         let matches = |labels: &str, fields: &str| {
             known.matches(&Selector::parse(labels).unwrap(), &FieldSelector::parse(fields).unwrap())

@@ -1,10 +1,12 @@
 //! GET and LIST: bytes are copied from the store, nothing is parsed unless a table is asked for.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
 use api::accept::{Form, MetaVersion};
 use api::list::{self, ListMeta};
+use api::protobuf::{self, EncodeError};
 use api::table::render_table;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -20,6 +22,8 @@ use crate::object;
 use crate::respond::{self, Answer};
 use crate::server::{now, prefix};
 
+/// How long a list may be continued at its first revision: upstream's time between compactions.
+const TOKEN_SECONDS: i64 = 300;
 /// How long a reader waits for a revision that another server has already seen.
 const FRESHNESS_LIMIT: Duration = Duration::from_secs(3);
 /// Items taken from the store at a time while selectors throw some away.
@@ -30,21 +34,43 @@ const PIECE_BYTES: usize = 128 << 10;
 /// Answers GET of one object or of its status or scale.
 pub(crate) async fn get(call: &Call<'_>) -> Result<Answer, Status> {
     let request = &call.request;
-    let form = api::negotiate(call.header(ACCEPT))?;
+    let form = form_of(call)?;
     wait_until_fresh(call, &request.options.resource_version).await?;
     let item = call.server.item(request.kind, &request.namespace, &request.name);
     let item = item.ok_or_else(|| Status::not_found(request.kind, &request.name))?;
     Ok(object_answer(call, form, 200, &item))
 }
 
+/// The form the client wants its answer in.
+pub(crate) fn form_of(call: &Call<'_>) -> Result<Form, Status> {
+    api::negotiate_resource(&call.request, call.header(ACCEPT))
+}
+
 /// Answers with one stored object in the form the client wants.
 pub(crate) fn object_answer(call: &Call<'_>, form: Form, code: u16, item: &Item) -> Answer {
     let request = &call.request;
     let as_stored = matches!(request.subresource.as_str(), "" | "status" | "approval" | "finalize");
-    if form == Form::Json && as_stored && !request.is_alias() && !request.options.pretty {
-        return respond::json_bytes(code, object::render(item));
+    if as_stored && !request.is_alias() && !request.options.pretty {
+        match form {
+            Form::Json => return respond::json_bytes(code, object::render(item)),
+            Form::Protobuf => {
+                let json = object::render(item);
+                let mut out = Vec::with_capacity(json.len());
+                let (version, kind) = (request.api_version(), request.kind.kind);
+                match protobuf::encode(&mut out, &version, kind, &json) {
+                    Ok(()) => return respond::protobuf_bytes(code, out),
+                    Err(err) => unencodable(&err),
+                }
+            }
+            _ => {}
+        }
     }
     value_answer(call, form, code, &object::decode(item, item.modified()))
+}
+
+/// An object that will not go into protobuf is answered as JSON; clients read both.
+fn unencodable(err: &EncodeError) {
+    tracing::warn!(err = runtime::report(err), "an object is answered as JSON, not as protobuf");
 }
 
 /// Answers with an object that is at hand as a value.
@@ -52,7 +78,23 @@ pub(crate) fn value_answer(call: &Call<'_>, form: Form, code: u16, stored: &Valu
     let request = &call.request;
     let shown = api::answer(request, stored);
     let shown = match form {
-        Form::Json => shown,
+        Form::Json | Form::Yaml => shown,
+        Form::Protobuf => match protobuf::encode_value(&shown) {
+            Ok(bytes) => return respond::protobuf_bytes(code, bytes),
+            Err(err) => {
+                unencodable(&err);
+                shown
+            }
+        },
+        Form::PartialProtobuf(version) => {
+            let bytes = serde_json::to_vec(&shown).unwrap_or_default();
+            let mut out = Vec::new();
+            match protobuf::encode_partial(&mut out, version.api_version(), &bytes) {
+                Ok(()) => return respond::protobuf_bytes(code, out),
+                Err(err) => unencodable(&err),
+            }
+            list::partial_object(&shown, version)
+        }
         Form::Partial(version) => list::partial_object(&shown, version),
         Form::Table(_) if !request.is_main() => shown,
         Form::Table(version) => {
@@ -60,14 +102,15 @@ pub(crate) fn value_answer(call: &Call<'_>, form: Form, code: u16, stored: &Valu
             render_table(request, [&shown], &meta, version, true, now())
         }
     };
-    json(call, code, &shown)
+    json(call, form, code, &shown)
 }
 
-fn json(call: &Call<'_>, code: u16, value: &Value) -> Answer {
-    match serde_json::to_vec_pretty(value) {
-        Ok(bytes) if call.request.options.pretty => respond::json_bytes(code, bytes),
-        _ => respond::json(code, value),
-    }
+fn json(call: &Call<'_>, form: Form, code: u16, value: &Value) -> Answer {
+    let pretty = call.request.options.pretty || form == Form::Yaml;
+    let bytes = if pretty { serde_json::to_vec_pretty(value) } else { serde_json::to_vec(value) };
+    let media = if form == Form::Yaml { "application/yaml" } else { "application/json" };
+    // Writing a value into memory cannot fail.
+    respond::whole(code, media, bytes.unwrap_or_default())
 }
 
 fn revision_of(object: &Value) -> u64 {
@@ -77,32 +120,70 @@ fn revision_of(object: &Value) -> u64 {
 
 /// Answers LIST.
 pub(crate) async fn list(call: &Call<'_>) -> Result<Answer, Status> {
-    let form = api::negotiate(call.header(ACCEPT))?;
+    let form = form_of(call)?;
     let start = start_of(call).await?;
     let (items, meta) = select(call, &start)?;
+    Ok(list_answer(call, form, items, &meta))
+}
+
+/// Answers with a list of stored objects in the form the client wants.
+pub(crate) fn list_answer(
+    call: &Call<'_>,
+    form: Form,
+    items: Vec<Arc<Item>>,
+    meta: &ListMeta,
+) -> Answer {
     let request = &call.request;
     let slow = request.is_alias() || request.options.pretty;
     match form {
-        Form::Json if !slow => Ok(bytes_answer(call, items, &meta)),
-        Form::Json => {
-            let objects = decode_all(call, &items);
-            let head = list::list_head(request, &meta) + "]}";
-            let mut whole: Value = serde_json::from_str(&head)
-                .map_err(|_| Status::internal("the head of a list is not JSON"))?;
-            if let Some(members) = whole.as_object_mut() {
-                members.insert("items".to_owned(), Value::Array(objects));
-            }
-            Ok(json(call, 200, &whole))
-        }
+        Form::Json if !slow => bytes_answer(list::list_head(request, meta), items, append_whole),
+        Form::Json | Form::Yaml => json(call, form, 200, &whole_list(call, &items, meta)),
         Form::Partial(version) => {
-            let objects = decode_all(call, &items);
-            Ok(json(call, 200, &list::partial_list(&objects, &meta, version)))
+            let head = list::partial_list_head(meta, version);
+            bytes_answer(head, items, move |out, item| {
+                object::append_partial(out, item, item.modified(), version.api_version());
+            })
         }
         Form::Table(version) => {
             let objects = decode_all(call, &items);
-            Ok(json(call, 200, &table(call, &objects, &meta, version)))
+            json(call, form, 200, &table(call, &objects, meta, version))
+        }
+        Form::Protobuf | Form::PartialProtobuf(_) => {
+            let (version, kind) = (request.api_version(), request.kind.kind);
+            let json = items.iter().map(|item| {
+                Cow::Owned(if slow {
+                    let shown =
+                        list::served(request, &object::decode(item, item.modified()));
+                    serde_json::to_vec(&shown).unwrap_or_default()
+                } else {
+                    object::render(item).to_vec()
+                })
+            });
+            let bytes = match form {
+                Form::PartialProtobuf(version) => {
+                    protobuf::encode_partial_list(version.api_version(), meta, json)
+                }
+                _ => protobuf::encode_list(&version, kind, meta, json),
+            };
+            bytes.map(|bytes| respond::protobuf_bytes(200, bytes)).unwrap_or_else(|err| {
+                unencodable(&err);
+                json_list(call, &items, meta)
+            })
         }
     }
+}
+
+fn json_list(call: &Call<'_>, items: &[Arc<Item>], meta: &ListMeta) -> Answer {
+    json(call, Form::Json, 200, &whole_list(call, items, meta))
+}
+
+fn whole_list(call: &Call<'_>, items: &[Arc<Item>], meta: &ListMeta) -> Value {
+    let head = list::list_head(&call.request, meta) + "]}";
+    let mut whole: Value = serde_json::from_str(&head).unwrap_or_default();
+    if let Some(members) = whole.as_object_mut() {
+        members.insert("items".to_owned(), Value::Array(decode_all(call, items)));
+    }
+    whole
 }
 
 fn table(call: &Call<'_>, objects: &[Value], meta: &ListMeta, version: MetaVersion) -> Value {
@@ -115,17 +196,25 @@ fn decode_all(call: &Call<'_>, items: &[Arc<Item>]) -> Vec<Value> {
     items.iter().map(decode).collect()
 }
 
-/// A list in JSON: head, copies of items, end; long ones in pieces.
-fn bytes_answer(call: &Call<'_>, items: Vec<Arc<Item>>, meta: &ListMeta) -> Answer {
-    let mut out = list::list_head(&call.request, meta).into_bytes();
+fn append_whole(out: &mut Vec<u8>, item: &Item) {
+    object::append(out, item, item.modified());
+}
+
+/// A list in JSON: head, items, end; long ones in pieces.
+fn bytes_answer(
+    head: String,
+    items: Vec<Arc<Item>>,
+    append: impl Fn(&mut Vec<u8>, &Item) + Send + 'static,
+) -> Answer {
+    let mut out = head.into_bytes();
     let size: usize = items.iter().map(|item| item.value().len() + 24).sum();
+    let mut rest = items.into_iter();
     if size <= PIECE_BYTES {
         out.reserve(size + 2);
-        append_items(&mut out, &mut items.into_iter(), true, usize::MAX);
+        append_items(&mut out, &mut rest, true, usize::MAX, &append);
         out.extend_from_slice(b"]}");
         return respond::json_bytes(200, out);
     }
-    let mut rest = items.into_iter();
     let mut first = true;
     let mut ended = false;
     let pieces = std::iter::from_fn(move || {
@@ -133,7 +222,7 @@ fn bytes_answer(call: &Call<'_>, items: Vec<Arc<Item>>, meta: &ListMeta) -> Answ
             return None;
         }
         let mut piece = std::mem::take(&mut out);
-        append_items(&mut piece, &mut rest, first, PIECE_BYTES);
+        append_items(&mut piece, &mut rest, first, PIECE_BYTES, &append);
         first = false;
         if rest.len() == 0 {
             ended = true;
@@ -141,7 +230,7 @@ fn bytes_answer(call: &Call<'_>, items: Vec<Arc<Item>>, meta: &ListMeta) -> Answ
         }
         Some(Bytes::from(piece))
     });
-    respond::stream("application/json", futures_util::stream::iter(pieces))
+    respond::pieces("application/json", futures_util::stream::iter(pieces))
 }
 
 fn append_items(
@@ -149,6 +238,7 @@ fn append_items(
     items: &mut std::vec::IntoIter<Arc<Item>>,
     mut first: bool,
     enough_bytes: usize,
+    append: &impl Fn(&mut Vec<u8>, &Item),
 ) {
     while out.len() < enough_bytes
         && let Some(item) = items.next()
@@ -157,7 +247,7 @@ fn append_items(
             out.push(b',');
         }
         first = false;
-        object::append(out, &item, item.modified());
+        append(out, &item);
     }
 }
 
@@ -165,6 +255,7 @@ fn append_items(
 #[derive(Debug, Default)]
 struct Start {
     at: Option<u64>,
+    since: Option<i64>,
     after: Option<String>,
 }
 
@@ -173,6 +264,9 @@ struct Start {
 struct Token {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     rv: Option<u64>,
+    /// When the list began, in seconds of the epoch; its revision is not kept for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    since: Option<i64>,
     after: String,
 }
 
@@ -190,6 +284,7 @@ impl Token {
 
 async fn start_of(call: &Call<'_>) -> Result<Start, Status> {
     let options = &call.request.options;
+    list::check_list(options)?;
     let (version, matching) = (&*options.resource_version, &*options.resource_version_match);
     if !options.continue_token.is_empty() {
         if !version.is_empty() && version != "0" {
@@ -197,24 +292,20 @@ async fn start_of(call: &Call<'_>) -> Result<Start, Status> {
                 "specifying resource version is not allowed when using continue",
             ));
         }
-        let token = Token::parse(&options.continue_token)?;
-        return Ok(Start { at: token.rv, after: Some(token.after) });
-    }
-    if !matching.is_empty() && version.is_empty() {
-        return Err(Status::bad_request(
-            "resourceVersionMatch is forbidden unless resourceVersion is provided",
-        ));
+        let Token { rv, since, after } = Token::parse(&options.continue_token)?;
+        let age = since.map_or(0, |since| now().as_second().saturating_sub(since));
+        if rv.is_some() && age > TOKEN_SECONDS {
+            return Err(too_old_token(&after));
+        }
+        return Ok(Start { at: rv, since, after: Some(after) });
     }
     match version {
-        "" | "0" if matching == "Exact" => Err(Status::bad_request(
-            "resourceVersionMatch \"Exact\" is forbidden for resourceVersion \"0\"",
-        )),
         "" | "0" => Ok(Start::default()),
         version => {
             let at = parse_version(version)?;
             wait_until_fresh(call, version).await?;
             let exact = matching == "Exact" || (matching.is_empty() && options.limit.is_some());
-            Ok(Start { at: exact.then_some(at), after: None })
+            Ok(Start { at: exact.then_some(at), ..Start::default() })
         }
     }
 }
@@ -222,12 +313,15 @@ async fn start_of(call: &Call<'_>) -> Result<Start, Status> {
 /// Reads a resourceVersion.
 pub(crate) fn parse_version(version: &str) -> Result<u64, Status> {
     version.parse().map_err(|_| {
-        Status::bad_request(format!("resourceVersion: Invalid value: \"{version}\": invalid"))
+        Status::bad_request(format!(
+            "resourceVersion: Invalid value: {version:?}: strconv.ParseUint: parsing {version:?}: \
+             invalid syntax"
+        ))
     })
 }
 
 /// Waits until the store has reached the version the client has already seen.
-async fn wait_until_fresh(call: &Call<'_>, version: &str) -> Result<(), Status> {
+pub(crate) async fn wait_until_fresh(call: &Call<'_>, version: &str) -> Result<(), Status> {
     if version.is_empty() {
         return Ok(());
     }
@@ -236,10 +330,9 @@ async fn wait_until_fresh(call: &Call<'_>, version: &str) -> Result<(), Status> 
     if wanted <= store.revision() {
         return Ok(());
     }
-    tokio::time::timeout(FRESHNESS_LIMIT, store.wait_for(wanted)).await.map_err(|_| {
-        let newest = store.revision();
-        Status::timeout(format!("Too large resource version: {wanted}, current: {newest}"), 1)
-    })
+    tokio::time::timeout(FRESHNESS_LIMIT, store.wait_for(wanted))
+        .await
+        .map_err(|_| list::too_new(wanted, store.revision()))
 }
 
 /// The items the request selects, up to its limit.
@@ -259,6 +352,7 @@ fn select(call: &Call<'_>, start: &Start) -> Result<(Vec<Arc<Item>>, ListMeta), 
     let mut found: Vec<Arc<Item>> = Vec::new();
     let mut at = start.at;
     let mut after = start.after.clone();
+    let since = Some(start.since.unwrap_or_else(|| now().as_second()));
     loop {
         let query =
             Query { shelf: &shelf, prefix: &prefix, after: after.as_deref(), at, limit: chunk };
@@ -277,7 +371,7 @@ fn select(call: &Call<'_>, start: &Start) -> Result<(Vec<Arc<Item>>, ListMeta), 
             let token = found
                 .last()
                 .filter(|_| cut)
-                .map(|item| Token { rv: Some(revision), after: item.name().to_owned() });
+                .map(|item| Token { rv: Some(revision), since, after: item.name().to_owned() });
             let remaining = token.as_ref().filter(|_| everything).map(|token| {
                 let rest = Query { after: Some(&token.after), limit: usize::MAX, ..query };
                 let rest = call.server.store.range(&rest).map_or(0, |page| page.items.len());
@@ -300,25 +394,26 @@ pub(crate) fn selected_prefix(request: &api::Request) -> String {
 /// 410 for a list that asks for a past nobody remembers; a continued one may go on in the present.
 fn gone(err: RangeError, start: &Start) -> Status {
     match err {
-        RangeError::Future { at, newest } => {
-            Status::timeout(format!("Too large resource version: {at}, current: {newest}"), 1)
-        }
-        RangeError::Compacted { at, floor } => match &start.after {
-            None => Status::expired(format!("too old resource version: {at} ({floor})")),
-            Some(after) => {
-                let mut status = Status::expired(
-                    "The provided continue parameter is too old to display a consistent list \
-                     result. You can start a new list without the continue parameter, or use the \
-                     continue token in this response to retrieve the remainder of the results. \
-                     Continuing with the provided token results in an inconsistent list - \
-                     objects that were created, modified, or deleted between the time the first \
-                     chunk was returned and now may show up in the list.",
-                );
-                status.metadata.continue_token = Token { rv: None, after: after.clone() }.render();
-                status
-            }
+        RangeError::Future { at, newest } => list::too_new(at, newest),
+        RangeError::Compacted { .. } => match &start.after {
+            None => Status::expired("The resourceVersion for the provided list is too old."),
+            Some(after) => too_old_token(after),
         },
     }
+}
+
+/// 410 with a token that goes on in the present.
+fn too_old_token(after: &str) -> Status {
+    let mut status = Status::expired(
+        "The provided continue parameter is too old to display a consistent list result. You can \
+         start a new list without the continue parameter, or use the continue token in this \
+         response to retrieve the remainder of the results. Continuing with the provided token \
+         results in an inconsistent list - objects that were created, modified, or deleted \
+         between the time the first chunk was returned and now may show up in the list.",
+    );
+    let token = Token { rv: None, since: None, after: after.to_owned() };
+    status.metadata.continue_token = token.render();
+    status
 }
 
 #[cfg(test)]
@@ -328,8 +423,8 @@ mod tests {
     #[test]
     fn a_token_goes_on_where_it_says() {
         for token in [
-            Token { rv: Some(7), after: "default/a".to_owned() },
-            Token { rv: None, after: String::new() },
+            Token { rv: Some(7), since: Some(8), after: "default/a".to_owned() },
+            Token { rv: None, since: None, after: String::new() },
         ] {
             let again = Token::parse(&token.render()).unwrap();
             assert_eq!((again.rv, again.after), (token.rv, token.after));

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use api::Form;
 use api::list::{self, ListMeta};
+use api::protobuf;
 use api::table::render_table;
 use bytes::Bytes;
-use http::header::ACCEPT;
 use objects::Status;
 use rand::Rng as _;
 use serde_json::{Value, json};
@@ -19,7 +19,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
 
 use crate::handle::Call;
 use crate::object;
-use crate::read::{parse_version, selected_prefix};
+use crate::read::{form_of, parse_version, selected_prefix, wait_until_fresh};
 use crate::respond::{self, Answer};
 use crate::server::{Server, now};
 
@@ -33,20 +33,31 @@ const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
 const PIECE_BYTES: usize = 64 << 10;
 
 /// Answers WATCH.
-pub(crate) fn answer(call: &Call<'_>) -> Result<Answer, Status> {
-    let form = api::negotiate(call.header(ACCEPT))?;
+pub(crate) async fn answer(call: &Call<'_>) -> Result<Answer, Status> {
+    let form = form_of(call)?;
     let options = &call.request.options;
-    let with_initial = initial_events(call)?;
+    list::check_watch(options)?;
+    let with_initial = initial_events(options);
     let version = match options.resource_version.as_str() {
         "" | "0" => None,
         version => Some(parse_version(version)?),
     };
+    if options.send_initial_events == Some(true) {
+        // What is there at first must not be older than what the client knows.
+        wait_until_fresh(call, &options.resource_version).await?;
+    }
     let watching = Watching::begin(call, form, with_initial, version);
     let stream = futures_util::stream::unfold(watching, |mut watching| async move {
         let piece = watching.next().await?;
         Some((piece, watching))
     });
-    Ok(respond::stream("application/json", stream))
+    let media = match form {
+        Form::Protobuf | Form::PartialProtobuf(_) => {
+            "application/vnd.kubernetes.protobuf;stream=watch"
+        }
+        Form::Json | Form::Yaml | Form::Table(_) | Form::Partial(_) => "application/json",
+    };
+    Ok(respond::stream(media, stream))
 }
 
 /// Whether the watch begins with what is there already, and ends that with a bookmark.
@@ -57,28 +68,12 @@ enum Initial {
     EventsAndBookmark,
 }
 
-fn initial_events(call: &Call<'_>) -> Result<Initial, Status> {
-    let options = &call.request.options;
-    let forbidden = |field: &str, why: &str| {
-        let cause = objects::Cause::forbidden(field, why);
-        let message = format!("ListOptions.meta.k8s.io \"\" is invalid: {field}: Forbidden: {why}");
-        let details = objects::status::Details { causes: vec![cause], ..Default::default() };
-        Status::failure(422, "Invalid", message).with(details)
-    };
-    let matching = options.resource_version_match.as_str();
+fn initial_events(options: &api::Options) -> Initial {
     match options.send_initial_events {
-        Some(_) if matching != "NotOlderThan" => Err(forbidden(
-            "resourceVersionMatch",
-            "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
-        )),
-        None if !matching.is_empty() => Err(forbidden(
-            "resourceVersionMatch",
-            "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
-        )),
-        Some(true) if options.allow_watch_bookmarks => Ok(Initial::EventsAndBookmark),
-        Some(true) => Ok(Initial::Events),
-        None if matches!(options.resource_version.as_str(), "" | "0") => Ok(Initial::Events),
-        Some(false) | None => Ok(Initial::None),
+        Some(true) if options.allow_watch_bookmarks => Initial::EventsAndBookmark,
+        Some(true) => Initial::Events,
+        None if matches!(options.resource_version.as_str(), "" | "0") => Initial::Events,
+        Some(false) | None => Initial::None,
     }
 }
 
@@ -226,55 +221,113 @@ impl Watching {
     }
 
     fn event(&mut self, out: &mut Vec<u8>, what: &str, item: &Item, revision: u64) {
-        out.extend_from_slice(b"{\"type\":\"");
-        out.extend_from_slice(what.as_bytes());
-        out.extend_from_slice(b"\",\"object\":");
-        if self.form == Form::Json && !self.request.is_alias() {
-            object::append(out, item, revision);
-        } else {
-            let object = list::served(&self.request, &object::decode(item, revision));
-            self.value(out, &object, revision);
+        let as_stored = !self.request.is_alias();
+        match self.form {
+            Form::Json | Form::Yaml if as_stored => {
+                frame(out, what, |out| object::append(out, item, revision));
+            }
+            Form::Partial(version) if as_stored => frame(out, what, |out| {
+                object::append_partial(out, item, revision, version.api_version());
+            }),
+            Form::Protobuf | Form::PartialProtobuf(_) if as_stored => {
+                let mut json = Vec::with_capacity(item.value().len() + 24);
+                object::append(&mut json, item, revision);
+                self.protobuf(out, what, &json);
+            }
+            _ => {
+                let object = list::served(&self.request, &object::decode(item, revision));
+                self.value(out, what, object, revision);
+            }
         }
-        out.extend_from_slice(b"}\n");
     }
 
-    fn value(&mut self, out: &mut Vec<u8>, object: &Value, revision: u64) {
+    fn value(&mut self, out: &mut Vec<u8>, what: &str, object: Value, revision: u64) {
         let shown = match self.form {
-            Form::Json => None,
-            Form::Partial(version) => Some(list::partial_object(object, version)),
+            Form::Json | Form::Yaml => object,
+            Form::Protobuf | Form::PartialProtobuf(_) => {
+                let json = serde_json::to_vec(&object).unwrap_or_default();
+                return self.protobuf(out, what, &json);
+            }
+            Form::Partial(version) => list::partial_object(&object, version),
             Form::Table(version) => {
                 let meta = ListMeta { revision, ..ListMeta::default() };
                 let columns = std::mem::take(&mut self.columns);
-                Some(render_table(&self.request, [object], &meta, version, columns, now()))
+                render_table(&self.request, [&object], &meta, version, columns, now())
             }
         };
-        put(out, shown.as_ref().unwrap_or(object));
+        frame(out, what, |out| put(out, &shown));
+    }
+
+    /// One frame of a protobuf watch; the object comes as JSON.
+    fn protobuf(&mut self, out: &mut Vec<u8>, what: &str, json: &[u8]) {
+        let mut object = Vec::with_capacity(json.len());
+        let wrote = match self.form {
+            Form::PartialProtobuf(version) => {
+                protobuf::encode_partial(&mut object, version.api_version(), json)
+            }
+            _ => {
+                let (version, kind) = (self.request.api_version(), self.request.kind.kind);
+                protobuf::encode(&mut object, &version, kind, json)
+            }
+        };
+        match wrote {
+            Ok(()) => protobuf::encode_event(out, what, &object),
+            Err(err) => {
+                // Leaving an event out would hide a change, so the watch ends and is begun anew.
+                tracing::warn!(err = runtime::report(&err), "an event has no protobuf form");
+                self.ended = true;
+            }
+        }
     }
 
     fn bookmark(&mut self, out: &mut Vec<u8>, end_of_initial: bool) {
         let revision = self.watch.seen();
         let bookmark = list::bookmark(&self.request, revision, end_of_initial);
-        out.extend_from_slice(b"{\"type\":\"BOOKMARK\",\"object\":");
-        match self.form {
-            Form::Json => put(out, &bookmark),
-            Form::Partial(version) => {
-                put(out, &list::partial_object(&bookmark, version));
+        if let Form::Table(version) = self.form {
+            let mut table = render_table(
+                &self.request,
+                [],
+                &ListMeta { revision, ..ListMeta::default() },
+                version,
+                std::mem::take(&mut self.columns),
+                now(),
+            );
+            // The row carries the annotation that ends the initial events.
+            let row = json!({"cells": [], "object": list::partial_object(&bookmark, version)});
+            if let Some(rows) = table.get_mut("rows").and_then(Value::as_array_mut) {
+                rows.push(row);
             }
-            Form::Table(version) => {
-                let meta = ListMeta { revision, ..ListMeta::default() };
-                put(out, &render_table(&self.request, [], &meta, version, false, now()));
-            }
+            return frame(out, "BOOKMARK", |out| put(out, &table));
         }
-        out.extend_from_slice(b"}\n");
+        self.value(out, "BOOKMARK", bookmark, revision);
     }
 
     fn expire(&mut self, out: &mut Vec<u8>, compacted: Compacted) {
         self.ended = true;
         let Compacted { after, floor } = compacted;
         let status = Status::expired(format!("too old resource version: {after} ({floor})"));
-        put(out, &json!({"type": "ERROR", "object": status}));
-        out.push(b'\n');
+        match self.form {
+            Form::Protobuf | Form::PartialProtobuf(_) => {
+                let status = serde_json::to_value(&status).unwrap_or_default();
+                if let Ok(bytes) = protobuf::encode_value(&status) {
+                    protobuf::encode_event(out, "ERROR", &bytes);
+                }
+            }
+            Form::Json | Form::Yaml | Form::Table(_) | Form::Partial(_) => {
+                let status = serde_json::to_value(&status).unwrap_or_default();
+                frame(out, "ERROR", |out| put(out, &status));
+            }
+        }
     }
+}
+
+/// One line of a JSON watch.
+fn frame(out: &mut Vec<u8>, what: &str, write: impl FnOnce(&mut Vec<u8>)) {
+    out.extend_from_slice(b"{\"type\":\"");
+    out.extend_from_slice(what.as_bytes());
+    out.extend_from_slice(b"\",\"object\":");
+    write(out);
+    out.extend_from_slice(b"}\n");
 }
 
 fn matches(request: &api::Request, item: Option<&Arc<Item>>) -> bool {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use api::prepare::Body;
 use api::{Change, Context, Prepared, Request};
 use bytes::Bytes;
-use http::header::{ACCEPT, CONTENT_TYPE};
+use http::header::CONTENT_TYPE;
 use objects::{Status, kind};
 use serde_json::Value;
 use store::{Expect, Item, Write, WriteError, Written};
@@ -13,7 +13,7 @@ use store::{Expect, Item, Write, WriteError, Written};
 use crate::admit;
 use crate::handle::{Call, user_agent};
 use crate::object;
-use crate::read::{object_answer, value_answer};
+use crate::read::{form_of, object_answer, value_answer};
 use crate::respond::{self, Answer};
 use crate::server::{Server, name_suffix, now, own_user};
 use crate::storage;
@@ -33,7 +33,7 @@ pub(crate) async fn create(call: &Call<'_>, bytes: &Bytes) -> Result<Answer, Sta
             "the server does not allow this method on the requested resource",
         ));
     }
-    let form = api::negotiate(call.header(ACCEPT))?;
+    let form = form_of(call)?;
     for _ in 0..NAME_ROUNDS_MAX {
         let prepared = api::prepare_create(&call.request, &body(call, bytes), &context(call))?;
         let generated = call.request.name.is_empty() && is_generated(&prepared.object);
@@ -89,7 +89,7 @@ async fn change(
     prepare: impl Fn(Option<&Value>) -> Result<Prepared, Status>,
 ) -> Result<Answer, Status> {
     let request = &call.request;
-    let form = api::negotiate(call.header(ACCEPT))?;
+    let form = form_of(call)?;
     for _ in 0..ROUNDS_MAX {
         let item = call.server.item(request.kind, &request.namespace, &request.name);
         if item.is_none() && !creates {

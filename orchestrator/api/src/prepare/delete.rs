@@ -66,6 +66,25 @@ pub fn prepare_delete(
     Ok(Prepared { change, object: new, conditional, warnings: Vec::new() })
 }
 
+/// Does the body of a deletion ask to only try it?
+///
+/// # Errors
+///
+/// 400 for options that cannot be read.
+pub fn is_dry_run(body: &Body<'_>) -> Result<bool, Status> {
+    if body.bytes.is_empty() {
+        return Ok(false);
+    }
+    let said = decode::decode_any(body)?;
+    let stages = said.get("dryRun").and_then(Value::as_array);
+    match stages.into_iter().flatten().find(|stage| *stage != "All") {
+        Some(other) => Err(Status::bad_request(format!(
+            "dryRun: Unsupported value: {other}: supported values: \"All\""
+        ))),
+        None => Ok(stages.is_some_and(|stages| !stages.is_empty())),
+    }
+}
+
 fn read_options(request: &Request, body: &Body<'_>) -> Result<DeleteOptions, Status> {
     let mut options = DeleteOptions {
         grace_period_seconds: request.options.grace_period_seconds,
