@@ -122,7 +122,8 @@ fn choose(accept: &str, protobuf: bool) -> Result<Form, Status> {
         return Ok(Form::Json);
     }
     for entry in ranked(accept) {
-        let partial = matches!(entry.as_kind, "PartialObjectMetadata" | "PartialObjectMetadataList");
+        let partial =
+            matches!(entry.as_kind, "PartialObjectMetadata" | "PartialObjectMetadataList");
         match entry.media {
             "application/json" | "application/*" | "*/*" => {}
             "application/yaml" if entry.as_kind.is_empty() => return Ok(Form::Yaml),
@@ -146,10 +147,16 @@ fn choose(accept: &str, protobuf: bool) -> Result<Form, Status> {
             _ => {}
         }
     }
-    Err(Status::not_acceptable(
+    Err(refused())
+}
+
+/// 406: what the client accepts is not served.
+#[must_use]
+pub fn refused() -> Status {
+    Status::not_acceptable(
         "only the following media types are accepted: application/json, application/yaml, \
          application/vnd.kubernetes.protobuf",
-    ))
+    )
 }
 
 #[cfg(test)]

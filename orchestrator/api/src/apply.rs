@@ -30,6 +30,11 @@ use crate::{
 /// The manager of fields that were there before anybody was recorded.
 const BEFORE_FIRST_APPLY: &str = "before-first-apply";
 
+/// The tool whose client-side applies may become server-side ones.
+const CLIENT_APPLIER: &str = "kubectl";
+/// Where it notes what it applied.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
 /// Fields nobody owns: they name the object, or only the server writes them.
 const UNOWNED: &[&[&str]] = &[
     &["f:apiVersion"],
@@ -147,8 +152,8 @@ pub(crate) fn merge(
     let diff = walker.compare(root, old, &merged);
     let changed = ours(request, diff.added.union(&diff.modified));
     let conflicts = conflicts(&managers, &changed);
-    if !conflicts.is_empty() && !request.options.force {
-        return Err(conflict(&conflicts));
+    if !request.options.force {
+        refuse(&name, conflicts, || said_by_client_apply(&walker, root, old))?;
     }
     for manager in managers.iter_mut() {
         manager.fields.subtract(&changed);
@@ -160,6 +165,7 @@ pub(crate) fn merge(
     }
     own.fields = said;
     managers.tidy();
+    note_for_client_apply(&name, old, applied, &mut merged);
     unversion(&mut merged, applied);
     store(&mut merged, &managers);
     Ok(merged)
@@ -221,26 +227,85 @@ fn conflicts<'a>(managers: &'a Managers, changed: &Set) -> Vec<(&'a Manager, Set
         .collect()
 }
 
+/// Refuses an apply that would change what others own, but for what the same tool may take over.
+fn refuse(
+    name: &str,
+    mut conflicts: Vec<(&Manager, Set)>,
+    said: impl FnOnce() -> Set,
+) -> Result<(), Status> {
+    if name == CLIENT_APPLIER && !conflicts.is_empty() {
+        let said = said();
+        for (_, fields) in &mut conflicts {
+            fields.subtract(&said);
+        }
+        conflicts.retain(|(_, fields)| !fields.is_empty());
+    }
+    if conflicts.is_empty() { Ok(()) } else { Err(conflict(&conflicts)) }
+}
+
 fn conflict(conflicts: &[(&Manager, Set)]) -> Status {
     let mut causes = Vec::new();
     let mut parts = Vec::new();
     for (manager, fields) in conflicts {
-        let title = format!("\"{}\" using {}", manager.name, manager.api_version);
+        let title = title(manager);
         let paths: Vec<String> = fields.iter().map(|path| set::render_path(&path)).collect();
-        causes.extend(paths.iter().map(|path| Cause {
+        parts.push(format!("conflicts with {title}:\n- {}", paths.join("\n- ")));
+        causes.extend(paths.into_iter().map(|field| Cause {
             reason: "FieldManagerConflict".to_owned(),
             message: format!("conflict with {title}"),
-            field: path.clone(),
+            field,
         }));
-        parts.push(match paths.as_slice() {
-            [one] => format!("conflict with {title}: {one}"),
-            many => format!("conflicts with {title}:\n- {}", many.join("\n- ")),
-        });
     }
-    let count = causes.len();
-    let plural = if count == 1 { "conflict" } else { "conflicts" };
-    let message = format!("Apply failed with {count} {plural}: {}", parts.join("\n"));
+    let message = match causes.as_slice() {
+        [one] => format!("Apply failed with 1 conflict: {}: {}", one.message, one.field),
+        many => format!("Apply failed with {} conflicts: {}", many.len(), parts.join("\n")),
+    };
     Status::failure(409, "Conflict", message).with(Details { causes, ..Details::default() })
+}
+
+/// A manager as people are told of it; one by update also by when it last wrote.
+fn title(manager: &Manager) -> String {
+    let mut title = format!("{:?}", manager.name);
+    if !manager.subresource.is_empty() {
+        title += &format!(" with subresource {:?}", manager.subresource);
+    }
+    if manager.operation == "Update" {
+        title += &format!(" using {}", manager.api_version);
+        if !manager.time.is_empty() {
+            title += &format!(" at {}", manager.time);
+        }
+    }
+    title
+}
+
+/// The fields that client-side apply said last and that still are as it said: an apply from the
+/// server's side by the same tool may take them without a conflict.
+fn said_by_client_apply(walker: &Walker<'_>, root: &Type, old: &Value) -> Set {
+    let annotation = old.get("metadata").and_then(|meta| meta.get("annotations"));
+    let last = annotation.and_then(|all| all.get(LAST_APPLIED)).and_then(Value::as_str);
+    let Some(last) = last.and_then(|last| serde_json::from_str::<Value>(last).ok()) else {
+        return Set::default();
+    };
+    let mut said = walker.fields(root, &last);
+    let diff = walker.compare(root, &last, old);
+    said.subtract(&diff.modified);
+    said.subtract(&diff.removed);
+    said
+}
+
+/// Keeps the note of client-side apply true when the same tool applies from the server's side.
+fn note_for_client_apply(name: &str, old: &Value, applied: &Value, merged: &mut Value) {
+    let has = |object: &Value| {
+        object.pointer("/metadata/annotations").is_some_and(|all| all.get(LAST_APPLIED).is_some())
+    };
+    if name != CLIENT_APPLIER || !has(old) || has(applied) {
+        return;
+    }
+    let Ok(mut note) = serde_json::to_string(applied) else { return };
+    note.push('\n');
+    if let Some(all) = merged.pointer_mut("/metadata/annotations") {
+        put(all, LAST_APPLIED, json!(note));
+    }
 }
 
 /// The stored version is no wish of the client's; only what it applied itself is.

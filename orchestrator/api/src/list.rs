@@ -3,7 +3,11 @@
 use objects::{Cause, Kind, Status, kind, status::Details};
 use serde_json::{Value, json};
 
-use crate::{accept::MetaVersion, json::put, request::{Options, Request}};
+use crate::{
+    accept::MetaVersion,
+    json::put,
+    request::{Options, Request},
+};
 
 /// The metadata of a list.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -96,7 +100,8 @@ pub fn check_watch(options: &Options) -> Result<(), Status> {
             causes.push(Cause::forbidden("resourceVersionMatch", why));
         }
     } else if !matching.is_empty() {
-        let why = "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided";
+        let why =
+            "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided";
         causes.push(Cause::forbidden("resourceVersionMatch", why));
     }
     if !matches!(matching, "" | "NotOlderThan") {
@@ -140,8 +145,7 @@ pub fn too_new(wanted: u64, newest: u64) -> Status {
         field: String::new(),
     };
     let why = format!("Timeout: Too large resource version: {wanted}, current: {newest}");
-    let details =
-        Details { causes: vec![cause], retry_after_seconds: 1, ..Details::default() };
+    let details = Details { causes: vec![cause], retry_after_seconds: 1, ..Details::default() };
     Status::failure(504, "Timeout", why).with(details)
 }
 
@@ -245,18 +249,20 @@ mod tests {
             ("resourceVersion=7&resourceVersionMatch=Exact&limit=3", none),
             (
                 "resourceVersionMatch=Exact",
-                &["Forbidden: resourceVersionMatch is forbidden unless resourceVersion is provided"],
-            ),
-            (
-                "resourceVersion=0&resourceVersionMatch=Exact",
                 &[
-                    "Forbidden: resourceVersionMatch \"exact\" is forbidden for resourceVersion \
-                     \"0\"",
+                    "Forbidden: resourceVersionMatch is forbidden unless resourceVersion is provided",
                 ],
             ),
             (
+                "resourceVersion=0&resourceVersionMatch=Exact",
+                &["Forbidden: resourceVersionMatch \"exact\" is forbidden for resourceVersion \
+                     \"0\""],
+            ),
+            (
                 "resourceVersion=7&resourceVersionMatch=Later",
-                &["Unsupported value: \"Later\": supported values: \"Exact\", \"NotOlderThan\", \"\""],
+                &[
+                    "Unsupported value: \"Later\": supported values: \"Exact\", \"NotOlderThan\", \"\"",
+                ],
             ),
             ("sendInitialEvents=true", &["Forbidden: sendInitialEvents is forbidden for list"]),
         ] {
@@ -272,17 +278,13 @@ mod tests {
             ("watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan", none),
             (
                 "watch=1&sendInitialEvents=true",
-                &[
-                    "Forbidden: sendInitialEvents requires setting resourceVersionMatch to \
-                     NotOlderThan",
-                ],
+                &["Forbidden: sendInitialEvents requires setting resourceVersionMatch to \
+                     NotOlderThan"],
             ),
             (
                 "watch=1&resourceVersionMatch=NotOlderThan",
-                &[
-                    "Forbidden: resourceVersionMatch is forbidden for watch unless \
-                     sendInitialEvents is provided",
-                ],
+                &["Forbidden: resourceVersionMatch is forbidden for watch unless \
+                     sendInitialEvents is provided"],
             ),
         ] {
             assert_eq!(causes(query, check_watch), expected, "{query}");

@@ -6,6 +6,7 @@
 mod query;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use objects::{
     FieldSelector, Kind, Selector, Status,
@@ -345,6 +346,35 @@ fn verb(method: &str, name: &str, subresource: &str, watch: bool) -> Result<Verb
 #[must_use]
 pub fn not_allowed() -> Status {
     Status::method_not_allowed("the server does not allow this method on the requested resource")
+}
+
+/// Reads a length of time as Go writes it: `1m30s`, `300ms`, `0`.
+#[must_use]
+pub fn parse_duration(text: &str) -> Option<Duration> {
+    if text == "0" {
+        return Some(Duration::ZERO);
+    }
+    let mut rest = text;
+    let mut total = Duration::ZERO;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let (number, after) = rest.split_at_checked(digits)?;
+        let unit = after.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(after.len());
+        let (unit, after) = after.split_at_checked(unit)?;
+        let seconds = match unit {
+            "h" => 3600.0,
+            "m" => 60.0,
+            "s" => 1.0,
+            "ms" => 1e-3,
+            "us" | "µs" => 1e-6,
+            "ns" => 1e-9,
+            _ => return None,
+        };
+        let part = number.parse::<f64>().ok()? * seconds;
+        total = total.checked_add(Duration::try_from_secs_f64(part).ok()?)?;
+        rest = after;
+    }
+    (!text.is_empty()).then_some(total)
 }
 
 impl Verb {

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use api::request::DocumentPath;
-use api::{Attributes, Request, Route, User, Verb};
+use api::{Attributes, Form, Request, Route, User, Verb};
 use bytes::Bytes;
 use http::header::{
-    ACCEPT, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_NONE_MATCH, USER_AGENT, VARY,
+    ACCEPT, ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_NONE_MATCH,
+    USER_AGENT, VARY,
 };
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -16,6 +17,7 @@ use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use objects::{Status, kind};
 
+use crate::metrics::Series;
 use crate::respond::{self, Answer};
 use crate::server::Server;
 use crate::{enroll, gate, log, read, review, storage, stream, watch, write};
@@ -24,6 +26,9 @@ use crate::{enroll, gate, log, read, review, storage, stream, watch, write};
 const BODY_BYTES_MAX: usize = 3 << 20;
 /// How long a client may take to send its body.
 const BODY_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long an answer may take; upstream's.
+const REQUEST_LIMIT: Duration = Duration::from_secs(60);
 
 /// Who is at the other end of a connection.
 #[derive(Debug)]
@@ -65,14 +70,18 @@ pub(crate) async fn handle(
         parts.uri.path(),
         parts.uri.query().unwrap_or(""),
     );
-    let (verb, resource) = match &route {
-        Ok(Route::Resource(request)) => (request.verb.as_str(), request.kind.plural),
-        Ok(_) => ("other", ""),
-        Err(_) => ("unknown", ""),
+    let series = match &route {
+        Ok(Route::Resource(request)) => Series::of(request),
+        Ok(_) | Err(_) => Series::other(&parts.method),
     };
+    let flying = server.metrics.begin(&series);
     let asker = gate::identify(server, peer, &parts.headers).await;
     let answer = match (&asker, route) {
-        (Ok(asker), Ok(route)) => answer(server, peer, &asker.user, &parts, route, body).await,
+        (Ok(asker), Ok(route)) => {
+            let limit = request_limit(&parts, &route);
+            let answering = answer(server, peer, &asker.user, &parts, route, body);
+            within(limit, answering).await
+        }
         (Err(status), _) => Err(status.clone()),
         // Strangers learn nothing about which paths exist.
         (Ok(asker), Err(_)) if asker.user.is_anonymous() => Err(Status::unauthorized()),
@@ -86,13 +95,52 @@ pub(crate) async fn handle(
     if parts.method == http::Method::HEAD {
         answer = respond::without_body(answer);
     }
+    answer = respond::compressed(answer, header(&parts.headers, ACCEPT_ENCODING));
+    drop(flying);
     let (code, elapsed) = (answer.status().as_u16(), started.elapsed());
-    server.metrics.observe(verb, resource, code, elapsed);
+    server.metrics.observe(series, code, elapsed);
     tracing::trace!(
         method = %parts.method, path = parts.uri.path(), user, impersonator, code,
         elapsed_us = elapsed.as_micros(), "answered"
     );
     answer
+}
+
+/// How long an answer may take; `None` for those that flow as long as the client listens.
+fn request_limit(parts: &Parts, route: &Route) -> Result<Option<Duration>, Status> {
+    if let Route::Resource(request) = route {
+        let streams = matches!(
+            request.subresource.as_str(),
+            "attach" | "exec" | "log" | "portforward" | "proxy"
+        );
+        if streams || request.verb == Verb::Watch {
+            return Ok(None);
+        }
+    }
+    let query = parts.uri.query().unwrap_or("");
+    let said = query.split('&').find_map(|pair| pair.strip_prefix("timeout="));
+    match said.filter(|said| !said.is_empty()) {
+        None => Ok(Some(REQUEST_LIMIT)),
+        Some(said) => match api::request::parse_duration(said) {
+            Some(limit) if limit.is_zero() => Ok(Some(REQUEST_LIMIT)),
+            Some(limit) => Ok(Some(limit.min(REQUEST_LIMIT))),
+            None => Err(Status::bad_request(format!(
+                "invalid timeout specified in the request URL - time: invalid duration {said:?}"
+            ))),
+        },
+    }
+}
+
+/// Awaits an answer, but no longer than it may take.
+async fn within(
+    limit: Result<Option<Duration>, Status>,
+    answering: impl Future<Output = Result<Answer, Status>>,
+) -> Result<Answer, Status> {
+    let Some(limit) = limit? else { return answering.await };
+    // A write that was handed to the store goes on there; its client must look what became of it.
+    tokio::time::timeout(limit, answering).await.unwrap_or_else(|_| {
+        Err(Status::timeout("Timeout: request did not complete within the allotted timeout", 0))
+    })
 }
 
 async fn answer(
@@ -114,7 +162,7 @@ async fn answer(
         }
         Route::Health(check) => {
             may_read(path)?;
-            Ok(storage::health(&server.store, &check))
+            Ok(storage::health(&server.store, &check, parts.uri.query().unwrap_or("")))
         }
         Route::Document(document) => {
             may_read(path)?;
@@ -126,6 +174,15 @@ async fn answer(
         }
         Route::Review(path) => {
             gate::authorize(server, user, &review::attributes(&path))?;
+            // A review is no table and has no metadata worth alone.
+            match api::negotiate(header(&parts.headers, ACCEPT)) {
+                Ok(Form::Json | Form::Yaml) => {}
+                Ok(_) => return Err(api::accept::refused()),
+                Err(status) if !header(&parts.headers, ACCEPT).contains("protobuf") => {
+                    return Err(status);
+                }
+                Err(_) => {}
+            }
             let bytes = read_body(parts, body).await?;
             let content_type = header(&parts.headers, CONTENT_TYPE);
             review::answer(server, user, &path, content_type, &bytes).await

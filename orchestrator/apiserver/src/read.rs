@@ -121,9 +121,14 @@ fn revision_of(object: &Value) -> u64 {
 /// Answers LIST.
 pub(crate) async fn list(call: &Call<'_>) -> Result<Answer, Status> {
     let form = form_of(call)?;
-    let start = start_of(call).await?;
-    let (items, meta) = select(call, &start)?;
+    let (items, meta) = selection(call).await?;
     Ok(list_answer(call, form, items, &meta))
+}
+
+/// The objects a request about a collection selects, with the list's metadata.
+pub(crate) async fn selection(call: &Call<'_>) -> Result<(Vec<Arc<Item>>, ListMeta), Status> {
+    let start = start_of(call).await?;
+    select(call, &start)
 }
 
 /// Answers with a list of stored objects in the form the client wants.
@@ -152,8 +157,7 @@ pub(crate) fn list_answer(
             let (version, kind) = (request.api_version(), request.kind.kind);
             let json = items.iter().map(|item| {
                 Cow::Owned(if slow {
-                    let shown =
-                        list::served(request, &object::decode(item, item.modified()));
+                    let shown = list::served(request, &object::decode(item, item.modified()));
                     serde_json::to_vec(&shown).unwrap_or_default()
                 } else {
                     object::render(item).to_vec()
@@ -368,10 +372,11 @@ fn select(call: &Call<'_>, start: &Start) -> Result<(Vec<Arc<Item>>, ListMeta), 
         let cut = found.len() > limit || (found.len() == limit && more);
         if cut || !more {
             found.truncate(limit);
-            let token = found
-                .last()
-                .filter(|_| cut)
-                .map(|item| Token { rv: Some(revision), since, after: item.name().to_owned() });
+            let token = found.last().filter(|_| cut).map(|item| Token {
+                rv: Some(revision),
+                since,
+                after: item.name().to_owned(),
+            });
             let remaining = token.as_ref().filter(|_| everything).map(|token| {
                 let rest = Query { after: Some(&token.after), limit: usize::MAX, ..query };
                 let rest = call.server.store.range(&rest).map_or(0, |page| page.items.len());

@@ -59,16 +59,40 @@ pub(crate) fn refusal(err: &WriteError) -> Status {
     }
 }
 
-/// Answers `/healthz`, `/livez` and `/readyz`.
-pub(crate) fn health(store: &Store, path: &str) -> Answer {
-    let kind = path.trim_start_matches('/').split('/').next().unwrap_or_default();
+/// What a server's health is made of, as its checks are called.
+const CHECKS: &[&str] = &["ping", "log", "store"];
+
+/// Answers `/healthz`, `/livez` and `/readyz`, and single checks below them.
+///
+/// `?verbose` lists the checks, `?exclude=NAME` leaves one out.
+pub(crate) fn health(store: &Store, path: &str, query: &str) -> Answer {
+    let mut words = path.trim_matches('/').split('/');
+    let kind = words.next().unwrap_or_default();
+    let single = words.next().filter(|word| !word.is_empty());
+    if single.is_some_and(|single| !CHECKS.contains(&single)) {
+        return respond::text(404, "404 page not found\n");
+    }
+    let options: Vec<(&str, &str)> =
+        query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, ""))).collect();
+    let verbose = options.iter().any(|(key, _)| *key == "verbose");
     // A server that can be read is alive, though not ready: killing it would mend nothing.
     let trouble = store.trouble().filter(|trouble| kind == "readyz" || *trouble == Trouble::Failed);
-    match trouble {
-        None => respond::text(200, "ok"),
-        Some(trouble) => {
-            let text = format!("[+]ping ok\n[-]store failed: {trouble}\n{kind} check failed\n");
-            respond::text(500, text)
-        }
+    let mut lines = String::new();
+    let mut failed = false;
+    let excluded = |check: &str| options.contains(&("exclude", check));
+    for check in CHECKS.iter().filter(|check| single.is_none_or(|single| single == **check)) {
+        lines += &match &trouble {
+            _ if excluded(check) => format!("[+]{check} excluded: ok\n"),
+            Some(trouble) if *check == "store" => {
+                failed = true;
+                format!("[-]{check} failed: {trouble}\n")
+            }
+            _ => format!("[+]{check} ok\n"),
+        };
+    }
+    match (failed, verbose) {
+        (true, _) => respond::text(500, format!("{lines}{kind} check failed\n")),
+        (false, true) => respond::text(200, format!("{lines}{kind} check passed\n")),
+        (false, false) => respond::text(200, "ok"),
     }
 }

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use api::prepare::Body;
 use api::{Change, Context, Prepared, Request};
 use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use http::header::CONTENT_TYPE;
 use objects::{Status, kind};
 use serde_json::Value;
@@ -13,13 +15,15 @@ use store::{Expect, Item, Write, WriteError, Written};
 use crate::admit;
 use crate::handle::{Call, user_agent};
 use crate::object;
-use crate::read::{form_of, object_answer, value_answer};
+use crate::read::{form_of, list_answer, object_answer, selection, value_answer};
 use crate::respond::{self, Answer};
 use crate::server::{Server, name_suffix, now, own_user};
 use crate::storage;
 
 /// How often a write without a version of its own is tried again; each round someone else won.
 const ROUNDS_MAX: usize = 32;
+/// Removals of a collection on their way to the disk together.
+const REMOVALS_AT_A_TIME: usize = 64;
 /// How often a generated name may be taken already.
 const NAME_ROUNDS_MAX: usize = 8;
 
@@ -34,19 +38,35 @@ pub(crate) async fn create(call: &Call<'_>, bytes: &Bytes) -> Result<Answer, Sta
         ));
     }
     let form = form_of(call)?;
-    for _ in 0..NAME_ROUNDS_MAX {
+    for round in 1..=NAME_ROUNDS_MAX {
         let prepared = api::prepare_create(&call.request, &body(call, bytes), &context(call))?;
         let generated = call.request.name.is_empty() && is_generated(&prepared.object);
         match commit(call, prepared, None).await? {
-            Outcome::Lost(_) if generated => {}
+            Outcome::Lost(_) if generated && round < NAME_ROUNDS_MAX => {}
             Outcome::Lost(object) => {
-                let name = name_of(&object);
-                return Err(Status::already_exists(call.request.kind, name));
+                return Err(taken(call, name_of(&object), generated));
             }
             Outcome::Done(done) => return Ok(done.answer(call, form, 201)),
         }
     }
     Err(Status::timeout("no free name was found for metadata.generateName", 1))
+}
+
+/// 409: the name is taken, perhaps by an object that is going.
+fn taken(call: &Call<'_>, name: &str, generated: bool) -> Status {
+    let request = &call.request;
+    let mut status = Status::already_exists(request.kind, name);
+    if generated {
+        status.message += ", the server was not able to generate a unique name for the object";
+    }
+    let there = call.server.item(request.kind, &request.namespace, name);
+    let going = there.is_some_and(|item| {
+        object::decode(&item, 0).pointer("/metadata/deletionTimestamp").is_some()
+    });
+    if going {
+        status.message = format!("object is being deleted: {}", status.message);
+    }
+    status
 }
 
 /// Answers PUT.
@@ -119,7 +139,10 @@ fn success_code(request: &Request) -> u16 {
 
 /// Answers DELETE.
 pub(crate) async fn delete(call: &Call<'_>, bytes: &Bytes) -> Result<Answer, Status> {
-    let (change, object) = delete_one(call, &call.request, &body(call, bytes)).await?;
+    let body = body(call, bytes);
+    let mut request = call.request.clone();
+    request.options.dry_run |= api::prepare::is_dry_run(&body)?;
+    let (change, object) = delete_one(call, &request, &body).await?;
     // 200 even when finalizers or a grace period keep the object for a while, as upstream says.
     Ok(respond::json(200, &api::answer_deletion(&call.request, change, &object)))
 }
@@ -146,25 +169,38 @@ async fn delete_one(
     Err(Status::stale(request.kind, &request.name))
 }
 
-/// Answers DELETE of a collection: each selected object by itself, as upstream does.
+/// Answers DELETE of a collection: each selected object by itself, several at a time; what was
+/// selected is answered as a list.
 pub(crate) async fn delete_collection(call: &Call<'_>, bytes: &Bytes) -> Result<Answer, Status> {
-    let options = &call.request.options;
-    let selected = call.server.items(call.request.kind, &call.request.namespace);
-    for item in selected {
-        let known = object::known(call.request.kind, &item);
-        if !known.matches(&options.label_selector, &options.field_selector) {
-            continue;
+    let form = form_of(call)?;
+    let body = body(call, bytes);
+    let mut each = call.request.clone();
+    each.options.dry_run |= api::prepare::is_dry_run(&body)?;
+    let (selected, meta) = selection(call).await?;
+    let mut removals = FuturesUnordered::new();
+    for item in &selected {
+        if removals.len() >= REMOVALS_AT_A_TIME {
+            removals.next().await.transpose()?;
         }
-        let mut one = call.request.clone();
-        one.namespace = known.field("metadata.namespace").unwrap_or_default().to_owned();
-        one.name = known.field("metadata.name").unwrap_or_default().to_owned();
-        match delete_one(call, &one, &body(call, bytes)).await {
-            Err(status) if !status.is("NotFound") => return Err(status),
-            _ => {}
-        }
+        let known = object::known(call.request.kind, item);
+        let mut one = each.clone();
+        known.field("metadata.namespace").unwrap_or_default().clone_into(&mut one.namespace);
+        known.field("metadata.name").unwrap_or_default().clone_into(&mut one.name);
+        removals.push(remove(call, one, body));
     }
-    let done = Status { status: "Success".to_owned(), ..Status::failure(200, "", "") };
-    Ok(respond::json(200, &done))
+    while let Some(removed) = removals.next().await {
+        removed?;
+    }
+    drop(removals);
+    Ok(list_answer(call, form, selected, &meta))
+}
+
+/// Deletes one of many; one that is gone by then is no failure.
+async fn remove(call: &Call<'_>, one: Request, body: Body<'_>) -> Result<(), Status> {
+    match delete_one(call, &one, &body).await {
+        Err(status) if !status.is("NotFound") => Err(status),
+        _ => Ok(()),
+    }
 }
 
 /// Answers POST to the eviction of a pod.

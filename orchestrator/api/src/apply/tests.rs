@@ -108,7 +108,7 @@ fn changing_anothers_field_is_a_conflict_unless_forced() {
     assert_eq!((status.code, status.reason.as_str()), (409, "Conflict"));
     assert_eq!(
         status.message,
-        "Apply failed with 1 conflict: conflict with \"x\" using apps/v1: .spec.replicas"
+        "Apply failed with 1 conflict: conflict with \"x\": .spec.replicas"
     );
     let forced = apply(Some(&made.object), "y", true, &wish).unwrap().object;
     assert_eq!(forced["spec"]["replicas"], 3);
@@ -246,4 +246,52 @@ fn going_over_from_client_side_apply_keeps_and_prunes() {
     let less = apply(Some(&moved), "x", false, &deployment(|_| {})).unwrap().object;
     assert_eq!(less["metadata"]["labels"], json!({"a": "1"}));
     assert_eq!(less["spec"]["replicas"], 1);
+}
+
+#[test]
+fn conflicts_name_each_manager_once_and_say_when_it_wrote() {
+    let made = put_back(&deployment(|_| {}), "editor", &deployment(|d| {
+        d["spec"]["replicas"] = json!(3);
+        d["spec"]["minReadySeconds"] = json!(7);
+    }));
+    let wanted = deployment(|d| {
+        d["spec"]["replicas"] = json!(4);
+        d["spec"]["minReadySeconds"] = json!(8);
+    });
+    let refused = apply(Some(&made.object), "me", false, &wanted).unwrap_err();
+    assert_eq!((refused.code, refused.reason.as_str()), (409, "Conflict"));
+    assert_eq!(
+        refused.message,
+        "Apply failed with 2 conflicts: conflicts with \"editor\" using apps/v1 at \
+         2026-01-01T00:00:00Z:\n- .spec.minReadySeconds\n- .spec.replicas"
+    );
+    let causes = refused.details.unwrap().causes;
+    assert_eq!(causes[1].field, ".spec.replicas");
+    assert_eq!(
+        causes[1].message,
+        "conflict with \"editor\" using apps/v1 at 2026-01-01T00:00:00Z"
+    );
+}
+
+#[test]
+fn kubectl_takes_over_what_it_applied_from_the_clients_side() {
+    let note = |replicas: u64| {
+        let said = deployment(|d| d["spec"]["replicas"] = json!(replicas));
+        json!({"kubectl.kubernetes.io/last-applied-configuration": said.to_string()})
+    };
+    let live = |noted: u64| {
+        put_back(&deployment(|_| {}), "kubectl-client-side-apply", &deployment(|d| {
+            d["spec"]["replicas"] = json!(3);
+            d["metadata"]["annotations"] = note(noted);
+        }))
+    };
+    let wanted = deployment(|d| d["spec"]["replicas"] = json!(4));
+    // What the note says and is still so may be taken; what someone changed since may not.
+    let taken = apply(Some(&live(3).object), "kubectl", false, &wanted).unwrap();
+    assert_eq!(taken.object["spec"]["replicas"], 4);
+    let notes = &taken.object["metadata"]["annotations"];
+    let noted = notes["kubectl.kubernetes.io/last-applied-configuration"].as_str().unwrap();
+    assert_eq!(serde_json::from_str::<Value>(noted).unwrap()["spec"]["replicas"], 4);
+    assert!(apply(Some(&live(2).object), "kubectl", false, &wanted).is_err());
+    assert!(apply(Some(&live(3).object), "another", false, &wanted).is_err());
 }

@@ -79,3 +79,25 @@ fn any_request_is_read_or_refused() {
         drop(parse_request("GET", &format!("/api/v1/{path}"), query));
     });
 }
+
+#[test]
+fn lengths_of_time_are_read_as_go_writes_them() {
+    let ms = std::time::Duration::from_millis;
+    for (text, expected) in [
+        ("0", Some(ms(0))),
+        ("30s", Some(ms(30_000))),
+        ("1m30s", Some(ms(90_000))),
+        ("1.5s", Some(ms(1500))),
+        ("300ms", Some(ms(300))),
+        ("", None),
+        ("30", None),
+        ("s", None),
+        ("-1s", None),
+        ("1d", None),
+    ] {
+        assert_eq!(parse_duration(text), expected, "{text}");
+    }
+    bolero::check!().with_iterations(5_000).for_each(|bytes: &[u8]| {
+        let _outcome = parse_duration(&String::from_utf8_lossy(bytes));
+    });
+}
