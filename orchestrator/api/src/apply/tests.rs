@@ -106,10 +106,7 @@ fn changing_anothers_field_is_a_conflict_unless_forced() {
         "spec": {"replicas": 3}});
     let status = apply(Some(&made.object), "y", false, &wish).unwrap_err();
     assert_eq!((status.code, status.reason.as_str()), (409, "Conflict"));
-    assert_eq!(
-        status.message,
-        "Apply failed with 1 conflict: conflict with \"x\": .spec.replicas"
-    );
+    assert_eq!(status.message, "Apply failed with 1 conflict: conflict with \"x\": .spec.replicas");
     let forced = apply(Some(&made.object), "y", true, &wish).unwrap().object;
     assert_eq!(forced["spec"]["replicas"], 3);
     assert!(owns(&forced, "y", &["f:spec", "f:replicas"]));
@@ -250,10 +247,14 @@ fn going_over_from_client_side_apply_keeps_and_prunes() {
 
 #[test]
 fn conflicts_name_each_manager_once_and_say_when_it_wrote() {
-    let made = put_back(&deployment(|_| {}), "editor", &deployment(|d| {
-        d["spec"]["replicas"] = json!(3);
-        d["spec"]["minReadySeconds"] = json!(7);
-    }));
+    let made = put_back(
+        &deployment(|_| {}),
+        "editor",
+        &deployment(|d| {
+            d["spec"]["replicas"] = json!(3);
+            d["spec"]["minReadySeconds"] = json!(7);
+        }),
+    );
     let wanted = deployment(|d| {
         d["spec"]["replicas"] = json!(4);
         d["spec"]["minReadySeconds"] = json!(8);
@@ -267,10 +268,7 @@ fn conflicts_name_each_manager_once_and_say_when_it_wrote() {
     );
     let causes = refused.details.unwrap().causes;
     assert_eq!(causes[1].field, ".spec.replicas");
-    assert_eq!(
-        causes[1].message,
-        "conflict with \"editor\" using apps/v1 at 2026-01-01T00:00:00Z"
-    );
+    assert_eq!(causes[1].message, "conflict with \"editor\" using apps/v1 at 2026-01-01T00:00:00Z");
 }
 
 #[test]
@@ -280,10 +278,14 @@ fn kubectl_takes_over_what_it_applied_from_the_clients_side() {
         json!({"kubectl.kubernetes.io/last-applied-configuration": said.to_string()})
     };
     let live = |noted: u64| {
-        put_back(&deployment(|_| {}), "kubectl-client-side-apply", &deployment(|d| {
-            d["spec"]["replicas"] = json!(3);
-            d["metadata"]["annotations"] = note(noted);
-        }))
+        put_back(
+            &deployment(|_| {}),
+            "kubectl-client-side-apply",
+            &deployment(|d| {
+                d["spec"]["replicas"] = json!(3);
+                d["metadata"]["annotations"] = note(noted);
+            }),
+        )
     };
     let wanted = deployment(|d| d["spec"]["replicas"] = json!(4));
     // What the note says and is still so may be taken; what someone changed since may not.
