@@ -65,6 +65,7 @@ views! {
         pub overhead: ResourceList,
         pub topology_spread_constraints: Vec<TopologySpreadConstraint>,
         pub scheduling_gates: Vec<SchedulingGate>,
+        pub resources: Option<ResourceRequirements>,
     }
 
     /// A reason not to schedule a pod yet.
@@ -377,6 +378,8 @@ views! {
         pub namespaces: Vec<String>,
         pub topology_key: String,
         pub namespace_selector: Option<LabelSelector>,
+        pub match_label_keys: Vec<String>,
+        pub mismatch_label_keys: Vec<String>,
     }
 
     /// A [`PodAffinityTerm`] with a weight.

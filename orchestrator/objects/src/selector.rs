@@ -15,7 +15,7 @@ use thiserror::Error;
 use crate::{field, name};
 
 /// One condition on labels.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Requirement {
     /// The label is one of the values.
     In(String, BTreeSet<String>),
@@ -32,7 +32,7 @@ pub enum Requirement {
 }
 
 /// Conditions on labels that must all hold; none at all match everything.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Selector {
     requirements: Vec<Requirement>,
 }

@@ -3,7 +3,9 @@ use objects::node::Node;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::view::Set;
+use crate::action::Steps;
+use crate::view::{Set, View};
+use objects::Condition;
 
 fn node(name: &str, patch: Value) -> Arc<Node> {
     let mut value = json!({
@@ -62,7 +64,7 @@ fn reasons_are_counted_and_said_in_one_sentence() {
         nodes,
         vec![pod("web-1", cpu("1"))],
         expect![[r#"
-            web-1: 0/5 nodes are available: 1 Too many pods, 1 node(s) had untolerated taint {dedicated: db}, 1 node(s) had untolerated taint {node.kubernetes.io/not-ready: }, 1 node(s) were unschedulable, 2 Insufficient cpu.
+            web-1: 0/5 nodes are available: 1 Too many pods, 1 node(s) had untolerated taint {dedicated: db}, 1 node(s) had untolerated taint {node.kubernetes.io/not-ready: }, 1 node(s) were unschedulable, 2 Insufficient cpu. preemption: 0/5 nodes are available: 5 Preemption is not helpful for scheduling.
         "#]],
     );
     check(
@@ -107,11 +109,11 @@ fn tolerations_selectors_and_affinity_open_doors() {
         nodes,
         pods,
         expect![[r#"
-        a-1: 0/2 nodes are available: 1 node(s) didn't match Pod's node affinity/selector, 1 node(s) had untolerated taint {dedicated: db}.
-        b-1 -> db
-        c-1 -> db
-        d-1: 0/2 nodes are available: 1 node(s) didn't match Pod's node affinity/selector, 1 node(s) had untolerated taint {dedicated: db}.
-    "#]],
+            a-1: 0/2 nodes are available: 1 node(s) didn't match Pod's node affinity/selector, 1 node(s) had untolerated taint {dedicated: db}. preemption: 0/2 nodes are available: 2 Preemption is not helpful for scheduling.
+            b-1 -> db
+            c-1 -> db
+            d-1: 0/2 nodes are available: 1 node(s) didn't match Pod's node affinity/selector, 1 node(s) had untolerated taint {dedicated: db}. preemption: 0/2 nodes are available: 2 Preemption is not helpful for scheduling.
+        "#]],
     );
 }
 
@@ -203,7 +205,7 @@ fn others_pods_and_gated_pods_are_not_placed_and_a_told_reason_is_not_told_again
         expect![""],
     );
     let mut waiting = Pod::clone(&pod("z-1", cpu("9")));
-    let message = "0/1 nodes are available: 1 Insufficient cpu.";
+    let message = "0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling.";
     waiting.status.conditions =
         vec![Condition::new("PodScheduled", false, "Unschedulable", message)];
     let view = View {
