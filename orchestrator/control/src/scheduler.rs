@@ -416,4 +416,6 @@ fn holds_away(pod: &Pod) -> bool {
 #[cfg(test)]
 mod oracle;
 #[cfg(test)]
+mod stories;
+#[cfg(test)]
 mod tests;

@@ -21,11 +21,14 @@ async fn main() -> Result<(), Box<dyn Error>> {
     };
     let config = manager::Config {
         kubeconfig: dir.join("manager.kubeconfig"),
-        ca_cert: dir.join("pki/ca.crt"),
-        ca_key: dir.join("pki/ca.key"),
+        authority: Some(manager::Authority {
+            cert: dir.join("pki/ca.crt"),
+            key: dir.join("pki/ca.key"),
+        }),
         timings,
         controllers: manager::Choice::default(),
         metrics: manager::Metrics::default(),
+        scheduler: control::scheduler::Config::default(),
     };
     let stop = CancellationToken::new();
     let running = manager::run(stop.clone(), config);

@@ -20,7 +20,7 @@ use thiserror::Error;
 use tracing::{debug, warn};
 
 use crate::event::Events;
-use crate::hub::{Behind, Hub, Pending};
+use crate::hub::{Hub, Pending};
 use crate::signer::{Signer, SignerError};
 
 /// Writes of one round under way at a time: enough for the server to commit them in groups.
@@ -32,9 +32,6 @@ pub(crate) enum StepError {
     /// The server said no, or nothing.
     #[error("the API did not take the step")]
     Api(#[from] ClientError),
-    /// Too early to look.
-    #[error("cannot look yet")]
-    Behind(#[from] Behind),
     /// The certificate could not be made.
     #[error("cannot sign {name}")]
     Sign {
@@ -51,7 +48,8 @@ pub(crate) struct Hand {
     pub(crate) client: Client,
     pub(crate) hub: Arc<Hub>,
     pub(crate) events: Events,
-    pub(crate) signer: Signer,
+    /// `None` where the authority is not ours.
+    pub(crate) signer: Option<Signer>,
     pub(crate) gone: Gone,
 }
 
@@ -348,7 +346,8 @@ impl Hand {
     /// Signs an approved request; one that cannot be signed is marked so and left.
     async fn sign(&self, target: &Target) -> Result<Option<Pending>, StepError> {
         let Some(request) = self.hub.request(&target.name) else { return Ok(None) };
-        let status = match self.signer.sign(&request) {
+        let Some(signer) = &self.signer else { return Ok(None) };
+        let status = match signer.sign(&request) {
             Ok(certificate) => json!({ "certificate": certificate }),
             Err(source) => {
                 let failed = objects::Condition {

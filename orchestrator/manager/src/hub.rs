@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use control::controller::{Controller, News};
 use control::view::{Index, Key, PodIndex, RequestFacts, Set, Settings, View};
@@ -19,17 +19,15 @@ use runtime::{Client, ClientError, Resource, Supervisor, report};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use thiserror::Error;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::leader::LeaseLost;
+use crate::scheduling::Feeds;
 use crate::signer;
 
-/// How long a loop waits at a time for its view to show its own writes.
-const CATCH_UP: Duration = Duration::from_secs(5);
-/// How long it does so at all before it goes on without.
+/// How long a loop waits for its view to show its own writes before it goes on without.
 pub(crate) const FORGIVE: Duration = Duration::from_secs(60);
 
 /// Any object, as far as garbage collection knows it.
@@ -127,27 +125,6 @@ impl Pending {
     }
 }
 
-/// A loop's writes that its view may not show yet.
-#[derive(Debug, Default)]
-pub(crate) struct Unseen {
-    writes: Vec<Pending>,
-    since: Option<Instant>,
-}
-
-impl Extend<Pending> for Unseen {
-    fn extend<I: IntoIterator<Item = Pending>>(&mut self, writes: I) {
-        self.writes.extend(writes);
-        if !self.writes.is_empty() {
-            self.since.get_or_insert_with(Instant::now);
-        }
-    }
-}
-
-/// The view does not show a loop's own writes yet.
-#[derive(Debug, Error)]
-#[error("the view does not show our last writes yet")]
-pub(crate) struct Behind;
-
 /// A cache with the set made of it, kept up to date change by change and shared by every loop.
 struct Shelf<T> {
     /// `None` when the server does not serve the kind.
@@ -217,6 +194,7 @@ macro_rules! hub {
         /// All caches.
         pub(crate) struct Hub {
             $($field: Shelf<$kind>,)*
+            csi_nodes: Option<Cache<Value>>,
             sources: BTreeMap<&'static Kind, Box<dyn Source>>,
         }
 
@@ -236,8 +214,9 @@ macro_rules! hub {
                         let _kept_in_sources: Option<Cache<Partial>> = starter.start(kind);
                     }
                 }
+                let csi_nodes = starter.start_whole(&objects::kind::CSI_NODE);
                 let sources = starter.sources;
-                Self { $($field,)* sources }
+                Self { $($field,)* csi_nodes, sources }
             }
 
             /// Puts the sets of these kinds into a view.
@@ -269,6 +248,18 @@ struct Starter<'a> {
 impl Starter<'_> {
     fn object<T: Object + Seen>(&mut self) -> Shelf<T> {
         Shelf::new(self.start(T::KIND))
+    }
+
+    /// Starts a cache of whole objects, beside the one of their metadata.
+    fn start_whole(&mut self, kind: &'static Kind) -> Option<Cache<Value>> {
+        if !self.served.contains(kind) {
+            return None;
+        }
+        let resource = Resource::from(kind);
+        let (cache, reflector) = Cache::new(self.client.clone(), resource, CacheParams::default());
+        let stop = self.tasks.stop();
+        self.tasks.spawn(format!("whole view of {}", kind.qualified_plural()), reflector.run(stop));
+        Some(cache)
     }
 
     /// Starts a cache; `None` when the server does not serve the kind.
@@ -329,6 +320,21 @@ async fn ask_served(client: &Client) -> Result<BTreeSet<&'static Kind>, ClientEr
 }
 
 impl Hub {
+    /// What the scheduler reads.
+    pub(crate) fn feeds(&self) -> Feeds {
+        Feeds {
+            pods: self.pods.cache.clone(),
+            nodes: self.nodes.cache.clone(),
+            namespaces: self.namespaces.cache.clone(),
+            claims: self.claims.cache.clone(),
+            volumes: self.volumes.cache.clone(),
+            classes: self.storage_classes.cache.clone(),
+            csi_nodes: self.csi_nodes.clone(),
+            budgets: self.budgets.cache.clone(),
+            config_maps: self.config_maps.cache.clone(),
+        }
+    }
+
     /// Does the server serve everything a controller looks at?
     pub(crate) fn suffices(&self, controller: &Controller) -> bool {
         controller.needs.iter().all(|(kind, _)| self.sources.contains_key(kind))
@@ -368,13 +374,6 @@ impl Hub {
         view
     }
 
-    /// Makes a view of these kinds.
-    pub(crate) fn view(&self, needs: &[&'static Kind], settings: &Settings) -> View {
-        let mut view = View { settings: settings.clone(), ..View::default() };
-        self.fill(&mut view, |kind| needs.contains(&kind));
-        view
-    }
-
     /// Does the view of this kind show what was written?
     pub(crate) fn shows(&self, pending: &Pending) -> bool {
         let Some(source) = self.sources.get(pending.kind()) else { return true };
@@ -401,41 +400,6 @@ impl Hub {
             }
         }
         true
-    }
-
-    /// Waits, within a limit, until the views show what was just written.
-    ///
-    /// # Errors
-    ///
-    /// [`Behind`] when they do not yet: planning now could do everything twice. After a minute
-    /// it is forgiven, because a view that far behind has been made anew.
-    pub(crate) async fn catch_up(&self, unseen: &mut Unseen) -> Result<(), Behind> {
-        let Some(since) = unseen.since else { return Ok(()) };
-        let wait = async {
-            for one in &unseen.writes {
-                self.seen(one).await;
-            }
-        };
-        let late = tokio::time::timeout(CATCH_UP, wait).await.is_err();
-        if late && since.elapsed() < FORGIVE {
-            return Err(Behind);
-        }
-        *unseen = Unseen::default();
-        Ok(())
-    }
-
-    async fn seen(&self, pending: &Pending) {
-        let Some(source) = self.sources.get(pending.kind()) else { return };
-        let mut changes = source.changes();
-        // The sender lives as long as we do.
-        let _open = changes
-            .wait_for(|seen| match pending {
-                Pending::Revision(_, revision) => seen >= revision,
-                Pending::Gone { namespace, name, uid, .. } => {
-                    source.living_uid(namespace, name).as_ref() != Some(uid)
-                }
-            })
-            .await;
     }
 
     /// What the bodies of undecided requests say.

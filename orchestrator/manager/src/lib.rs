@@ -26,6 +26,7 @@ use std::time::Duration;
 
 use cluster::plan::Timings;
 use control::controller::CONTROLLERS;
+use control::scheduler::Scheduler;
 use control::view::Settings;
 use runtime::driver::Pace;
 use runtime::supervise::TaskFailed;
@@ -37,21 +38,30 @@ use tracing::info;
 use crate::apply::{Gone, Hand};
 use crate::hub::Hub;
 
+/// The files of the cluster's authority.
+#[derive(Debug, Clone)]
+pub struct Authority {
+    /// Its certificate, PEM.
+    pub cert: PathBuf,
+    /// Its key, PEM.
+    pub key: PathBuf,
+}
+
 /// How the manager runs.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// How to reach the API server, and as whom.
     pub kubeconfig: PathBuf,
-    /// The authority's certificate, PEM.
-    pub ca_cert: PathBuf,
-    /// The authority's key, PEM.
-    pub ca_key: PathBuf,
+    /// The authority's certificate and key, PEM; without them nothing is signed here.
+    pub authority: Option<Authority>,
     /// How long the cluster waits before it acts on a silent node.
     pub timings: Timings,
     /// Which controllers run.
     pub controllers: Choice,
     /// Where they count what they do.
     pub metrics: Metrics,
+    /// How the scheduler is set up.
+    pub scheduler: control::scheduler::Config,
 }
 
 impl Config {
@@ -99,8 +109,10 @@ pub enum RunError {
 }
 
 pub use choice::{Choice, UnknownController, names};
+pub use control::scheduler::Config as SchedulerConfig;
 pub use leader::LeaseLost;
 pub use metrics::{Meter, Metrics};
+pub use scheduling::{ScheduleError, SetupError, Stopwatch, read_scheduler_config, schedule};
 pub use signer::SignerError;
 
 /// Runs every controller and the scheduler until `stop`.
@@ -115,8 +127,11 @@ pub async fn run(stop: CancellationToken, config: Config) -> Result<(), RunError
     let client = Client::from_kubeconfig(&config.kubeconfig).map_err(|source| {
         RunError::Client { path: config.kubeconfig.clone(), source: Box::new(source) }
     })?;
-    let signer = signer::Signer::load(&config.ca_cert, &config.ca_key)
-        .map_err(|source| RunError::Authority { path: config.ca_cert.clone(), source })?;
+    let load = |files: &Authority| {
+        let failed = |source| RunError::Authority { path: files.cert.clone(), source };
+        signer::Signer::load(&files.cert, &files.key).map_err(failed)
+    };
+    let signer = config.authority.as_ref().map(load).transpose()?;
     let Some(lease) = leader::acquire(&stop, &client, &config.identity()).await else {
         return Ok(());
     };
@@ -170,13 +185,9 @@ fn start_loops(
     if !config.controllers.has(choice::SCHEDULER) {
         return;
     }
-    let world = scheduling::Scheduling::new(hub, hand, config.settings());
-    let wakes = hub.changes(scheduling::NEEDS);
-    let hub = Arc::clone(hub);
-    tasks.spawn("scheduler", async move {
-        if hub.wait_synced(&stop, scheduling::NEEDS).await {
-            info!("views are complete; scheduling");
-            runtime::drive(stop, wakes, world, Pace::default()).await;
-        }
-    });
+    let clerk =
+        scheduling::Clerk { client: hand.client.clone(), events: Some(hand.events.clone()) };
+    let scheduler = Scheduler::new(config.scheduler.clone(), scheduling::seed());
+    let scheduling = scheduling::Loop { feeds: hub.feeds(), clerk, scheduler, stopwatch: None };
+    tasks.spawn("scheduler", scheduling.run(stop));
 }

@@ -1,113 +1,261 @@
-//! The scheduler's loop, with the pods it has placed but not yet seen placed.
+//! The scheduler's loop: what happened goes in, decisions come out, bindings run beside it.
+//!
+//! The loop itself waits for nothing but news. A pod counts on its node from the decision on;
+//! its binding is written by a task of its own, many at a time, so that the server can commit
+//! them in groups.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+mod clerk;
+mod feed;
+mod setup;
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use control::action::{Action, Note};
-use control::scheduler;
-use control::view::{Settings, View};
+use control::scheduler::{CRUSH_MAP, Config, Decision, Scheduler};
 use jiff::Timestamp;
 use objects::kind::{self, Kind};
-use runtime::driver::{Plan, World};
+use objects::meta::Object;
+use runtime::cache::{Cache, CacheParams};
+use runtime::supervise::TaskFailed;
+use runtime::{Client, Resource, Supervisor};
+use serde::de::DeserializeOwned;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
 
-use crate::apply::{Hand, StepError};
-use crate::hub::{Hub, Unseen};
-use crate::worker::wait_until;
+use crate::event;
+use crate::hub;
 
-/// What the scheduler looks at.
-pub(crate) const NEEDS: &[&Kind] = &[&kind::POD, &kind::NODE, &kind::NAMESPACE];
-/// How long a binding may stay unseen before the pod is looked at anew.
-const ASSUMED_MAX: Duration = Duration::from_secs(30);
+pub(crate) use clerk::Clerk;
+use clerk::Outcome;
+use feed::Feed;
+pub(crate) use feed::Feeds;
+pub use setup::{SetupError, read_scheduler_config};
+
 /// Our name in events.
 const NAME: &str = "default-scheduler";
+/// Bindings under way at a time: enough for groups, few enough to stop soon.
+const AT_ONCE: usize = 96;
+/// Decisions between two looks at the news: what has changed must not wait long.
+const IN_A_ROW: usize = 32;
+/// Longest wait without news, so that a clock that was set does not leave us asleep.
+const BEAT: Duration = Duration::from_secs(60);
 
-/// The scheduler's world.
-pub(crate) struct Scheduling {
-    hub: Arc<Hub>,
-    hand: Arc<Hand>,
-    settings: Settings,
-    /// Node and time of each binding that the view does not show yet, by pod uid.
-    assumed: BTreeMap<String, (String, Instant)>,
-    unseen: Unseen,
+/// How long decisions took and how bindings went, for those who measure.
+#[derive(Debug, Default)]
+pub struct Stopwatch(Mutex<Times>);
+
+#[derive(Debug, Default)]
+struct Times {
+    decisions: Vec<Duration>,
+    bound: usize,
+    first: Option<Instant>,
+    last: Option<Instant>,
 }
 
-impl Scheduling {
-    pub(crate) fn new(hub: &Arc<Hub>, hand: &Arc<Hand>, settings: Settings) -> Self {
-        Self {
-            hub: Arc::clone(hub),
-            hand: Arc::clone(hand),
-            settings,
-            assumed: BTreeMap::new(),
-            unseen: Unseen::default(),
-        }
+impl Stopwatch {
+    fn times(&self) -> std::sync::MutexGuard<'_, Times> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Forgets bindings that the view shows, and those that never came true.
-    fn settle_assumed(&mut self, view: &View) {
-        if self.assumed.is_empty() {
-            return;
-        }
-        let waiting = view.pods.iter().filter(|pod| !pod.is_bound());
-        let waiting: std::collections::BTreeSet<&str> =
-            waiting.map(|pod| pod.metadata.uid.as_str()).collect();
-        self.assumed
-            .retain(|uid, (_, at)| waiting.contains(uid.as_str()) && at.elapsed() < ASSUMED_MAX);
+    fn decided(&self, begun: Instant) {
+        let mut times = self.times();
+        times.first.get_or_insert(begun);
+        times.decisions.push(begun.elapsed());
+    }
+
+    fn bound_one(&self) {
+        let mut times = self.times();
+        times.bound += 1;
+        times.last = Some(Instant::now());
+    }
+
+    /// Bindings that the server has acknowledged.
+    #[must_use]
+    pub fn bound(&self) -> usize {
+        self.times().bound
+    }
+
+    /// From the first decision to the last binding.
+    #[must_use]
+    pub fn span(&self) -> Duration {
+        let times = self.times();
+        let span = times.first.zip(times.last).map(|(first, last)| last.duration_since(first));
+        span.unwrap_or_default()
+    }
+
+    /// Takes the times of the decisions so far.
+    #[must_use]
+    pub fn take(&self) -> Vec<Duration> {
+        std::mem::take(&mut self.times().decisions)
     }
 }
 
-impl World for Scheduling {
-    type Seen = (View, Timestamp);
-    type Action = Action;
-    type Error = StepError;
+/// The loop's parts.
+pub(crate) struct Loop {
+    pub(crate) feeds: Feeds,
+    pub(crate) clerk: Clerk,
+    pub(crate) scheduler: Scheduler,
+    pub(crate) stopwatch: Option<Arc<Stopwatch>>,
+}
 
-    fn name(&self) -> &str {
-        NAME
-    }
-
-    async fn observe(&mut self) -> Result<Self::Seen, StepError> {
-        // Conditions are waited for; bindings are assumed instead.
-        self.hub.catch_up(&mut self.unseen).await?;
-        let mut view = self.hub.view(NEEDS, &self.settings);
-        self.settle_assumed(&view);
-        let pairs = self.assumed.iter();
-        view.assumed = pairs.map(|(uid, (node, _))| (uid.clone(), node.clone())).collect();
-        Ok((view, Timestamp::now()))
-    }
-
-    fn plan(&mut self, (view, now): &Self::Seen) -> Plan<Action> {
-        let steps = scheduler::plan(view, *now);
-        Plan { actions: steps.actions, again_after: wait_until(steps.again_at, *now) }
-    }
-
-    async fn apply(&mut self, action: &Action) -> Result<(), StepError> {
-        self.unseen.extend(self.hand.carry_out(NAME, action).await?);
-        Ok(())
-    }
-
-    async fn apply_all(&mut self, actions: Vec<Action>) -> usize {
-        for action in &actions {
-            if let Action::Bind { target, node } = action {
-                self.assumed.insert(target.uid.clone(), (node.clone(), Instant::now()));
+impl Loop {
+    /// Schedules until `stop`; bindings under way are finished.
+    pub(crate) async fn run(self, stop: CancellationToken) {
+        let Self { feeds, clerk, mut scheduler, stopwatch } = self;
+        let mut feed = Feed::new(feeds);
+        tokio::select! { biased;
+            () = stop.cancelled() => return,
+            () = feed.wait_synced() => (),
+        }
+        info!("views are complete; scheduling");
+        let mut work: JoinSet<Outcome> = JoinSet::new();
+        let watch = stopwatch.as_deref();
+        while !stop.is_cancelled() {
+            let now = Timestamp::now();
+            for event in feed.events() {
+                scheduler.apply(event, now);
+            }
+            while let Some(done) = work.try_join_next() {
+                report(&mut scheduler, done, watch);
+            }
+            let more = decide(&mut scheduler, &clerk, &mut work, watch);
+            if more && work.len() < AT_ONCE {
+                // Readers and bindings get their turn even while there is more to decide.
+                tokio::task::yield_now().await;
+                continue;
+            }
+            let wait = scheduler.deadline().map_or(BEAT, |at| until(at).min(BEAT));
+            let full = work.len() >= AT_ONCE;
+            tokio::select! { biased;
+                () = stop.cancelled() => break,
+                Some(done) = work.join_next() => report(&mut scheduler, done, watch),
+                () = feed.changed(), if !full => (),
+                () = tokio::time::sleep(wait), if !more => (),
             }
         }
-        let results = self.hand.carry_out_all(NAME, &actions).await;
-        let mut failures = 0;
-        for (action, result) in actions.iter().zip(results) {
-            match (action, result) {
-                (Action::Bind { target, node }, Ok(_)) => {
-                    let (ns, name) = (&target.namespace, &target.name);
-                    let message = format!("Successfully assigned {ns}/{name} to {node}");
-                    self.hand.events.tell(NAME, &Note::normal(target, "Scheduled", message));
-                }
-                (Action::Bind { target, .. }, Err(())) => {
-                    self.assumed.remove(&target.uid);
-                    failures += 1;
-                }
-                (_, Ok(pending)) => self.unseen.extend(pending),
-                (_, Err(())) => failures += 1,
-            }
+        while work.join_next().await.is_some() {}
+    }
+}
+
+fn report(
+    scheduler: &mut Scheduler,
+    done: Result<Outcome, tokio::task::JoinError>,
+    watch: Option<&Stopwatch>,
+) {
+    // A task that panicked leaves its pod assumed; the watch or the next start tells the truth.
+    if let Ok(Outcome { uid: Some(uid), success }) = done {
+        if let Some(watch) = watch.filter(|_| success) {
+            watch.bound_one();
         }
-        failures
+        scheduler.bound(&uid, success, Timestamp::now());
+    }
+}
+
+/// Never zero, so that a clock at rest cannot spin the loop.
+fn until(at: Timestamp) -> Duration {
+    let wait = Duration::try_from(Timestamp::now().duration_until(at)).unwrap_or_default();
+    wait.max(Duration::from_millis(5))
+}
+
+/// Decides about some pods; `true` when more wait.
+fn decide(
+    scheduler: &mut Scheduler,
+    clerk: &Clerk,
+    work: &mut JoinSet<Outcome>,
+    stopwatch: Option<&Stopwatch>,
+) -> bool {
+    for _ in 0..IN_A_ROW {
+        if work.len() >= AT_ONCE {
+            return true;
+        }
+        let begun = Instant::now();
+        let decision: Option<Decision> = scheduler.next(Timestamp::now());
+        let Some(decision) = decision else { return false };
+        if let Some(stopwatch) = stopwatch {
+            stopwatch.decided(begun);
+        }
+        work.spawn(clerk.clone().carry_out(decision));
+    }
+    true
+}
+
+/// Why the scheduler alone ended.
+#[derive(Debug, thiserror::Error)]
+#[error("the scheduler cannot go on")]
+pub struct ScheduleError(#[source] Box<TaskFailed<std::convert::Infallible>>);
+
+/// Runs the scheduler alone, with views of its own, until `stop`.
+///
+/// It uses nothing but public endpoints: any Kubernetes API server will do. The caller sees to
+/// it that no other scheduler of the same name runs.
+///
+/// # Errors
+///
+/// When one of its tasks ends, which is a bug.
+pub async fn schedule(
+    stop: CancellationToken,
+    client: Client,
+    config: Config,
+    stopwatch: Option<Arc<Stopwatch>>,
+) -> Result<(), ScheduleError> {
+    let mut tasks: Supervisor = Supervisor::new(stop.child_token());
+    let Some(served) = hub::served(&stop, &client).await else { return Ok(()) };
+    let mut starter = Starter { client: &client, served: &served, tasks: &mut tasks };
+    let feeds = Feeds {
+        pods: starter.all(),
+        nodes: starter.all(),
+        namespaces: starter.all(),
+        claims: starter.all(),
+        volumes: starter.all(),
+        classes: starter.all(),
+        csi_nodes: starter.start(&kind::CSI_NODE, CacheParams::default()),
+        budgets: starter.all(),
+        config_maps: starter.start(
+            &kind::CONFIG_MAP,
+            CacheParams {
+                namespace: Some(CRUSH_MAP.0.to_owned()),
+                ..CacheParams::fields(format!("metadata.name={}", CRUSH_MAP.1))
+            },
+        ),
+    };
+    let (events, recorder) = event::channel(client.clone());
+    let inner = tasks.stop();
+    tasks.spawn("events", recorder.run(inner.clone()));
+    let clerk = Clerk { client, events: Some(events) };
+    let scheduler = Scheduler::new(config, seed());
+    tasks.spawn("scheduler", Loop { feeds, clerk, scheduler, stopwatch }.run(inner));
+    tasks.join().await.map_err(|failed| ScheduleError(Box::new(failed)))
+}
+
+/// A different turn among equals at each start: two schedulers of one cluster, one after the
+/// other, shall not favour the same nodes.
+pub(crate) fn seed() -> u64 {
+    u64::try_from(Timestamp::now().as_nanosecond() & i128::from(u64::MAX)).unwrap_or(1)
+}
+
+struct Starter<'a> {
+    client: &'a Client,
+    served: &'a BTreeSet<&'static Kind>,
+    tasks: &'a mut Supervisor,
+}
+
+impl Starter<'_> {
+    fn all<T: Object>(&mut self) -> Option<Cache<T>> {
+        self.start(T::KIND, CacheParams::default())
+    }
+
+    fn start<T>(&mut self, kind: &'static Kind, params: CacheParams) -> Option<Cache<T>>
+    where
+        T: DeserializeOwned + Send + Sync + 'static,
+    {
+        if !self.served.contains(kind) {
+            return None;
+        }
+        let (cache, reflector) = Cache::new(self.client.clone(), Resource::from(kind), params);
+        let stop = self.tasks.stop();
+        self.tasks.spawn(format!("view of {}", kind.qualified_plural()), reflector.run(stop));
+        Some(cache)
     }
 }

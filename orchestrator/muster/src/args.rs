@@ -40,6 +40,8 @@ pub(crate) enum Command {
     Master(MasterArgs),
     /// Look over, save, restore or move what a master stores
     Store(StoreCommandArgs),
+    /// Run the scheduler and controllers alone, beside any API server
+    Manager(ManagerArgs),
     /// Run the boot server: DHCP, TFTP and HTTP
     Boot(BootArgs),
     /// Run the node agent; started on nodes by their image
@@ -198,9 +200,34 @@ pub(crate) struct MasterArgs {
     pub service_cidr: ipnet::Ipv4Net,
     #[command(flatten)]
     pub store: StoreArgs,
-    /// Which controllers run here: all, none, or names with commas between
-    #[arg(long, value_name = "LIST", default_value = "all")]
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ManagerArgs {
+    /// How to reach the API server, and as whom
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: PathBuf,
+    /// The authority that signs nodes' certificates; without it nothing is signed here
+    #[arg(long, value_name = "FILE", requires = "ca_key")]
+    pub ca_cert: Option<PathBuf>,
+    /// The authority's key
+    #[arg(long, value_name = "FILE", requires = "ca_cert")]
+    pub ca_key: Option<PathBuf>,
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
+/// How scheduler and controllers work.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ControlArgs {
+    /// Which controllers run here: all, none, or names with commas between; -NAME takes one away
+    #[arg(long, value_name = "LIST", default_value = "all", allow_hyphen_values = true)]
     pub controllers: String,
+    /// A KubeSchedulerConfiguration: profiles, plugins, weights
+    #[arg(long, value_name = "FILE")]
+    pub scheduler_config: Option<PathBuf>,
     /// Silence after which a node counts as Unknown, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 40)]
     pub node_monitor_grace_period: u32,

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -11,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::args::{AgentArgs, BootArgs, MasterArgs};
+use crate::args::{AgentArgs, BootArgs, ControlArgs, ManagerArgs, MasterArgs};
 
 /// Runs one future of a command that is not a daemon.
 pub(crate) fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
@@ -28,13 +28,15 @@ pub(crate) fn master(args: MasterArgs) -> Result<()> {
         service_cidr: args.service_cidr,
         storage: crate::store::storage(&args.store)?,
     };
-    let controllers = manager::Choice::parse(&args.controllers)?;
+    let pki = args.data_dir.join("pki");
+    let authority = manager::Authority { cert: pki.join("ca.crt"), key: pki.join("ca.key") };
+    let kubeconfig = args.data_dir.join("manager.kubeconfig");
+    let manager = manager_config(&args.control, kubeconfig, Some(authority))?;
     serve(|stop| async move {
         let server = apiserver::ApiServer::open(stop.clone(), &config).await?;
         let mut tasks: Supervisor<ServiceError> = Supervisor::new(stop.clone());
         tasks.spawn_fallible("api", async move { ServiceError::of(server.serve().await) });
-        if controllers != manager::Choice::none() {
-            let manager = manager_config(&args, controllers);
+        if manager.controllers != manager::Choice::none() {
             tasks.spawn_fallible("manager", async move {
                 ServiceError::of(manager::run(stop, manager).await)
             });
@@ -43,19 +45,31 @@ pub(crate) fn master(args: MasterArgs) -> Result<()> {
     })
 }
 
-fn manager_config(args: &MasterArgs, controllers: manager::Choice) -> manager::Config {
-    let pki = args.data_dir.join("pki");
-    manager::Config {
-        kubeconfig: args.data_dir.join("manager.kubeconfig"),
-        ca_cert: pki.join("ca.crt"),
-        ca_key: pki.join("ca.key"),
+fn manager_config(
+    args: &ControlArgs,
+    kubeconfig: PathBuf,
+    authority: Option<manager::Authority>,
+) -> Result<manager::Config> {
+    let read = args.scheduler_config.as_deref().map(manager::read_scheduler_config);
+    Ok(manager::Config {
+        kubeconfig,
+        authority,
         timings: cluster::plan::Timings {
             node_monitor_grace_period_seconds: args.node_monitor_grace_period,
             pod_eviction_timeout_seconds: args.pod_eviction_timeout,
         },
-        controllers,
+        controllers: manager::Choice::parse(&args.controllers)?,
         metrics: manager::Metrics::default(),
-    }
+        scheduler: read.transpose()?.unwrap_or_default(),
+    })
+}
+
+/// Runs scheduler and controllers beside an API server that is up, ours or another.
+pub(crate) fn manager(args: ManagerArgs) -> Result<()> {
+    let files = args.ca_cert.zip(args.ca_key);
+    let authority = files.map(|(cert, key)| manager::Authority { cert, key });
+    let config = manager_config(&args.control, args.kubeconfig, authority)?;
+    serve(|stop| async move { Ok(manager::run(stop, config).await?) })
 }
 
 /// Joins the cluster, then runs agent, router, proxy and DNS of this node.

@@ -59,6 +59,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Inventory(args) => done(inventory::run(&args)),
         Command::Master(args) => done(daemon::master(args)),
         Command::Store(args) => store::run(&args),
+        Command::Manager(args) => done(daemon::manager(args)),
         Command::Boot(args) => done(daemon::boot(args)),
         Command::Agent(args) => done(daemon::agent(args)),
         Command::Cni => Ok(daemon::cni()),
