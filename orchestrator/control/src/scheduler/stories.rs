@@ -211,7 +211,6 @@ fn the_important_push_out_the_least_important() {
         high is nominated to a
         low is evicted
         high -> a
-        least: 0/2 nodes are available: 2 Insufficient cpu. preemption: 0/2 nodes are available: 2 No preemption victims found for incoming pod.
     "#]]);
 }
 
