@@ -10,6 +10,7 @@ pub mod grant;
 pub mod policy;
 pub mod rbac;
 pub mod review;
+pub mod token;
 
 mod node;
 #[cfg(test)]

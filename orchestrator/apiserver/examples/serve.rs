@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::io::Write as _;
 
-use apiserver::{ApiServer, Config};
+use apiserver::{ApiServer, Config, Identity};
 use tokio_util::sync::CancellationToken;
 
 // As in `muster`: what is tried and measured here is to be what runs there.
@@ -24,6 +24,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         advertise: Vec::new(),
         service_cidr,
         storage: apiserver::Storage::Embedded,
+        identity: Identity::default(),
     };
     let server = ApiServer::open(stop.clone(), &config).await?;
     writeln!(std::io::stdout(), "https://{}", server.address())?;

@@ -4,11 +4,13 @@
 //! token that proves nothing is refused and not taken for anonymous.
 
 use api::{Attributes, Decision, User};
+use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderName};
 use objects::Status;
 
 use crate::handle::Peer;
 use crate::server::Server;
+use crate::token;
 
 const IMPERSONATE_USER: HeaderName = HeaderName::from_static("impersonate-user");
 const IMPERSONATE_GROUP: HeaderName = HeaderName::from_static("impersonate-group");
@@ -37,7 +39,19 @@ pub(crate) async fn identify(
     peer: &Peer,
     headers: &HeaderMap,
 ) -> Result<Asker, Status> {
-    let user = peer.user.clone().unwrap_or_else(User::anonymous);
+    let user = match (&peer.user, bearer(headers)) {
+        (Some(user), _) => user.clone(),
+        (None, Some(token)) => {
+            let proven = token::authenticate(server, token, server.site.tokens.audiences()).await;
+            proven
+                .map_err(|err| {
+                    tracing::debug!(%err, address = %peer.address, "a token is not believed");
+                    Status::unauthorized()
+                })?
+                .user
+        }
+        (None, None) => User::anonymous(),
+    };
     let Some(wanted) = impersonated(headers)? else {
         return Ok(Asker { user, impersonator: None });
     };
@@ -45,6 +59,12 @@ pub(crate) async fn identify(
         authorize(server, &user, asked)?;
     }
     Ok(Asker { user: wanted.user, impersonator: Some(user) })
+}
+
+/// The token a request shows.
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = headers.get(AUTHORIZATION)?.to_str().ok()?.trim().split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim()).filter(|token| !token.is_empty())
 }
 
 /// Decides whether a user may do what is asked.

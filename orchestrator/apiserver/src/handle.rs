@@ -20,7 +20,7 @@ use objects::{Status, kind};
 use crate::metrics::Series;
 use crate::respond::{self, Answer};
 use crate::server::Server;
-use crate::{enroll, gate, log, read, review, storage, stream, watch, write};
+use crate::{enroll, gate, log, read, review, storage, stream, token, watch, write};
 
 /// Upstream's limit for request bodies.
 const BODY_BYTES_MAX: usize = 3 << 20;
@@ -203,6 +203,10 @@ async fn resource(call: Call<'_>, parts: &Parts, body: Incoming) -> Result<Answe
     }
     match call.request.verb {
         Verb::Get if subresource == "log" => log::answer(&call).await,
+        Verb::Create if subresource == "token" => {
+            let bytes = read_body(parts, body).await?;
+            token::answer(&call, &bytes)
+        }
         // Parts that are done, not read.
         _ if matches!(subresource, "attach" | "exec" | "portforward" | "proxy" | "token") => {
             Err(api::not_allowed())
@@ -263,6 +267,13 @@ fn other(server: &Server, path: &str) -> Result<Answer, Status> {
                 .collect();
             let text = server.metrics.render(server.store.revision(), &objects);
             Ok(respond::whole(200, "text/plain; version=0.0.4", text))
+        }
+        "/openid/v1/jwks" | "/openid/v1/jwks/" => {
+            let keys = server.site.tokens.key_set().to_string();
+            Ok(respond::whole(200, "application/jwk-set+json", keys))
+        }
+        "/.well-known/openid-configuration" | "/.well-known/openid-configuration/" => {
+            Ok(respond::json(200, &server.site.tokens.discovery(&server.address())))
         }
         "/" => {
             let paths = ["/api", "/apis", "/healthz", "/livez", "/metrics", "/readyz", "/version"];

@@ -14,6 +14,7 @@ mod door;
 mod enroll;
 mod gate;
 mod handle;
+mod identity;
 mod log;
 mod metrics;
 mod object;
@@ -26,12 +27,15 @@ mod site;
 mod storage;
 mod stream;
 mod sweep;
+mod token;
 mod watch;
 mod write;
 
+pub use identity::{Identity, Oidc};
 pub use site::SiteError;
 pub use storage::Storage;
 pub use store::EtcdOptions;
+pub use token::KeyError;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -59,6 +63,8 @@ pub struct Config {
     pub service_cidr: Ipv4Net,
     /// Where the objects are kept.
     pub storage: Storage,
+    /// How identities are proven, and what becomes of their requests.
+    pub identity: Identity,
 }
 
 /// Why the API server cannot start or go on.

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use crate::respond::{self, Answer};
 use crate::server::{Server, now};
+use crate::token;
 
 /// Answers a review.
 ///
@@ -26,7 +27,7 @@ pub(crate) async fn answer(
     let status = match path.kind {
         "SelfSubjectReview" => json!({ "userInfo": words::user_info(user) }),
         "SelfSubjectRulesReview" => rules(server, user, &spec)?,
-        "TokenReview" => token(&spec)?,
+        "TokenReview" => prove(server, &spec).await?,
         kind => access(server, user, path, kind, &spec)?,
     };
     let mut review = Map::new();
@@ -95,10 +96,20 @@ fn rules(server: &Server, user: &User, spec: &Value) -> Result<Value, Status> {
     Ok(words::rules_status(&rules, &broken, user.node().is_some()))
 }
 
-fn token(spec: &Value) -> Result<Value, Status> {
+async fn prove(server: &Server, spec: &Value) -> Result<Value, Status> {
     let token = field::str_at(spec, "token").unwrap_or("");
     if token.is_empty() {
         return Err(Status::bad_request("token is required for TokenReview in authentication"));
     }
-    Ok(json!({"authenticated": false}))
+    let named = spec.get("audiences").and_then(Value::as_array);
+    let named: Vec<String> =
+        named.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
+    let wanted = if named.is_empty() { server.site.tokens.audiences() } else { &named };
+    Ok(match token::authenticate(server, token, wanted).await {
+        Ok(proven) => json!({
+            "authenticated": true, "user": words::user_info(&proven.user),
+            "audiences": proven.audiences,
+        }),
+        Err(err) => json!({"authenticated": false, "user": {}, "error": err.to_string()}),
+    })
 }

@@ -16,6 +16,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 use crate::Config;
+use crate::token::{Key, KeyError, Tokens};
 
 /// The authority outlives the machines.
 const AUTHORITY_LIFETIME: Duration = Duration::from_secs(20 * 365 * 86_400);
@@ -44,6 +45,10 @@ pub(crate) struct Site {
     pub(crate) agent_tls: Arc<ClientConfig>,
     /// Where this server is reached from the network.
     pub(crate) address: IpAddr,
+    /// The certificate of the cluster's authority, PEM.
+    pub(crate) ca_pem: String,
+    /// Makes and checks tokens.
+    pub(crate) tokens: Tokens,
 }
 
 /// Why the data directory cannot be used.
@@ -67,6 +72,9 @@ pub enum SiteError {
         #[source]
         source: PkiError,
     },
+    /// The key of ServiceAccount tokens cannot be made or read.
+    #[error("cannot prepare the key of service accounts' tokens")]
+    TokenKey(#[source] KeyError),
     /// TLS cannot be set up with the certificates.
     #[error("cannot set up TLS")]
     Tls(#[source] rustls::Error),
@@ -100,11 +108,14 @@ pub(crate) fn prepare(config: &Config, bound: SocketAddr) -> Result<Site, SiteEr
             PART_LIFETIME,
         )
         .map_err(|source| SiteError::Pki { what: "the certificate towards agents", source })?;
+    let key = Key::load_or_make(&pki_dir.join("sa.key")).map_err(SiteError::TokenKey)?;
     let roots = roots(authority.cert_pem())?;
     Ok(Site {
         server_tls: Arc::new(server_tls(&server, Arc::clone(&roots))?),
         agent_tls: Arc::new(agent_tls(&client, roots)?),
         address,
+        ca_pem: authority.cert_pem().to_owned(),
+        tokens: Tokens::new(key, &config.identity),
     })
 }
 

@@ -19,6 +19,7 @@ use crate::read::{form_of, list_answer, object_answer, selection, value_answer};
 use crate::respond::{self, Answer};
 use crate::server::{Server, name_suffix, now, own_user};
 use crate::storage;
+use crate::token;
 
 /// How often a write without a version of its own is tried again; each round someone else won.
 const ROUNDS_MAX: usize = 32;
@@ -257,10 +258,13 @@ impl Done {
 
 async fn commit(
     call: &Call<'_>,
-    prepared: Prepared,
+    mut prepared: Prepared,
     old: Option<&Arc<Item>>,
 ) -> Result<Outcome, Status> {
     check_grant(call, &prepared, old)?;
+    if prepared.change == Change::Create && *call.request.kind == kind::SECRET {
+        token::fill_secret(call.server, &mut prepared.object)?;
+    }
     commit_as(call.server, &call.request, prepared, old).await
 }
 

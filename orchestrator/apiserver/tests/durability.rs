@@ -86,6 +86,7 @@ async fn a_second_server_leaves_the_first_alone() {
         advertise: Vec::new(),
         service_cidr: "172.21.0.0/24".parse().unwrap(),
         storage: apiserver::Storage::Embedded,
+        identity: apiserver::Identity::default(),
     };
     let stop = tokio_util::sync::CancellationToken::new();
     assert!(apiserver::ApiServer::open(stop, &config).await.is_err());
@@ -138,6 +139,7 @@ async fn serves_when_asked_to() {
         advertise: Vec::new(),
         service_cidr: "172.21.0.0/24".parse().unwrap(),
         storage: apiserver::Storage::Embedded,
+        identity: apiserver::Identity::default(),
     };
     apiserver::run(tokio_util::sync::CancellationToken::new(), config).await.unwrap();
 }

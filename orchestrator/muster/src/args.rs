@@ -201,6 +201,8 @@ pub(crate) struct MasterArgs {
     #[command(flatten)]
     pub store: StoreArgs,
     #[command(flatten)]
+    pub identity: crate::identity::IdentityArgs,
+    #[command(flatten)]
     pub control: ControlArgs,
 }
 

@@ -27,6 +27,7 @@ pub(crate) fn master(args: MasterArgs) -> Result<()> {
         advertise: args.advertise.iter().map(ToString::to_string).collect(),
         service_cidr: args.service_cidr,
         storage: crate::store::storage(&args.store)?,
+        identity: args.identity.settings(),
     };
     let pki = args.data_dir.join("pki");
     let authority = manager::Authority { cert: pki.join("ca.crt"), key: pki.join("ca.key") };

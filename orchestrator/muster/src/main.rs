@@ -9,6 +9,7 @@ mod check;
 mod daemon;
 mod follow;
 mod ground;
+mod identity;
 mod image;
 mod inventory;
 mod plan;

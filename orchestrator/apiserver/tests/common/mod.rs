@@ -61,6 +61,7 @@ impl Cluster {
             advertise: Vec::new(),
             service_cidr: "172.21.0.0/24".parse().unwrap(),
             storage: self.storage.clone(),
+            identity: apiserver::Identity::default(),
         };
         let server = ApiServer::open(self.stop.clone(), &config).await.unwrap();
         self.serving.spawn(server.serve());

@@ -122,3 +122,142 @@ async fn reviews_tell_what_is_so() {
     let info = &said["status"]["userInfo"];
     assert_eq!(info, &json!({"username": "ann", "groups": ["devs", "system:authenticated"]}));
 }
+
+/// A client of the cluster that shows this token and no certificate.
+fn bearer(cluster: &Cluster, token: &str) -> Client {
+    let config = cluster.kubeconfig();
+    let token = Some(token.to_owned().into());
+    let ca_pem = config.ca_pem.into_bytes();
+    let config = runtime::ClientConfig { server: config.server, ca_pem, identity: None, token };
+    Client::new(config).unwrap()
+}
+
+async fn whoami(client: &Client) -> Result<Value, u16> {
+    let path = "/apis/authentication.k8s.io/v1/selfsubjectreviews";
+    let (code, said) = post(client, path, &json!({})).await;
+    if code == 201 { Ok(said["status"]["userInfo"].clone()) } else { Err(code) }
+}
+
+#[tokio::test]
+async fn a_pods_token_dies_with_the_pod() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    let accounts = resource(&kind::SERVICE_ACCOUNT);
+    let account =
+        json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "robot"}});
+    admin.create(&accounts, DEFAULT, &account).await.unwrap();
+    let mut pod = crate::common::pod("p");
+    pod["spec"]["serviceAccountName"] = json!("robot");
+    let pod = admin.create(&PODS, DEFAULT, &pod).await.unwrap();
+    let path = "/api/v1/namespaces/default/serviceaccounts/robot/token";
+    let ask = |spec: Value| {
+        let admin = admin.clone();
+        async move { post(&admin, path, &json!({ "spec": spec })).await }
+    };
+    let bound = json!({"kind": "Pod", "apiVersion": "v1", "name": "p"});
+    let (code, made) = ask(json!({"boundObjectRef": bound, "expirationSeconds": 900})).await;
+    assert_eq!((code, &made["spec"]["expirationSeconds"]), (201, &json!(900)), "{made}");
+    let token = made["status"]["token"].as_str().unwrap().to_owned();
+    let robot = bearer(&cluster, &token);
+    let info = whoami(&robot).await.unwrap();
+    assert_eq!(info["username"], "system:serviceaccount:default:robot");
+    assert_eq!(
+        info["groups"],
+        json!(["system:serviceaccounts", "system:serviceaccounts:default", "system:authenticated"])
+    );
+    let extra = &info["extra"]["authentication.kubernetes.io/pod-uid"][0];
+    assert_eq!(extra, &pod["metadata"]["uid"]);
+    for (spec, code) in [
+        (json!({"expirationSeconds": 5}), 422),
+        (json!({"boundObjectRef": {"kind": "Pod", "name": "q"}}), 404),
+        (json!({"boundObjectRef": {"kind": "Pod", "name": "p", "uid": "other"}}), 409),
+        (json!({"boundObjectRef": {"kind": "ConfigMap", "name": "c"}}), 400),
+    ] {
+        assert_eq!(ask(spec.clone()).await.0, code, "{spec}");
+    }
+    // A token for others opens nothing here, and reviews say for whom it is.
+    let (_, other) = ask(json!({"audiences": ["vault"]})).await;
+    let other = other["status"]["token"].as_str().unwrap();
+    assert_eq!(whoami(&bearer(&cluster, other)).await, Err(401));
+    let reviews = "/apis/authentication.k8s.io/v1/tokenreviews";
+    let spec = json!({"spec": {"token": other, "audiences": ["vault", "x"]}});
+    let (_, said) = post(&admin, reviews, &spec).await;
+    assert_eq!(said["status"]["audiences"], json!(["vault"]), "{said}");
+    let spec = json!({"spec": {"token": format!("{other}x")}});
+    let (_, said) = post(&admin, reviews, &spec).await;
+    assert_eq!(said["status"]["authenticated"], false);
+    // Whoever changes a token has none.
+    let mut forged = token.clone();
+    forged.replace_range(40..41, if &token[40..41] == "A" { "B" } else { "A" });
+    assert_eq!(whoami(&bearer(&cluster, &forged)).await, Err(401));
+    let grace = runtime::client::DeleteParams::default().grace(0);
+    admin.delete(&PODS, DEFAULT, "p", &grace).await.unwrap();
+    assert_eq!(whoami(&robot).await, Err(401));
+}
+
+#[tokio::test]
+async fn tokens_kept_in_secrets_work_while_the_secret_is_there() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    let (accounts, secrets) = (resource(&kind::SERVICE_ACCOUNT), resource(&kind::SECRET));
+    let account =
+        json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "robot"}});
+    admin.create(&accounts, DEFAULT, &account).await.unwrap();
+    let secret = json!({"apiVersion": "v1", "kind": "Secret",
+        "type": "kubernetes.io/service-account-token",
+        "metadata": {"name": "kept",
+                     "annotations": {"kubernetes.io/service-account.name": "robot"}}});
+    let made = admin.create(&secrets, DEFAULT, &secret).await.unwrap();
+    let token = decode(made["data"]["token"].as_str().unwrap());
+    let robot = bearer(&cluster, &token);
+    let info = whoami(&robot).await.unwrap();
+    assert_eq!(info["username"], "system:serviceaccount:default:robot");
+    assert!(decode(made["data"]["ca.crt"].as_str().unwrap()).contains("BEGIN CERTIFICATE"));
+    admin.delete(&secrets, DEFAULT, "kept", &Default::default()).await.unwrap();
+    assert_eq!(whoami(&robot).await, Err(401));
+    // Newcomers: a bootstrap token is a user until its end.
+    let start = |id: &str, end: &str| {
+        json!({"apiVersion": "v1", "kind": "Secret", "type": "bootstrap.kubernetes.io/token",
+               "metadata": {"name": format!("bootstrap-token-{id}")},
+               "stringData": {"token-id": id, "token-secret": "0123456789abcdef", "expiration": end,
+                              "usage-bootstrap-authentication": "true",
+                              "auth-extra-groups": "system:bootstrappers:racks,other"}})
+    };
+    let system = Some("kube-system");
+    admin.create(&secrets, system, &start("abcdef", "2999-01-01T00:00:00Z")).await.unwrap();
+    admin.create(&secrets, system, &start("fedcba", "2020-01-01T00:00:00Z")).await.unwrap();
+    let info = whoami(&bearer(&cluster, "abcdef.0123456789abcdef")).await.unwrap();
+    assert_eq!(info["username"], "system:bootstrap:abcdef");
+    assert_eq!(
+        info["groups"],
+        json!(["system:bootstrappers", "system:bootstrappers:racks", "system:authenticated"])
+    );
+    for bad in ["fedcba.0123456789abcdef", "abcdef.0123456789abcdee", "nonsense"] {
+        assert_eq!(whoami(&bearer(&cluster, bad)).await, Err(401), "{bad}");
+    }
+}
+
+fn decode(text: &str) -> String {
+    use base64::Engine as _;
+    String::from_utf8(base64::engine::general_purpose::STANDARD.decode(text).unwrap()).unwrap()
+}
+
+#[tokio::test]
+async fn others_can_check_our_tokens_by_themselves() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    let get = |path: &'static str| {
+        let admin = admin.clone();
+        async move {
+            let answer = admin.raw_get(path).await.unwrap();
+            serde_json::from_slice::<Value>(&answer.body).unwrap()
+        }
+    };
+    let found = get("/.well-known/openid-configuration").await;
+    assert_eq!(found["issuer"], "https://kubernetes.default.svc.cluster.local");
+    assert!(found["jwks_uri"].as_str().unwrap().ends_with("/openid/v1/jwks"));
+    let keys = get("/openid/v1/jwks").await;
+    assert_eq!(keys["keys"][0]["crv"], "P-256");
+    let stranger = cluster.client(None);
+    assert_eq!(stranger.raw_get("/openid/v1/jwks").await.unwrap().status.as_u16(), 401);
+}
