@@ -51,6 +51,7 @@ impl Cluster {
             advertise: Vec::new(),
             service_cidr: "172.21.0.0/24".parse().unwrap(),
             storage: apiserver::Storage::Embedded,
+            identity: apiserver::Identity::default(),
         };
         let server = apiserver::ApiServer::open(CancellationToken::new(), &api).await.unwrap();
         let mut tasks = JoinSet::new();

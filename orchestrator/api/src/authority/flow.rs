@@ -74,7 +74,39 @@ struct Schema {
     level: String,
     /// `ByUser`, `ByNamespace` or empty.
     by: String,
-    rules: Vec<Value>,
+    rules: Vec<Rule>,
+}
+
+/// Who and what a schema is about.
+#[derive(Debug)]
+struct Rule {
+    subjects: Vec<Subject>,
+    resources: Vec<ResourceRule>,
+    paths: Vec<PathRule>,
+}
+
+/// A name may be `*`, which is every one.
+#[derive(Debug)]
+enum Subject {
+    User(String),
+    Group(String),
+    /// Namespace and name.
+    Account(String, String),
+}
+
+#[derive(Debug)]
+struct ResourceRule {
+    verbs: Vec<String>,
+    groups: Vec<String>,
+    resources: Vec<String>,
+    namespaces: Vec<String>,
+    cluster_scope: bool,
+}
+
+#[derive(Debug)]
+struct PathRule {
+    verbs: Vec<String>,
+    paths: Vec<String>,
 }
 
 #[derive(Debug, Default)]
@@ -138,9 +170,10 @@ impl Flows {
     /// Finds where a request belongs.
     #[must_use]
     pub fn classify(&self, user: &User, asked: &Attributes) -> Class {
+        let resource = asked.qualified_resource();
         let found = self.schemas.iter().find(|schema| {
             // A schema of a level that is not there decides nothing.
-            self.levels.contains_key(&schema.level) && schema.matches(user, asked)
+            self.levels.contains_key(&schema.level) && schema.matches(user, asked, &resource)
         });
         let Some(schema) = found else {
             // Without schemas at all, as before the first ones are made, nothing is held up.
@@ -262,72 +295,106 @@ impl Schema {
             uid: text("metadata.uid"),
             level: text("spec.priorityLevelConfiguration.name"),
             by: text("spec.distinguisherMethod.type"),
-            rules: rules.cloned().unwrap_or_default(),
+            rules: rules.into_iter().flatten().map(Rule::of).collect(),
         }
     }
 
-    fn matches(&self, user: &User, asked: &Attributes) -> bool {
-        let list = |rule: &Value, key: &str| {
-            rule.get(key).and_then(Value::as_array).cloned().unwrap_or_default()
-        };
+    fn matches(&self, user: &User, asked: &Attributes, resource: &str) -> bool {
         self.rules.iter().any(|rule| {
-            list(rule, "subjects").iter().any(|one| is_subject(one, user))
+            rule.subjects.iter().any(|one| one.is(user))
                 && if asked.is_resource() {
-                    list(rule, "resourceRules").iter().any(|one| is_resource(one, asked))
+                    rule.resources.iter().any(|one| one.matches(asked, resource))
                 } else {
-                    list(rule, "nonResourceRules").iter().any(|one| is_path(one, asked))
+                    rule.paths.iter().any(|one| one.matches(asked))
                 }
         })
     }
 }
 
-fn is_subject(subject: &Value, user: &User) -> bool {
-    let text = |path: &str| str_at(subject, path).unwrap_or("");
-    match text("kind") {
-        "User" => matches!(text("user.name"), name if name == "*" || name == user.name),
-        "Group" => match text("group.name") {
-            "*" => true,
-            group => user.is_in(group),
-        },
-        "ServiceAccount" => {
-            let rest = user.name.strip_prefix("system:serviceaccount:");
-            rest.and_then(|rest| rest.split_once(':')).is_some_and(|(namespace, name)| {
-                let wanted = text("serviceAccount.name");
-                text("serviceAccount.namespace") == namespace && (wanted == "*" || wanted == name)
-            })
+fn items<'a>(value: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
+    value.get(key).and_then(Value::as_array).into_iter().flatten()
+}
+
+fn texts(value: &Value, key: &str) -> Vec<String> {
+    items(value, key).filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
+fn has(list: &[String], wanted: &str) -> bool {
+    list.iter().any(|have| have == "*" || have == wanted)
+}
+
+impl Rule {
+    fn of(rule: &Value) -> Self {
+        let resource = |one: &Value| ResourceRule {
+            verbs: texts(one, "verbs"),
+            groups: texts(one, "apiGroups"),
+            resources: texts(one, "resources"),
+            namespaces: texts(one, "namespaces"),
+            cluster_scope: one.get("clusterScope").and_then(Value::as_bool).unwrap_or(false),
+        };
+        let path = |one: &Value| PathRule {
+            verbs: texts(one, "verbs"),
+            paths: texts(one, "nonResourceURLs"),
+        };
+        Self {
+            subjects: items(rule, "subjects").filter_map(Subject::of).collect(),
+            resources: items(rule, "resourceRules").map(resource).collect(),
+            paths: items(rule, "nonResourceRules").map(path).collect(),
         }
-        _ => false,
     }
 }
 
-fn has(rule: &Value, key: &str, wanted: &str) -> bool {
-    let list = rule.get(key).and_then(Value::as_array);
-    list.into_iter().flatten().filter_map(Value::as_str).any(|have| have == "*" || have == wanted)
-}
-
-fn is_resource(rule: &Value, asked: &Attributes) -> bool {
-    let placed = if asked.namespace.is_empty() {
-        rule.get("clusterScope").and_then(Value::as_bool).unwrap_or(false)
-    } else {
-        has(rule, "namespaces", &asked.namespace)
-    };
-    placed
-        && has(rule, "verbs", &asked.verb)
-        && has(rule, "apiGroups", &asked.group)
-        && has(rule, "resources", &asked.qualified_resource())
-}
-
-fn is_path(rule: &Value, asked: &Attributes) -> bool {
-    let paths = rule.get("nonResourceURLs").and_then(Value::as_array);
-    let mut paths = paths.into_iter().flatten().filter_map(Value::as_str);
-    has(rule, "verbs", &asked.verb)
-        && paths.any(|path| {
-            path == "*"
-                || path == asked.path
-                || path.strip_suffix("/*").is_some_and(|start| {
-                    asked.path.strip_prefix(start).is_some_and(|rest| rest.starts_with('/'))
-                })
+impl Subject {
+    fn of(subject: &Value) -> Option<Self> {
+        let text = |path: &str| str_at(subject, path).map(str::to_owned);
+        Some(match str_at(subject, "kind")? {
+            "User" => Self::User(text("user.name")?),
+            "Group" => Self::Group(text("group.name")?),
+            "ServiceAccount" => {
+                Self::Account(text("serviceAccount.namespace")?, text("serviceAccount.name")?)
+            }
+            _ => return None,
         })
+    }
+
+    fn is(&self, user: &User) -> bool {
+        match self {
+            Self::User(name) => name == "*" || *name == user.name,
+            Self::Group(group) => group == "*" || user.is_in(group),
+            Self::Account(namespace, name) => {
+                let rest = user.name.strip_prefix("system:serviceaccount:");
+                rest.and_then(|rest| rest.split_once(':'))
+                    .is_some_and(|(home, own)| namespace == home && (name == "*" || name == own))
+            }
+        }
+    }
+}
+
+impl ResourceRule {
+    fn matches(&self, asked: &Attributes, resource: &str) -> bool {
+        let placed = if asked.namespace.is_empty() {
+            self.cluster_scope
+        } else {
+            has(&self.namespaces, &asked.namespace)
+        };
+        placed
+            && has(&self.verbs, &asked.verb)
+            && has(&self.groups, &asked.group)
+            && has(&self.resources, resource)
+    }
+}
+
+impl PathRule {
+    fn matches(&self, asked: &Attributes) -> bool {
+        has(&self.verbs, &asked.verb)
+            && self.paths.iter().any(|path| {
+                path == "*"
+                    || *path == asked.path
+                    || path.strip_suffix("/*").is_some_and(|start| {
+                        asked.path.strip_prefix(start).is_some_and(|rest| rest.starts_with('/'))
+                    })
+            })
+    }
 }
 
 impl Level {
