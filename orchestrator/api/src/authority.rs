@@ -6,6 +6,7 @@
 //!
 //! It does not know how a user proved who it is, nor where roles are kept.
 
+pub mod audit;
 pub mod flow;
 pub mod grant;
 pub mod policy;

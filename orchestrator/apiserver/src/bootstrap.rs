@@ -28,6 +28,7 @@ pub(crate) async fn run(server: &Server) -> Result<(), Status> {
         }
     }
     roles(server).await?;
+    flows(server).await?;
     for (kind, object) in [
         (&kind::SERVICE, service(server)),
         (&kind::ENDPOINTS, endpoints(server)),
@@ -100,6 +101,30 @@ async fn roles(server: &Server) -> Result<(), Status> {
         Ok(())
     });
     // All at once, so that they share the disk's syncs.
+    futures_util::future::join_all(writes).await.into_iter().collect()
+}
+
+/// The default priority levels and flow schemas: made when missing, and as they should be unless
+/// somebody has taken them over.
+async fn flows(server: &Server) -> Result<(), Status> {
+    let wanted = api::authority::flow::default_objects();
+    let writes = wanted.iter().map(|wanted| async move {
+        let text = |path| field::str_at(wanted, path).unwrap_or_default();
+        let Some(kind) = kind::by_gvk(text("apiVersion"), text("kind")) else { return Ok(()) };
+        let name = text("metadata.name");
+        let Some(item) = server.item(kind, "", name) else {
+            create_own(server, USER, &kind.path(None, None), wanted).await?;
+            return Ok(());
+        };
+        let mut stored = object::decode(&item, item.modified());
+        let auto = "/metadata/annotations/apf.kubernetes.io~1autoupdate-spec";
+        let ours = stored.pointer(auto).and_then(Value::as_str) == Some("true");
+        if ours && !covers(stored.get("spec"), &wanted["spec"]) {
+            stored["spec"] = wanted["spec"].clone();
+            replace_own(server, USER, &kind.path(None, Some(name)), &stored).await?;
+        }
+        Ok(())
+    });
     futures_util::future::join_all(writes).await.into_iter().collect()
 }
 

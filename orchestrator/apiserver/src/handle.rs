@@ -17,10 +17,11 @@ use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use objects::{Status, kind};
 
+use crate::fair::Seat;
 use crate::metrics::Series;
 use crate::respond::{self, Answer};
 use crate::server::Server;
-use crate::{enroll, gate, log, read, review, storage, stream, token, watch, write};
+use crate::{audit, enroll, fair, gate, log, read, review, storage, stream, token, watch, write};
 
 /// Upstream's limit for request bodies.
 const BODY_BYTES_MAX: usize = 3 << 20;
@@ -64,7 +65,7 @@ pub(crate) async fn handle(
     request: http::Request<Incoming>,
 ) -> Answer {
     let started = Instant::now();
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
     let route = api::parse_request(
         parts.method.as_str(),
         parts.uri.path(),
@@ -75,17 +76,27 @@ pub(crate) async fn handle(
         Ok(_) | Err(_) => Series::other(&parts.method),
     };
     let flying = server.metrics.begin(&series);
+    let asked = attributes(&parts, &route);
     let asker = gate::identify(server, peer, &parts.headers).await;
+    let entry = audit::begin(server, peer, &mut parts, &asker, &asked).await;
+    let mut seat = None;
     let answer = match (&asker, route) {
-        (Ok(asker), Ok(route)) => {
-            let limit = request_limit(&parts, &route);
-            let answering = answer(server, peer, &asker.user, &parts, route, body);
-            within(limit, answering).await
-        }
         (Err(status), _) => Err(status.clone()),
         // Strangers learn nothing about which paths exist.
         (Ok(asker), Err(_)) if asker.user.is_anonymous() => Err(Status::unauthorized()),
         (Ok(_), Err(status)) => Err(status),
+        // The door has limits of its own, and knows nobody yet.
+        (Ok(_), Ok(Route::Other(path))) if enroll::is_door(&path) => {
+            enroll::answer(server, peer.address, &parts.method, &path, body).await
+        }
+        (Ok(asker), Ok(route)) => match admit(server, &asker.user, &parts, &asked).await {
+            Ok(given) => {
+                seat = Some(given);
+                let limit = request_limit(&parts, &route);
+                within(limit, answer(server, &asker.user, &parts, route, body)).await
+            }
+            Err(status) => Err(status),
+        },
     };
     let (user, impersonator) = asker.map_or_else(
         |_| (String::new(), None),
@@ -94,6 +105,12 @@ pub(crate) async fn handle(
     let mut answer = answer.unwrap_or_else(|status| respond::failure(&status));
     if parts.method == http::Method::HEAD {
         answer = respond::without_body(answer);
+    }
+    if let Some(seat) = seat {
+        seat.tell(&mut answer);
+    }
+    if let Some(entry) = entry {
+        answer = entry.end(answer).await;
     }
     answer = respond::compressed(answer, header(&parts.headers, ACCEPT_ENCODING));
     drop(flying);
@@ -143,37 +160,53 @@ async fn within(
     })
 }
 
+/// What a request asks, in the words of roles.
+fn attributes(parts: &Parts, route: &Result<Route, Status>) -> Attributes {
+    match route {
+        Ok(Route::Resource(request)) => Attributes::of(request),
+        Ok(Route::Review(path)) => review::attributes(path),
+        Ok(_) | Err(_) => {
+            let method =
+                if parts.method == http::Method::HEAD { "get" } else { parts.method.as_str() };
+            Attributes::of_path(method, parts.uri.path())
+        }
+    }
+}
+
+/// Waits for a request's turn, and lets it in if its user may do what it asks.
+async fn admit(
+    server: &Arc<Server>,
+    user: &User,
+    parts: &Parts,
+    asked: &Attributes,
+) -> Result<Seat, Status> {
+    let seat = fair::seat(server, user, asked).await?;
+    match gate::authorize(server, user, asked) {
+        Ok(decision) => {
+            audit::catch_decision(parts, true, &decision.reason);
+            Ok(seat)
+        }
+        Err(status) => {
+            audit::catch_decision(parts, false, "");
+            Err(status)
+        }
+    }
+}
+
 async fn answer(
     server: &Arc<Server>,
-    peer: &Peer,
     user: &User,
     parts: &Parts,
     route: Route,
     body: Incoming,
 ) -> Result<Answer, Status> {
-    let path = parts.uri.path();
-    let may_read = |path: &str| {
-        let method = if parts.method == http::Method::HEAD { "get" } else { parts.method.as_str() };
-        gate::authorize(server, user, &Attributes::of_path(method, path))
-    };
     match route {
-        Route::Other(path) if enroll::is_door(&path) => {
-            enroll::answer(server, peer.address, &parts.method, &path, body).await
-        }
         Route::Health(check) => {
-            may_read(path)?;
             Ok(storage::health(&server.store, &check, parts.uri.query().unwrap_or("")))
         }
-        Route::Document(document) => {
-            may_read(path)?;
-            render_document(server, parts, &document)
-        }
-        Route::Other(path) => {
-            may_read(&path)?;
-            other(server, &path)
-        }
+        Route::Document(document) => render_document(server, parts, &document),
+        Route::Other(path) => other(server, &path),
         Route::Review(path) => {
-            gate::authorize(server, user, &review::attributes(&path))?;
             // A review is no table and has no metadata worth alone.
             match api::negotiate(header(&parts.headers, ACCEPT)) {
                 Ok(Form::Json | Form::Yaml) => {}
@@ -188,7 +221,6 @@ async fn answer(
             review::answer(server, user, &path, content_type, &bytes).await
         }
         Route::Resource(request) => {
-            gate::authorize(server, user, &Attributes::of(&request))?;
             let call = Call { server, user, headers: &parts.headers, request: *request };
             resource(call, parts, body).await
         }
@@ -265,7 +297,8 @@ fn other(server: &Server, path: &str) -> Result<Answer, Status> {
                 .iter()
                 .map(|kind| (kind.plural, server.store.count(&server.shelf(kind), "")))
                 .collect();
-            let text = server.metrics.render(server.store.revision(), &objects);
+            let mut text = server.metrics.render(server.store.revision(), &objects);
+            text.push_str(&server.fair.render());
             Ok(respond::whole(200, "text/plain; version=0.0.4", text))
         }
         "/openid/v1/jwks" | "/openid/v1/jwks/" => {
@@ -285,7 +318,9 @@ fn other(server: &Server, path: &str) -> Result<Answer, Status> {
 
 async fn read_body(parts: &Parts, body: Incoming) -> Result<Bytes, Status> {
     let announced = header(&parts.headers, CONTENT_LENGTH).parse::<usize>().unwrap_or(0);
-    read_limited(body, announced, BODY_BYTES_MAX).await
+    let bytes = read_limited(body, announced, BODY_BYTES_MAX).await?;
+    audit::catch_body(parts, &bytes);
+    Ok(bytes)
 }
 
 /// Reads a body of at most `limit` bytes.

@@ -11,6 +11,23 @@ pub struct Identity {
     pub audiences: Vec<String>,
     /// An OpenID Connect provider whose tokens are believed.
     pub oidc: Option<Oidc>,
+    /// What is noted of requests; `None` = nothing.
+    pub audit: Option<Audit>,
+    /// How many requests are worked on at a time; the others wait for their turn.
+    pub requests_max: u64,
+}
+
+/// What is noted of requests, and where.
+#[derive(Debug, Clone)]
+pub struct Audit {
+    /// The policy, a Policy of audit.k8s.io/v1.
+    pub policy_file: PathBuf,
+    /// The log; a line of JSON for each event.
+    pub log_path: PathBuf,
+    /// The log's size before a new one is begun.
+    pub megabytes_max: u64,
+    /// How many old logs are kept; 0 = all.
+    pub backups_max: usize,
 }
 
 /// An OpenID Connect provider.
@@ -41,6 +58,8 @@ impl Default for Identity {
             issuer: "https://kubernetes.default.svc.cluster.local".to_owned(),
             audiences: Vec::new(),
             oidc: None,
+            audit: None,
+            requests_max: 600,
         }
     }
 }

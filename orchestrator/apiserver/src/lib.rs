@@ -1,17 +1,20 @@
 //! The API server: sockets, TLS and the store around the decisions of `api`.
 //!
-//! It serves the Kubernetes API over HTTPS (HTTP/1.1 and 2). Who a client is, its certificate
-//! says; strangers may only ask after health and version, and knock at the enrolment door.
+//! It serves the Kubernetes API over HTTPS (HTTP/1.1 and 2). Who a client is, its certificate or
+//! its token says; strangers may only ask after health and version, and knock at the enrolment
+//! door.
 //! It decides nothing about objects itself: that is `api`'s, which knows neither sockets nor disk.
 //!
 //! Tasks: the accept loop with one task per connection, the connections to node agents, and the
 //! sweep of what is not meant to last.
 
-mod agent;
 mod admit;
+mod agent;
+mod audit;
 mod bootstrap;
 mod door;
 mod enroll;
+mod fair;
 mod gate;
 mod handle;
 mod identity;
@@ -31,7 +34,8 @@ mod token;
 mod watch;
 mod write;
 
-pub use identity::{Identity, Oidc};
+pub use audit::AuditError;
+pub use identity::{Audit, Identity, Oidc};
 pub use site::SiteError;
 pub use storage::Storage;
 pub use store::EtcdOptions;
@@ -46,6 +50,7 @@ use objects::Status;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::audit::AuditLog;
 use crate::server::{Server, service_range};
 
 /// How the API server runs.
@@ -94,6 +99,9 @@ pub enum RunError {
     /// The store in etcd cannot be used.
     #[error("cannot use the store in etcd")]
     Etcd(#[from] store::EtcdError),
+    /// The audit log cannot be kept.
+    #[error("cannot keep the audit log")]
+    Audit(#[from] AuditError),
     /// The objects every cluster has cannot be made.
     #[error("cannot make the first objects of the cluster")]
     Bootstrap(#[source] Status),
@@ -128,7 +136,9 @@ impl ApiServer {
         let site = site::prepare(config, address)
             .map_err(|source| RunError::Site { dir: config.data_dir.clone(), source })?;
         let range = service_range(config.service_cidr);
-        let server = Server::new(store, site, stop.clone(), range, address.port());
+        let audit = config.identity.audit.as_ref().map(AuditLog::open).transpose()?;
+        let server =
+            Server::new(store, site, stop.clone(), range, address.port(), &config.identity, audit);
         bootstrap::run(&server).await.map_err(RunError::Bootstrap)?;
         Ok(Self { listener, address, server: Arc::new(server), stop })
     }
@@ -152,7 +162,17 @@ impl ApiServer {
         let doors = stop.child_token();
         let serving = async {
             tokio::join!(
-                door::serve(doors.clone(), listener, Arc::clone(&server)),
+                async {
+                    door::serve(doors.clone(), listener, Arc::clone(&server)).await;
+                    if let Some(log) = &server.audit {
+                        log.close();
+                    }
+                },
+                async {
+                    if let Some(log) = &server.audit {
+                        log.write().await;
+                    }
+                },
                 sweep::run(doors.clone(), &server),
                 roles::follow(doors.clone(), &server),
             )

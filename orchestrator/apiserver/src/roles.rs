@@ -12,6 +12,7 @@ use api::authority::rbac::Rbac;
 use objects::{Kind, kind};
 use tokio_util::sync::CancellationToken;
 
+use crate::fair;
 use crate::object;
 use crate::server::Server;
 
@@ -62,16 +63,17 @@ fn compile(server: &Server) -> Rbac {
     Rbac::compile(&objects)
 }
 
-/// Marks roles as old when anybody writes one, until `stop`.
+/// Marks roles, flows and levels as old when anybody writes one, until `stop`.
 pub(crate) async fn follow(stop: CancellationToken, server: &Server) {
-    let following = futures_util::future::join_all(KINDS.map(|kind| async move {
+    let kinds = KINDS.into_iter().chain(fair::KINDS);
+    let following = futures_util::future::join_all(kinds.map(|kind| async move {
         loop {
             let shelf = server.shelf(kind);
             let mut watch = server.store.watch(&shelf, "", server.store.revision());
             // What was written before the watch began is marked too.
-            server.roles.written(kind);
+            server.written(kind);
             while watch.next().await.is_ok() {
-                server.roles.written(kind);
+                server.written(kind);
             }
         }
     }));

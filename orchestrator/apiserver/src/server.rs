@@ -16,7 +16,10 @@ use store::{Item, Query, Store};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::audit::AuditLog;
 use crate::enroll::Limiter;
+use crate::fair::Fair;
+use crate::identity::Identity;
 use crate::metrics::Metrics;
 use crate::object;
 use crate::roles::Roles;
@@ -73,6 +76,8 @@ pub(crate) struct Server {
     pub(crate) port: u16,
     pub(crate) background: Background,
     pub(crate) roles: Roles,
+    pub(crate) fair: Fair,
+    pub(crate) audit: Option<AuditLog>,
     shelves: Vec<(&'static Kind, Arc<str>)>,
     seed: AtomicU64,
 }
@@ -84,6 +89,8 @@ impl Server {
         stop: CancellationToken,
         services: ServiceRange,
         port: u16,
+        identity: &Identity,
+        audit: Option<AuditLog>,
     ) -> Self {
         let shelves = kind::KINDS.iter().map(|kind| (*kind, object::shelf(kind))).collect();
         let seed = AtomicU64::new(rand::rng().random());
@@ -99,6 +106,8 @@ impl Server {
             port,
             background: Background::default(),
             roles: Roles::default(),
+            fair: Fair::new(identity.requests_max),
+            audit,
             shelves,
             seed,
         }
@@ -123,6 +132,12 @@ impl Server {
             Query { shelf: &shelf, prefix: &prefix, after: None, at: None, limit: usize::MAX };
         // The present can always be read.
         self.store.range(&query).map(|page| page.items).unwrap_or_default()
+    }
+
+    /// Notes that an object of this kind was written, for what is worked out from it.
+    pub(crate) fn written(&self, kind: &Kind) {
+        self.roles.written(kind);
+        self.fair.written(kind);
     }
 
     /// A number for spreading choices; not for secrets.

@@ -323,7 +323,7 @@ async fn commit_as(
     };
     match server.store.write(write).await {
         Ok(Written { revision, item }) => {
-            server.roles.written(request.kind);
+            server.written(request.kind);
             set_revision(&mut object, revision);
             Ok(Outcome::Done(Done { item, object, warnings }))
         }

@@ -18,6 +18,8 @@ pub(crate) struct IdentityArgs {
     /// For whom tokens are that name nobody [default: the issuer]
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub api_audiences: Vec<String>,
+    #[command(flatten)]
+    pub load: LoadArgs,
     /// Believe tokens of this OpenID Connect provider
     #[arg(long, value_name = "URL", requires = "oidc_client_id")]
     pub oidc_issuer_url: Option<String>,
@@ -44,6 +46,31 @@ pub(crate) struct IdentityArgs {
     pub oidc_ca_file: Option<PathBuf>,
 }
 
+/// What is noted, and how many requests are worked on.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Audit and load")]
+pub(crate) struct LoadArgs {
+    /// Note requests as this policy says (audit.k8s.io/v1)
+    #[arg(long, value_name = "FILE", requires = "audit_log_path")]
+    pub audit_policy_file: Option<PathBuf>,
+    /// Where they are noted, a line of JSON each
+    #[arg(long, value_name = "FILE", requires = "audit_policy_file")]
+    pub audit_log_path: Option<PathBuf>,
+    /// Megabytes of the audit log before a new one is begun
+    #[arg(long, value_name = "MB", default_value_t = 100)]
+    pub audit_log_maxsize: u64,
+    /// Old audit logs to keep; 0 keeps all
+    #[arg(long, value_name = "COUNT", default_value_t = 10)]
+    pub audit_log_maxbackup: usize,
+    /// Requests to work on at a time that only read; together with those that write, the seats
+    /// that priority levels share
+    #[arg(long, value_name = "COUNT", default_value_t = 400)]
+    pub max_requests_inflight: u64,
+    /// Requests to work on at a time that write
+    #[arg(long, value_name = "COUNT", default_value_t = 200)]
+    pub max_mutating_requests_inflight: u64,
+}
+
 fn pair(text: &str) -> Result<(String, String), &'static str> {
     let (key, value) = text.split_once('=').ok_or("CLAIM=VALUE is wanted")?;
     Ok((key.to_owned(), value.to_owned()))
@@ -62,10 +89,22 @@ impl IdentityArgs {
             required_claims: self.oidc_required_claim.clone(),
             ca_file: self.oidc_ca_file.clone(),
         });
+        let load = &self.load;
+        let files = load.audit_policy_file.clone().zip(load.audit_log_path.clone());
+        let audit = files.map(|(policy_file, log_path)| apiserver::Audit {
+            policy_file,
+            log_path,
+            megabytes_max: load.audit_log_maxsize,
+            backups_max: load.audit_log_maxbackup,
+        });
         apiserver::Identity {
             issuer: self.service_account_issuer.clone(),
             audiences: self.api_audiences.clone(),
             oidc,
+            audit,
+            requests_max: load
+                .max_requests_inflight
+                .saturating_add(load.max_mutating_requests_inflight),
         }
     }
 }

@@ -21,6 +21,7 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 pub(crate) struct Cluster {
     pub(crate) dir: TempDir,
     storage: Storage,
+    identity: apiserver::Identity,
     stop: CancellationToken,
     serving: JoinSet<Result<(), RunError>>,
 }
@@ -28,6 +29,15 @@ pub(crate) struct Cluster {
 impl Cluster {
     pub(crate) async fn start() -> Self {
         Self::start_in(tempfile::tempdir().unwrap(), Storage::Embedded).await
+    }
+
+    /// A server with these settings about who may come in.
+    pub(crate) async fn start_with(identity: apiserver::Identity) -> Self {
+        let (dir, storage) = (tempfile::tempdir().unwrap(), Storage::Embedded);
+        let (stop, serving) = (CancellationToken::new(), JoinSet::new());
+        let mut cluster = Self { dir, storage, identity, stop, serving };
+        cluster.open().await;
+        cluster
     }
 
     /// A server on an etcd cluster; with the same authority as one that is there already.
@@ -48,7 +58,8 @@ impl Cluster {
 
     async fn start_in(dir: TempDir, storage: Storage) -> Self {
         let (stop, serving) = (CancellationToken::new(), JoinSet::new());
-        let mut cluster = Self { dir, storage, stop, serving };
+        let identity = apiserver::Identity::default();
+        let mut cluster = Self { dir, storage, identity, stop, serving };
         cluster.open().await;
         cluster
     }
@@ -61,7 +72,7 @@ impl Cluster {
             advertise: Vec::new(),
             service_cidr: "172.21.0.0/24".parse().unwrap(),
             storage: self.storage.clone(),
-            identity: apiserver::Identity::default(),
+            identity: self.identity.clone(),
         };
         let server = ApiServer::open(self.stop.clone(), &config).await.unwrap();
         self.serving.spawn(server.serve());

@@ -261,3 +261,42 @@ async fn others_can_check_our_tokens_by_themselves() {
     let stranger = cluster.client(None);
     assert_eq!(stranger.raw_get("/openid/v1/jwks").await.unwrap().status.as_u16(), 401);
 }
+
+#[tokio::test]
+async fn what_the_policy_wants_is_noted_and_every_request_has_its_level() {
+    let dir = tempfile::tempdir().unwrap();
+    let policy = dir.path().join("policy.yaml");
+    let text = "apiVersion: audit.k8s.io/v1\nkind: Policy\nomitStages: [RequestReceived]\nrules:\n\
+                - level: RequestResponse\n  resources: [{group: '', resources: [configmaps]}]\n\
+                - level: Metadata\n  resources: [{group: '', resources: [secrets]}]\n";
+    std::fs::write(&policy, text).unwrap();
+    let log_path = dir.path().join("audit.log");
+    let audit = apiserver::Audit {
+        policy_file: policy,
+        log_path: log_path.clone(),
+        megabytes_max: 1,
+        backups_max: 1,
+    };
+    let identity = apiserver::Identity { audit: Some(audit), ..apiserver::Identity::default() };
+    let cluster = Cluster::start_with(identity).await;
+    let (admin, ann) = (cluster.admin(), person(&cluster, "ann", "devs"));
+    let map = crate::common::config_map("noted", "1");
+    admin.create(&CONFIG_MAPS, DEFAULT, &map).await.unwrap();
+    let secrets = resource(&kind::SECRET);
+    ann.list(&secrets, DEFAULT, &ListParams::default()).await.unwrap_err();
+    admin.list(&PODS, DEFAULT, &ListParams::default()).await.unwrap();
+    cluster.stop().await;
+    let text = std::fs::read_to_string(&log_path).unwrap();
+    let events: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let own: Vec<_> = events
+        .iter()
+        .filter(|event| ["admin", "ann"].contains(&event["user"]["username"].as_str().unwrap()))
+        .collect();
+    let [made, refused] = own.as_slice() else { panic!("{text}") };
+    assert_eq!((&made["verb"], &made["responseStatus"]["code"]), (&json!("create"), &json!(201)));
+    assert_eq!(made["requestObject"]["data"], map["data"]);
+    assert_eq!(made["responseObject"]["metadata"]["name"], "noted");
+    assert_eq!(refused["annotations"]["authorization.k8s.io/decision"], "forbid");
+    assert_eq!(refused["responseStatus"]["reason"], "Forbidden");
+    assert!(refused.get("responseObject").is_none());
+}
