@@ -81,6 +81,8 @@ struct LogFile {
     size_bytes: u64,
     size_bytes_max: u64,
     backups_max: usize,
+    /// The time in the name of the newest backup of this run.
+    rotated: Timestamp,
 }
 
 impl AuditLog {
@@ -136,7 +138,8 @@ impl LogFile {
         let size_bytes = file.metadata().map_err(failed)?.len();
         let size_bytes_max = settings.megabytes_max.max(1).saturating_mul(1 << 20);
         let backups_max = settings.backups_max;
-        Ok(Self { path, file, size_bytes, size_bytes_max, backups_max })
+        let rotated = Timestamp::UNIX_EPOCH;
+        Ok(Self { path, file, size_bytes, size_bytes_max, backups_max, rotated })
     }
 
     fn append(&mut self, lines: &[String]) -> std::io::Result<()> {
@@ -152,13 +155,10 @@ impl LogFile {
 
     /// Puts the file aside under the time's name, and begins a new one.
     fn rotate(&mut self) -> std::io::Result<()> {
-        let mut at = now();
-        let mut aside = self.backup(at);
-        while aside.exists() {
-            at = at.saturating_add(jiff::SignedDuration::from_millis(1)).unwrap_or(at);
-            aside = self.backup(at);
-        }
-        std::fs::rename(&self.path, aside)?;
+        // Names tell the order, even of two that are put aside in one moment.
+        let step = jiff::SignedDuration::from_millis(1);
+        self.rotated = now().max(self.rotated.saturating_add(step).unwrap_or(self.rotated));
+        std::fs::rename(&self.path, self.backup(self.rotated))?;
         self.file = open_log(&self.path)?;
         self.size_bytes = 0;
         let mut backups = self.backups()?;
