@@ -32,6 +32,8 @@ pub struct Settings {
     pub toleration_seconds: Option<i64>,
     /// Do pods get their account's token as a volume?
     pub token_volumes: bool,
+    /// Do new nodes take no pods until they are known to be ready? Someone must then know.
+    pub taint_new_nodes: bool,
     /// Are claims and volumes held while they are in use? Someone must then let go of them.
     pub storage_protection: bool,
 }
@@ -39,7 +41,12 @@ pub struct Settings {
 impl Default for Settings {
     /// Upstream's.
     fn default() -> Self {
-        Self { toleration_seconds: Some(300), token_volumes: true, storage_protection: true }
+        Self {
+            toleration_seconds: Some(300),
+            token_volumes: true,
+            taint_new_nodes: true,
+            storage_protection: true,
+        }
     }
 }
 
@@ -76,7 +83,12 @@ impl View for Nothing {
     }
 
     fn settings(&self) -> Settings {
-        Settings { toleration_seconds: None, token_volumes: false, storage_protection: false }
+        Settings {
+            toleration_seconds: None,
+            token_volumes: false,
+            taint_new_nodes: false,
+            storage_protection: false,
+        }
     }
 }
 
@@ -122,7 +134,9 @@ pub(crate) fn mutate(admission: &Admission<'_>, object: &mut Value) -> Result<()
             classes::add_tolerations(admission, object);
             classes::add_overhead(admission, object)?;
         }
-        "Node" if admission.is_create() => classes::taint_new_node(object),
+        "Node" if admission.is_create() && admission.view().settings().taint_new_nodes => {
+            classes::taint_new_node(object);
+        }
         "PersistentVolumeClaim" if admission.is_create() => {
             classes::choose_storage_class(admission, object);
             classes::protect(admission, object, "kubernetes.io/pvc-protection");

@@ -37,8 +37,8 @@ pub use authority::{Attributes, Decision, Facts, User, authorize, decide};
 pub use custom::Registry;
 pub use document::{Document, render_document, render_document_in};
 pub use prepare::{
-    Body, Change, Context, Prepared, answer, answer_deletion, check_namespace, prepare_binding,
-    prepare_create, prepare_delete, prepare_patch, prepare_update,
+    Body, Change, Context, Prepared, answer, answer_deletion, check_namespace, decide_eviction,
+    prepare_binding, prepare_create, prepare_delete, prepare_patch, prepare_update,
 };
 pub use request::{
     FieldValidation, Options, Request, ReviewPath, Route, Verb, not_allowed, parse_request,

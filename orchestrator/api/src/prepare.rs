@@ -10,6 +10,7 @@
 
 mod body;
 mod delete;
+mod eviction;
 mod extension;
 mod metadata;
 mod status;
@@ -22,6 +23,7 @@ use serde_json::Value;
 pub use body::Body;
 pub(crate) use body::Decoded;
 pub use delete::{is_dry_run, prepare_delete};
+pub use eviction::decide_eviction;
 pub use subresource::{prepare_binding, render_scale};
 
 use crate::{
@@ -314,12 +316,20 @@ pub fn check_namespace(request: &Request, namespace: Option<&Value>) -> Result<(
             "unable to create new content in namespace {} because it is being terminated",
             request.namespace
         );
-        return Err(Status::forbidden(request.kind, &request.name, &why));
+        let mut status = Status::forbidden(request.kind, &request.name, &why);
+        if let Some(details) = status.details.as_mut() {
+            details.causes.push(Cause {
+                reason: "NamespaceTerminating".to_owned(),
+                message: format!("namespace {} is being terminated", request.namespace),
+                field: "metadata.namespace".to_owned(),
+            });
+        }
+        return Err(status);
     }
     Ok(())
 }
 
 #[cfg(test)]
-mod every_kind;
+pub(crate) mod every_kind;
 #[cfg(test)]
 mod tests;

@@ -6,10 +6,14 @@
 //! *Limits*: what the rarer fields of pods may say (windows, ephemeral containers, resource
 //! claims, probes over gRPC) is not checked beyond its shape.
 
+mod batch;
 mod cluster;
 mod metadata;
+mod network;
 mod pod;
+mod policy;
 mod service;
+mod storage;
 mod update;
 mod workload;
 
@@ -48,6 +52,8 @@ pub(crate) fn validate_update(
             update::check(&mut check, kind, old, new);
         }
         "approval" => cluster::check_approval(&mut check, old, new),
+        "ephemeralcontainers" => update::check_ephemeral(&mut check, old, new),
+        "resize" => update::check_resize(&mut check, old, new),
         _ => {}
     }
     check.causes
@@ -70,6 +76,59 @@ fn object_rules(check: &mut Check, kind: &Kind, object: &Value) {
         "Lease" => cluster::check_lease(check, spec),
         "Machine" => cluster::check_machine(check, spec),
         "Rack" => cluster::check_rack(check, spec),
+        _ => rarer_rules(check, kind, object, spec),
+    }
+}
+
+fn rarer_rules(check: &mut Check, kind: &Kind, object: &Value, spec: &Value) {
+    match kind.kind {
+        "Job" => batch::check_job(check, spec),
+        "CronJob" => batch::check_cron_job(check, object, spec),
+        "HorizontalPodAutoscaler" => batch::check_autoscaler(check, spec),
+        "PodDisruptionBudget" => batch::check_budget(check, spec),
+        "PodTemplate" => {
+            let pods = object.pointer("/template/spec").unwrap_or(&Value::Null);
+            pod::check_spec(check, "template.spec", pods);
+        }
+        "ControllerRevision" => {
+            if object.get("data").is_none() {
+                check.required("data", "data is mandatory");
+            }
+            check.not_negative("revision", object.get("revision"));
+        }
+        "PersistentVolume" => storage::check_volume(check, spec),
+        "PersistentVolumeClaim" => storage::check_claim(check, spec),
+        "StorageClass" => storage::check_class(check, object),
+        "VolumeAttachment" => storage::check_attachment(check, spec),
+        "CSINode" => storage::check_node_drivers(check, spec),
+        "CSIDriver" => storage::check_driver(check, spec),
+        "VolumeAttributesClass" if text(object, "driverName").is_empty() => {
+            check.required("driverName", "");
+        }
+        "Ingress" => network::check_ingress(check, spec),
+        "IngressClass" => network::check_ingress_class(check, spec),
+        "NetworkPolicy" => network::check_policy(check, spec),
+        "ServiceCIDR" => network::check_service_cidr(check, spec),
+        "IPAddress" => network::check_ip_address(check, object, spec),
+        "Role" | "ClusterRole" => policy::check_role(check, kind, object),
+        "RoleBinding" | "ClusterRoleBinding" => policy::check_binding(check, kind, object),
+        "ValidatingWebhookConfiguration" | "MutatingWebhookConfiguration" => {
+            policy::check_webhooks(check, object);
+        }
+        "ValidatingAdmissionPolicy" | "MutatingAdmissionPolicy" => {
+            policy::check_admission_policy(check, kind, spec);
+        }
+        "ValidatingAdmissionPolicyBinding" | "MutatingAdmissionPolicyBinding" => {
+            policy::check_policy_binding(check, kind, spec);
+        }
+        "PriorityClass" => policy::check_priority(check, object),
+        "RuntimeClass" => {
+            check.name("handler", text(object, "handler"), objects::name::check_dns_label);
+        }
+        "LimitRange" => policy::check_limits(check, spec),
+        "ResourceQuota" => policy::check_quota(check, spec),
+        "FlowSchema" => policy::check_flow_schema(check, spec),
+        "PriorityLevelConfiguration" => policy::check_priority_level(check, spec),
         _ => {}
     }
 }
@@ -156,5 +215,7 @@ fn items<'a>(value: &'a Value, path: &str) -> &'a [Value] {
     objects::field::value_at(value, path).and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
+#[cfg(test)]
+mod rare_tests;
 #[cfg(test)]
 mod tests;

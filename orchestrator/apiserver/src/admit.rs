@@ -11,7 +11,7 @@ use store::{Expect, Item, Write, WriteError};
 use tokio::sync::MutexGuard;
 
 use crate::object;
-use crate::server::Server;
+use crate::server::{Server, now};
 use crate::storage;
 
 /// How often a quota may change under our hands: only its controller writes it besides.
@@ -34,9 +34,14 @@ impl View for Server {
 
     fn settings(&self) -> Settings {
         // Node agents cannot mount tokens and nobody lets go of claims yet; pods with the one and
-        // claims with the other would never start and never end. Pods that say nothing stay on a
-        // silent node for as long as the site's plan says, not the API server.
-        Settings { toleration_seconds: None, token_volumes: false, storage_protection: false }
+        // claims with the other would never start and never end. Which nodes take pods, and how
+        // long those stay on a silent one, node lifecycle decides by the site's plan.
+        Settings {
+            toleration_seconds: None,
+            token_volumes: false,
+            taint_new_nodes: false,
+            storage_protection: false,
+        }
     }
 }
 
@@ -138,13 +143,53 @@ fn quota_item(server: &Server, quota: &Value) -> Option<Arc<Item>> {
 }
 
 async fn store_quota(server: &Server, quota: &Value, item: &Item) -> Result<(), WriteError> {
-    let (value, head) = object::render_stored(&kind::RESOURCE_QUOTA, quota);
+    store(server, &kind::RESOURCE_QUOTA, quota, item).await
+}
+
+/// Replaces an object if nobody was quicker.
+async fn store(
+    server: &Server,
+    kind: &Kind,
+    object: &Value,
+    item: &Item,
+) -> Result<(), WriteError> {
+    let (value, head) = object::render_stored(kind, object);
     let write = Write {
-        shelf: server.shelf(&kind::RESOURCE_QUOTA),
+        shelf: server.shelf(kind),
         name: item.name().into(),
         expect: Expect::Revision(item.modified()),
         value: Some(value),
         head: Some(head),
     };
     server.store.write(write).await.map(drop)
+}
+
+/// Charges an eviction to the pod's disruption budget, or refuses it.
+///
+/// # Errors
+///
+/// As [`api::decide_eviction`]; 409 when the budget keeps changing.
+pub(crate) async fn charge_budget(
+    server: &Server,
+    request: &Request,
+    pod: &Value,
+) -> Result<(), Status> {
+    let kind = &kind::POD_DISRUPTION_BUDGET;
+    for _ in 0..ROUNDS_MAX {
+        let budgets = View::list(server, kind, &request.namespace);
+        let Some(charged) = api::decide_eviction(pod, &budgets, now())? else { return Ok(()) };
+        if request.options.dry_run {
+            return Ok(());
+        }
+        let text = |path: &str| field::str_at(&charged, path).unwrap_or("");
+        let item = server.item(kind, &request.namespace, text("metadata.name"));
+        let seen = text("metadata.resourceVersion");
+        let Some(item) = item.filter(|item| item.modified().to_string() == seen) else { continue };
+        match store(server, kind, &charged, &item).await {
+            Ok(()) => return Ok(()),
+            Err(WriteError::Conflict { .. }) => {}
+            Err(err) => return Err(storage::refusal(&err)),
+        }
+    }
+    Err(Status::conflict(request.kind, &request.name, "its disruption budget keeps changing"))
 }

@@ -206,7 +206,7 @@ async fn remove(call: &Call<'_>, one: Request, body: Body<'_>) -> Result<(), Sta
 
 /// Answers POST to the eviction of a pod.
 ///
-/// *Limits*: there are no disruption budgets yet, so every eviction is granted.
+/// A disruption budget may refuse it for now.
 pub(crate) async fn evict(call: &Call<'_>, bytes: &Bytes) -> Result<Answer, Status> {
     let eviction = match body(call, bytes).media_type() {
         api::protobuf::MEDIA_TYPE => api::protobuf::decode(bytes)?,
@@ -217,6 +217,13 @@ pub(crate) async fn evict(call: &Call<'_>, bytes: &Bytes) -> Result<Answer, Stat
     let options = serde_json::to_vec(&options).unwrap_or_default();
     let mut request = call.request.clone();
     request.subresource.clear();
+    let named = eviction.pointer("/metadata/name").and_then(Value::as_str).unwrap_or("");
+    if !named.is_empty() && named != request.name {
+        return Err(Status::bad_request("name in URL does not match name in Eviction object"));
+    }
+    let item = call.server.item(request.kind, &request.namespace, &request.name);
+    let item = item.ok_or_else(|| Status::not_found(request.kind, &request.name))?;
+    admit::charge_budget(call.server, &request, &object::decode(&item, item.modified())).await?;
     delete_one(call, &request, &Body { bytes: &options, content_type: "application/json" }).await?;
     let done = Status { status: "Success".to_owned(), ..Status::failure(201, "", "") };
     Ok(respond::json(201, &done))

@@ -15,6 +15,9 @@ use super::{
 };
 use crate::{custom, decode, request::Request};
 
+/// Namespaces without which there is no cluster.
+const IMMORTAL: &[&str] = &["default", "kube-public", "kube-system"];
+
 /// What a client may say about a deletion, in the query or in a `DeleteOptions` body.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct DeleteOptions {
@@ -40,6 +43,10 @@ pub fn prepare_delete(
 ) -> Result<Prepared, Status> {
     let options = read_options(request, body)?;
     check(request, &options, old)?;
+    if *request.kind == kind::NAMESPACE && IMMORTAL.contains(&request.name.as_str()) {
+        let why = "this namespace may not be deleted";
+        return Err(Status::forbidden(request.kind, &request.name, why));
+    }
     let mut new = old.clone();
     if let Some(meta) = meta_mut(&mut new) {
         meta.remove("resourceVersion");

@@ -34,6 +34,13 @@ fn objects() -> BTreeMap<&'static Kind, Value> {
         .collect()
 }
 
+/// The object of a kind as it is stored.
+pub(crate) fn made(kind: &Kind) -> Value {
+    let wish = objects().remove(kind).unwrap();
+    let result = prepare_as("application/json", "POST", &url(kind, None), None, &wish);
+    done(kind, "create", result).object
+}
+
 fn url(kind: &Kind, name: Option<&str>) -> String {
     kind.path(Some("a"), name)
 }

@@ -161,6 +161,7 @@ pub(super) fn admit_update(kind: &Kind, old: &Value, new: &mut Value) {
 fn keep_assigned(old: &Value, new: &mut Value) {
     let kind_of = |object: &Value| str_at(object, "spec.type").unwrap_or("").to_owned();
     let (before, after) = (kind_of(old), kind_of(new));
+    drop_foreign(&before, &after, old, new);
     if before == "ExternalName" || after == "ExternalName" {
         return;
     }
@@ -186,6 +187,42 @@ fn keep_assigned(old: &Value, new: &mut Value) {
         });
         if let Some(number) = same.and_then(|one| one.get("nodePort")) {
             port.entry("nodePort").or_insert_with(|| number.clone());
+        }
+    }
+}
+
+/// What a service of one type had and one of another cannot have goes, unless it was asked for.
+fn drop_foreign(before: &str, after: &str, old: &Value, new: &mut Value) {
+    let same = |field: &str, new: &Map<String, Value>| {
+        new.get(field) == old.pointer(&format!("/spec/{field}"))
+    };
+    let Some(spec) = new.get_mut("spec").and_then(Value::as_object_mut) else { return };
+    if before != "ExternalName" && after == "ExternalName" && same("clusterIP", spec) {
+        for field in
+            ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "internalTrafficPolicy"]
+        {
+            spec.remove(field);
+        }
+    }
+    let with_ports = |kind: &str| matches!(kind, "NodePort" | "LoadBalancer");
+    if with_ports(before) && !with_ports(after) {
+        let ports = |spec: Option<&Value>| -> Vec<Option<Value>> {
+            let all = spec.and_then(Value::as_array).into_iter().flatten();
+            all.map(|port| port.get("nodePort").cloned()).collect()
+        };
+        if ports(spec.get("ports")) == ports(old.pointer("/spec/ports")) {
+            let all = spec.get_mut("ports").and_then(Value::as_array_mut);
+            for port in all.into_iter().flatten().filter_map(Value::as_object_mut) {
+                port.remove("nodePort");
+            }
+        }
+        spec.remove("externalTrafficPolicy");
+    }
+    if before == "LoadBalancer" && after != "LoadBalancer" {
+        for field in ["allocateLoadBalancerNodePorts", "healthCheckNodePort", "loadBalancerClass"] {
+            if same(field, spec) {
+                spec.remove(field);
+            }
         }
     }
 }
@@ -248,6 +285,14 @@ pub(super) fn separate(
                 put_in(child(fields, "spec"), "finalizers", finalizers);
             }
         }
+        "ephemeralcontainers" => {
+            let passing = new.pointer("/spec/ephemeralContainers").cloned();
+            *new = unversioned(old);
+            if let Some(fields) = new.as_object_mut() {
+                put_in(child(fields, "spec"), "ephemeralContainers", passing);
+            }
+        }
+        "resize" => resize(old, new),
         _ => {
             return Err(Status::method_not_allowed(
                 "the server does not allow this method on the requested resource",
@@ -255,6 +300,34 @@ pub(super) fn separate(
         }
     }
     Ok(())
+}
+
+/// The stored object without the version it was read in.
+fn unversioned(old: &Value) -> Value {
+    let mut new = old.clone();
+    if let Some(meta) = meta_mut(&mut new) {
+        meta.remove("resourceVersion");
+    }
+    new
+}
+
+/// Only what containers get is taken from a resize.
+fn resize(old: &Value, new: &mut Value) {
+    let mut sized = unversioned(old);
+    for list in ["containers", "initContainers"] {
+        let path = format!("/spec/{list}");
+        let wanted = new.pointer(&path).and_then(Value::as_array).cloned().unwrap_or_default();
+        let containers = sized.pointer_mut(&path).and_then(Value::as_array_mut);
+        for container in containers.into_iter().flatten().filter_map(Value::as_object_mut) {
+            let same = wanted.iter().find(|one| one.get("name") == container.get("name"));
+            for field in ["resources", "resizePolicy"] {
+                if let Some(same) = same {
+                    put_in(container, field, same.get(field).cloned());
+                }
+            }
+        }
+    }
+    *new = sized;
 }
 
 /// Approval is `/approval`'s to say: `/status` keeps the decisions there are.

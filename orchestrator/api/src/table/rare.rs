@@ -1,5 +1,7 @@
 //! Columns and rows of the kinds that are looked at less often.
 
+mod columns;
+
 use jiff::Timestamp;
 use objects::{
     field::{int_at, str_at, value_at},
@@ -7,119 +9,11 @@ use objects::{
 };
 use serde_json::{Value, json};
 
+use self::columns::*;
 use super::{
     Column, Layout,
     cells::{age, at, containers, count, items, labels, name, or_none, selector},
-    columns::{boolean, number, text, wide},
 };
-
-const CREATED: &[Column] = &[text("Name"), ("Created At", "date", false)];
-const QUOTA: &[Column] = &[text("Name"), text("Request"), text("Limit"), text("Age")];
-const TEMPLATE: &[Column] = &[text("Name"), text("Containers"), text("Images"), text("Pod Labels")];
-const REVISION: &[Column] = &[text("Name"), text("Controller"), number("Revision"), text("Age")];
-const JOB: &[Column] = &[
-    text("Name"),
-    text("Status"),
-    text("Completions"),
-    text("Duration"),
-    text("Age"),
-    wide("Containers"),
-    wide("Images"),
-    wide("Selector"),
-];
-const CRON_JOB: &[Column] = &[
-    text("Name"),
-    text("Schedule"),
-    text("Timezone"),
-    boolean("Suspend"),
-    number("Active"),
-    text("Last Schedule"),
-    text("Age"),
-    wide("Containers"),
-    wide("Images"),
-    wide("Selector"),
-];
-const AUTOSCALER: &[Column] = &[
-    text("Name"),
-    text("Reference"),
-    text("Targets"),
-    text("MinPods"),
-    text("MaxPods"),
-    text("Replicas"),
-    text("Age"),
-];
-const BUDGET: &[Column] = &[
-    text("Name"),
-    text("Min Available"),
-    text("Max Unavailable"),
-    number("Allowed Disruptions"),
-    text("Age"),
-];
-const INGRESS: &[Column] =
-    &[text("Name"), text("Class"), text("Hosts"), text("Address"), text("Ports"), text("Age")];
-const INGRESS_CLASS: &[Column] =
-    &[text("Name"), text("Controller"), text("Parameters"), text("Age")];
-const NETWORK_POLICY: &[Column] = &[text("Name"), text("Pod-Selector"), text("Age")];
-const SERVICE_CIDR: &[Column] = &[text("Name"), text("CIDRs"), text("Age")];
-const IP_ADDRESS: &[Column] = &[text("Name"), text("ParentRef")];
-const STORAGE_CLASS: &[Column] = &[
-    text("Name"),
-    text("Provisioner"),
-    text("ReclaimPolicy"),
-    text("VolumeBindingMode"),
-    boolean("AllowVolumeExpansion"),
-    text("Age"),
-];
-const ATTACHMENT: &[Column] =
-    &[text("Name"), text("Attacher"), text("PV"), text("Node"), boolean("Attached"), text("Age")];
-const ATTRIBUTES_CLASS: &[Column] = &[text("Name"), text("DriverName"), text("Age")];
-const CSI_DRIVER: &[Column] = &[
-    text("Name"),
-    boolean("AttachRequired"),
-    boolean("PodInfoOnMount"),
-    boolean("StorageCapacity"),
-    text("TokenRequests"),
-    boolean("RequiresRepublish"),
-    text("Modes"),
-    text("Age"),
-];
-const CSI_NODE: &[Column] = &[text("Name"), number("Drivers"), text("Age")];
-const CAPACITY: &[Column] = &[text("Name"), text("StorageClassName"), text("Capacity")];
-const CLAIM: &[Column] = &[text("Name"), text("State"), text("Age")];
-const SLICE: &[Column] = &[text("Name"), text("Node"), text("Driver"), text("Pool"), text("Age")];
-const FLOW_SCHEMA: &[Column] = &[
-    text("Name"),
-    text("PriorityLevel"),
-    number("MatchingPrecedence"),
-    text("DistinguisherMethod"),
-    text("Age"),
-    text("MissingPL"),
-];
-const PRIORITY_LEVEL: &[Column] = &[
-    text("Name"),
-    text("Type"),
-    text("NominalConcurrencyShares"),
-    text("Queues"),
-    text("HandSize"),
-    text("QueueLengthLimit"),
-    text("Age"),
-];
-const PRIORITY_CLASS: &[Column] = &[
-    text("Name"),
-    number("Value"),
-    boolean("Global-Default"),
-    text("Age"),
-    text("PreemptionPolicy"),
-];
-const RUNTIME_CLASS: &[Column] = &[text("Name"), text("Handler"), text("Age")];
-const WEBHOOKS: &[Column] = &[text("Name"), number("Webhooks"), text("Age")];
-const VALIDATING_POLICY: &[Column] =
-    &[text("Name"), number("Validations"), text("ParamKind"), text("Age")];
-const MUTATING_POLICY: &[Column] =
-    &[text("Name"), number("Mutations"), text("ParamKind"), text("Age")];
-const POLICY_BINDING: &[Column] =
-    &[text("Name"), text("PolicyName"), text("ParamRef"), text("Age")];
-const API_SERVICE: &[Column] = &[text("Name"), text("Service"), text("Available"), text("Age")];
 
 /// The layout of one of these kinds.
 pub(super) fn layout(kind: &str) -> Option<Layout> {

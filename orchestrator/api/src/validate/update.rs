@@ -28,9 +28,189 @@ pub(super) fn check(check: &mut Check, kind: &Kind, old: &Value, new: &Value) {
         "ConfigMap" | "Secret" => data(check, kind, old, new),
         "Node" => node(check, old, new),
         "EndpointSlice" => same(check, "addressType", old, new),
-        "RoleBinding" | "ClusterRoleBinding" => same(check, "roleRef", old, new),
+        "RoleBinding" | "ClusterRoleBinding" => {
+            if at(old, "roleRef") != at(new, "roleRef") {
+                let wanted = at(new, "roleRef").unwrap_or(&Value::Null);
+                check.invalid("roleRef", wanted, "cannot change roleRef");
+            }
+        }
         "PersistentVolumeClaim" => claim(check, old, new),
+        _ => rarer(check, kind, old, new),
+    }
+}
+
+fn rarer(check: &mut Check, kind: &Kind, old: &Value, new: &Value) {
+    match kind.kind {
+        "Job" => job(check, old, new),
+        "PersistentVolume" => volume(check, old, new),
+        "StorageClass" => {
+            for field in ["parameters", "provisioner", "reclaimPolicy"] {
+                if at(old, field) != at(new, field) {
+                    check.forbidden(field, &format!("updates to {field} are forbidden."));
+                }
+            }
+            same(check, "volumeBindingMode", old, new);
+        }
+        "VolumeAttributesClass" => {
+            same(check, "driverName", old, new);
+            same(check, "parameters", old, new);
+        }
+        "VolumeAttachment" | "ResourceClaim" | "ResourceClaimTemplate" => {
+            same(check, "spec", old, new);
+        }
+        "CSIDriver" => same(check, "spec.attachRequired", old, new),
+        "ResourceSlice" => {
+            for field in ["driver", "pool.name", "nodeName", "nodeSelector", "allNodes"] {
+                same(check, &format!("spec.{field}"), old, new);
+            }
+        }
+        "PriorityClass" => {
+            if at(old, "value") != at(new, "value") {
+                check.forbidden("value", "may not be changed in an update.");
+            }
+            same(check, "preemptionPolicy", old, new);
+        }
+        "RuntimeClass" => same(check, "handler", old, new),
+        "IngressClass" => same(check, "spec.controller", old, new),
+        "IPAddress" => same(check, "spec.parentRef", old, new),
+        "ServiceCIDR" => {
+            // A second family may be added; what is there stays.
+            let (before, after) = (items(old, "spec.cidrs"), items(new, "spec.cidrs"));
+            if !after.starts_with(before) {
+                check.invalid("spec.cidrs", &json!(after), "field is immutable");
+            }
+        }
+        "ControllerRevision" => same(check, "data", old, new),
+        "ResourceQuota" => {
+            let scopes = |object: &Value| items(object, "spec.scopes").to_vec();
+            if scopes(old) != scopes(new) {
+                check.invalid("spec.scopes", &json!(scopes(new)), "field is immutable");
+            }
+        }
         _ => {}
+    }
+}
+
+/// A job's template may change where its pods go while it is held back; the rest is fixed.
+fn job(check: &mut Check, old: &Value, new: &Value) {
+    for field in ["selector", "completionMode", "podFailurePolicy", "backoffLimitPerIndex"] {
+        same(check, &format!("spec.{field}"), old, new);
+    }
+    let number =
+        |object: &Value, field: &str| at(object, &format!("spec.{field}")).and_then(Value::as_i64);
+    if number(old, "completions") != number(new, "completions") {
+        let indexed = text(new, "spec.completionMode") == "Indexed";
+        // An indexed job grows and shrinks as a whole.
+        if !indexed || number(new, "completions") != number(new, "parallelism") {
+            same(check, "spec.completions", old, new);
+        }
+    }
+    let held = at(old, "spec.suspend") == Some(&Value::Bool(true));
+    let template = |object: &Value| -> Value {
+        let mut template = at(object, "spec.template").cloned().unwrap_or(Value::Null);
+        if held {
+            if let Some(spec) = template.get_mut("spec").and_then(Value::as_object_mut) {
+                for free in ["nodeSelector", "tolerations", "affinity", "schedulingGates"] {
+                    spec.remove(free);
+                }
+            }
+            if let Some(fields) = template.as_object_mut() {
+                fields.remove("metadata");
+            }
+        }
+        template
+    };
+    if template(old) != template(new) {
+        let wanted = at(new, "spec.template").unwrap_or(&Value::Null);
+        check.invalid("spec.template", wanted, "field is immutable");
+    }
+}
+
+fn volume(check: &mut Check, old: &Value, new: &Value) {
+    let source = |object: &Value| -> Vec<(String, Value)> {
+        let spec = object.get("spec").unwrap_or(&Value::Null);
+        let all = super::storage::sources(spec).into_iter();
+        all.map(|(field, value)| (field.clone(), value.clone())).collect()
+    };
+    if source(old) != source(new) {
+        let why = "spec.persistentvolumesource is immutable after creation";
+        check.forbidden("spec.persistentvolumesource", why);
+    }
+    same(check, "spec.volumeMode", old, new);
+    if at(old, "spec.nodeAffinity").is_some() {
+        same(check, "spec.nodeAffinity", old, new);
+    }
+}
+
+/// Passing containers come and never change.
+pub(super) fn check_ephemeral(check: &mut Check, old: &Value, new: &Value) {
+    let path = "spec.ephemeralContainers";
+    let (before, after) = (items(old, path), items(new, path));
+    for had in before {
+        let name = text(had, "name");
+        match after.iter().find(|one| text(one, "name") == name) {
+            None => {
+                let why = format!("existing ephemeral containers {name:?} may not be removed\n");
+                check.forbidden(path, &why);
+            }
+            Some(one) if one != had => {
+                let why = format!("existing ephemeral containers {name:?} may not be changed\n");
+                check.forbidden(path, &why);
+            }
+            Some(_) => {}
+        }
+    }
+    let mut names = std::collections::BTreeSet::new();
+    for list in ["containers", "initContainers"] {
+        for one in items(new, &format!("spec.{list}")) {
+            names.insert(text(one, "name").to_owned());
+        }
+    }
+    for (number, one) in after.iter().enumerate() {
+        let place = format!("{path}[{number}]");
+        let name = text(one, "name");
+        check.name(&format!("{place}.name"), name, objects::name::check_dns_label);
+        check.once(&format!("{place}.name"), name, &mut names);
+        if text(one, "image").is_empty() {
+            check.required(format!("{place}.image"), "");
+        }
+        for field in
+            ["ports", "livenessProbe", "readinessProbe", "startupProbe", "lifecycle", "resources"]
+        {
+            let set = one.get(field).is_some_and(|v| v != &json!({}) && v != &json!([]));
+            if set {
+                let why = "cannot be set for an Ephemeral Container";
+                check.forbidden(format!("{place}.{field}"), why);
+            }
+        }
+    }
+}
+
+/// Running pods may be given more or less; how well they are served stays.
+pub(super) fn check_resize(check: &mut Check, old: &Value, new: &Value) {
+    let spec = |object: &Value| object.get("spec").cloned().unwrap_or(Value::Null);
+    let (before, after) = (spec(old), spec(new));
+    super::pod::check_spec(check, "spec", &after);
+    if crate::defaults::qos_class(&before) != crate::defaults::qos_class(&after) {
+        check.invalid("spec", &json!(""), "Pod QOS Class may not change as a result of resizing");
+    }
+    for (number, container) in items(new, "spec.containers").iter().enumerate() {
+        for half in ["requests", "limits"] {
+            let had = items(old, "spec.containers").get(number);
+            let all = |one: Option<&Value>| -> Value {
+                let mut all =
+                    one.and_then(|one| one.pointer(&format!("/resources/{half}"))).cloned();
+                if let Some(fields) = all.as_mut().and_then(Value::as_object_mut) {
+                    fields.remove("cpu");
+                    fields.remove("memory");
+                }
+                all.filter(|all| all != &json!({})).unwrap_or(Value::Null)
+            };
+            if all(had) != all(Some(container)) {
+                let path = format!("spec.containers[{number}].resources.{half}");
+                check.forbidden(path, "only cpu and memory resources are mutable");
+            }
+        }
     }
 }
 
@@ -65,9 +245,11 @@ fn pod(check: &mut Check, old: &Value, new: &Value) {
     if fixed(old) != fixed(new) {
         check.forbidden(
             "spec",
-            "pod updates may not change fields other than `spec.containers[*].image`, \
-             `spec.initContainers[*].image`, `spec.activeDeadlineSeconds`, `spec.tolerations` \
-             (only additions to existing tolerations), `spec.terminationGracePeriodSeconds`",
+            "pod updates may not change fields other than \
+             `spec.containers[*].image`,`spec.initContainers[*].image`,\
+             `spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing \
+             tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was \
+             previously negative)",
         );
     }
     let (before, after) = (items(old, "spec.tolerations"), items(new, "spec.tolerations"));
@@ -103,9 +285,10 @@ fn stateful_set(check: &mut Check, old: &Value, new: &Value) {
         spec
     };
     if fixed(old) != fixed(new) {
+        let (last, rest) = STATEFUL_SET_MAY_CHANGE.split_last().unwrap_or((&"", &[]));
         let why = format!(
-            "updates to statefulset spec for fields other than '{}' are forbidden",
-            STATEFUL_SET_MAY_CHANGE.join("', '")
+            "updates to statefulset spec for fields other than '{}' and '{last}' are forbidden",
+            rest.join("', '")
         );
         check.forbidden("spec", &why);
     }
