@@ -40,6 +40,15 @@ const SETTLE: Duration = Duration::from_millis(20);
 /// How often settings of the node are read again, and a failed start is tried again.
 const BEAT: Duration = Duration::from_secs(10);
 
+/// Answers from a zone that does not change, for ever; foreign names are refused service.
+///
+/// For benchmarks: the same sockets and tasks as a node's.
+pub async fn serve_zone(zone: Zone, udp: UdpSocket, tcp: TcpListener) {
+    let desk = Arc::new(Desk::default());
+    desk.set_zone(zone, Default::default());
+    tokio::join!(server::serve_udp(udp, Arc::clone(&desk)), server::serve_tcp(tcp, desk));
+}
+
 /// Why DNS cannot answer at an address.
 #[derive(Debug, Error)]
 enum ListenError {

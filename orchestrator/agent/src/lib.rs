@@ -13,12 +13,12 @@
 
 #![forbid(unsafe_code)]
 
+pub mod dns;
 pub mod join;
 pub mod services;
 
 mod beat;
 mod disk;
-mod dns;
 mod facts;
 mod hook;
 mod image;

@@ -89,7 +89,8 @@ fn control_plane_is_killed(
 ) -> Result<()> {
     kill(rig, "master")?;
     light::everyone_reaches_everyone(story, rig, pods)?;
-    story.ok("with the master killed, pods go on")?;
+    light::everyone_knows_the_name(story, rig, pods)?;
+    story.ok("with the master killed, pods and names go on")?;
     story.muster(&story.up_args(&["--limit", UP_LIMIT_SECONDS, "--skip-check"])?)?;
     let mut again = kubectl.await_pods(SELECTOR, REPLICAS, POD_LIMIT, |_| true)?;
     let mut before = pods.to_vec();

@@ -32,6 +32,7 @@ pub(super) fn run(story: &mut Story) -> Result<()> {
     let pods = light::deploy(story, &kubectl)?;
     light::everyone_reaches_everyone(story, &rig, &pods)?;
     light::everyone_reaches_the_service(story, &rig, &kubectl, &pods)?;
+    light::everyone_knows_the_name(story, &rig, &pods)?;
     nothing_is_wrapped(story, &rig, &pods)?;
     for kubectl in story.kubectls() {
         everyday_commands(story, &kubectl)?;

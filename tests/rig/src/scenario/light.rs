@@ -1,6 +1,7 @@
 //! The workload of the stories: a few pods that say their name and ask others on our behalf.
 
 use std::collections::BTreeSet;
+use std::fmt::Display;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
@@ -41,7 +42,7 @@ pub(super) fn deploy(story: &Story, kubectl: &Kubectl) -> Result<Vec<Pod>> {
 }
 
 /// Asks pod `from` to ask `target`, and gives the answer.
-fn ask_through(rig: &Rig, from: &Pod, target: SocketAddrV4) -> Result<String> {
+fn ask_through(rig: &Rig, from: &Pod, target: impl Display) -> Result<String> {
     let address: Ipv4Addr =
         from.address.parse().with_context(|| format!("{} has no address", from.name))?;
     let path = format!("/cgi-bin/ask?{target}/");
@@ -99,4 +100,20 @@ pub(super) fn everyone_reaches_the_service(
     ensure!(heard.len() > 1, "the service always answers as {heard:?}");
     let count = heard.len();
     story.ok(format_args!("every pod reaches the service at {address}; {count} pods answered"))
+}
+
+/// Lets every pod ask the Service by its names, which its node must know.
+pub(super) fn everyone_knows_the_name(story: &Story, rig: &Rig, pods: &[Pod]) -> Result<()> {
+    let names: BTreeSet<&str> = pods.iter().map(|pod| pod.name.as_str()).collect();
+    for from in pods {
+        for name in ["light", "light.default", "light.default.svc.cluster.local"] {
+            let what = format!("{} on {} to reach http://{name}", from.name, from.node);
+            await_until(&what, REACH_LIMIT, || {
+                let answer = ask_through(rig, from, name)?;
+                let right = names.contains(answer.as_str());
+                Ok(if right { Seen::There(()) } else { Seen::NotYet(format!("answer: {answer}")) })
+            })?;
+        }
+    }
+    story.ok("every pod reaches the service by its short and its long names")
 }

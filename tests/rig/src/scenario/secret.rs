@@ -15,6 +15,8 @@ use base64::engine::general_purpose::STANDARD;
 
 /// Files of a seed that may hold keys are small; disks, captures and logs are not.
 const FILE_BYTES_MAX: u64 = 1 << 20;
+/// Keys of elliptic curves are smaller than this, RSA keys larger, whatever wraps them.
+const CURVE_BYTES_MAX: usize = 512;
 /// A piece short enough to lie whole in one packet, long enough to be no coincidence.
 const PIECE_BYTES: usize = 12;
 
@@ -118,9 +120,10 @@ fn numbers(bytes: &[u8]) -> Vec<Vec<u8>> {
 }
 
 /// The private number of an elliptic-curve or Ed25519 key: its only OCTET STRING of 32, 48 or 66
-/// bytes; of an RSA key, whatever lies in its middle.
+/// bytes; of an RSA key, whatever lies in its middle, which is one of its primes. An RSA key is
+/// told by its size: among so many random bytes, what looks like a mark may be its public number.
 fn number(der: &[u8]) -> Option<Vec<u8>> {
-    for len in [32_u8, 48, 66] {
+    for len in [32_u8, 48, 66].into_iter().filter(|_| der.len() <= CURVE_BYTES_MAX) {
         let mark = [0x04, len];
         let end = 2 + usize::from(len);
         if let Some(found) = der.windows(end).find(|window| window.starts_with(&mark)) {
@@ -199,6 +202,16 @@ mod tests {
             assert_eq!(leaked(&secrets, &capture).len(), 1);
         }
         assert!(leaked(&secrets, &[7; 4096]).is_empty());
+    }
+
+    #[test]
+    fn of_a_large_key_a_prime_is_searched_not_what_looks_like_a_mark() {
+        let mut der: Vec<u8> =
+            (0..1217_u32).map(|at| u8::try_from(at * 31 % 241).unwrap()).collect();
+        // By chance, the public number near the beginning holds a mark.
+        der[100] = 0x04;
+        der[101] = 0x20;
+        assert_eq!(super::number(&der), Some(der[608..672].to_vec()));
     }
 
     #[test]

@@ -1,0 +1,146 @@
+//! Questions, as fast as they are answered or at a pace.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use hickory_proto::op::{Message, Query, ResponseCode};
+use hickory_proto::rr::{Name, RecordType};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+
+use crate::server::name;
+
+/// Questions under way at a time.
+const WINDOW: u16 = 64;
+/// Names asked for, spread over all services: more than fit any small cache by accident.
+const NAMES: u32 = 4096;
+/// An answer that takes longer is lost.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The questions for one server.
+pub(crate) struct Load {
+    server: SocketAddr,
+    questions: Vec<Vec<u8>>,
+}
+
+/// Moves this thread away from the servers' processor.
+pub(crate) fn bind_to_last_processor() -> Result<()> {
+    let processors = std::thread::available_parallelism()?.get();
+    bind(Pid::from_raw(0), processors - 1)
+}
+
+/// Binds a process to a processor; does nothing on a machine that has only one.
+pub(crate) fn bind(process: Pid, processor: usize) -> Result<()> {
+    if processor == 0 && std::thread::available_parallelism()?.get() == 1 {
+        return Ok(());
+    }
+    let mut set = CpuSet::new();
+    set.set(processor)?;
+    sched_setaffinity(process, &set).context("binding to a processor")
+}
+
+impl Load {
+    pub(crate) fn new(server: SocketAddr, services: u32) -> Self {
+        let count = NAMES.min(services);
+        let questions = (0..count).filter_map(|number| {
+            // A fixed stride visits services from all over the table.
+            let service = number.wrapping_mul(2_654_435_761) % services;
+            let mut message = Message::query();
+            message.metadata.recursion_desired = true;
+            message.add_query(Query::query(Name::from_ascii(name(service)).ok()?, RecordType::A));
+            message.to_vec().ok()
+        });
+        Self { server, questions: questions.collect() }
+    }
+
+    fn connect(&self) -> Result<UdpSocket> {
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+        socket.connect(self.server)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        Ok(socket)
+    }
+
+    fn ask(&self, socket: &UdpSocket, id: u16, turn: usize) -> Result<()> {
+        let question = self.questions.get(turn % self.questions.len()).context("no question")?;
+        let mut bytes = question.clone();
+        if let Some(head) = bytes.first_chunk_mut::<2>() {
+            *head = id.to_be_bytes();
+        }
+        socket.send(&bytes)?;
+        Ok(())
+    }
+
+    /// Asks every name once, one after the other, and checks the answers.
+    pub(crate) fn warm_up(&self) -> Result<()> {
+        let socket = self.connect()?;
+        let mut buffer = [0; 4096];
+        for turn in 0..self.questions.len() {
+            self.ask(&socket, 7, turn)?;
+            let len = socket.recv(&mut buffer).context("no answer")?;
+            let reply = Message::from_vec(buffer.get(..len).unwrap_or_default())?;
+            let code = reply.metadata.response_code;
+            ensure!(code == ResponseCode::NoError, "answered {code:?}");
+            ensure!(reply.answers.len() == 1, "{} answers", reply.answers.len());
+        }
+        Ok(())
+    }
+
+    /// Keeps a window of questions under way; the number of answers.
+    pub(crate) fn as_fast_as_possible(&self, time: Duration) -> Result<u64> {
+        let socket = self.connect()?;
+        let mut buffer = [0; 4096];
+        let mut turn = 0;
+        for id in 0..WINDOW {
+            self.ask(&socket, id, turn)?;
+            turn += 1;
+        }
+        let began = Instant::now();
+        let mut answers = 0;
+        while began.elapsed() < time {
+            socket.recv(&mut buffer).context("answers stopped")?;
+            answers += 1;
+            let id = buffer.first_chunk().map_or(0, |id| u16::from_be_bytes(*id));
+            self.ask(&socket, id, turn)?;
+            turn += 1;
+        }
+        Ok(answers)
+    }
+
+    /// Asks at an even pace, whatever comes back; the time each answer took.
+    pub(crate) fn at_rate(&self, rate: f64, time: Duration) -> Result<Vec<Duration>> {
+        let socket = self.connect()?;
+        socket.set_nonblocking(true)?;
+        let mut buffer = [0; 4096];
+        let mut open: BTreeMap<u16, Instant> = BTreeMap::new();
+        let mut latencies = Vec::new();
+        let (began, gap) = (Instant::now(), Duration::from_secs_f64(1.0 / rate.max(1.0)));
+        let mut next = began;
+        let (mut id, mut turn) = (0_u16, 0);
+        while began.elapsed() < time || !open.is_empty() {
+            let now = Instant::now();
+            if now >= next && began.elapsed() < time {
+                // The clock starts when the question was due, not when we came to send it.
+                open.insert(id, next);
+                self.ask(&socket, id, turn)?;
+                (id, turn) = (id.wrapping_add(1), turn + 1);
+                next += gap;
+            }
+            match socket.recv(&mut buffer) {
+                Ok(_) => {
+                    let id = buffer.first_chunk().map_or(0, |id| u16::from_be_bytes(*id));
+                    if let Some(asked) = open.remove(&id) {
+                        latencies.push(asked.elapsed());
+                    }
+                }
+                Err(err) if err.kind() == std::io::ErrorKind::WouldBlock => {
+                    ensure!(began.elapsed() < time + PATIENCE, "{} answers are lost", open.len());
+                    std::hint::spin_loop();
+                }
+                Err(err) => bail!(err),
+            }
+        }
+        Ok(latencies)
+    }
+}
