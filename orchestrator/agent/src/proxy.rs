@@ -1,20 +1,22 @@
 //! Services on this node: Services and EndpointSlices in, one nftables table out.
 //!
-//! What the table says is decided in `node::service`; here it is applied, whole and in one
-//! transaction, whenever it would be another one. One loop; the caches are `services`'s.
+//! What the table says is decided in `node::service`; here it is applied, whole at first, later
+//! element by element, each time in one transaction. One loop; the caches are `services`'s.
 //! The table stays when the proxy ends: services work on while the agent is down.
 //!
 //! When UDP endpoints change, tracked flows that lead nowhere any more are forgotten, in one pass
 //! over the kernel's table.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use cluster::plan::Networks;
 use kernel::conntrack::{self, ConntrackError};
 use kernel::nft::{self, NftError};
 use node::service::{
-    Backend, Flow, Frontend, Site, Skipped, TABLE, is_stale, plan_services, render_table,
+    Backend, Flow, Frontend, Loaded, Services, Site, Skipped, TABLE, is_stale, plan_services,
+    render_table,
 };
 use runtime::backoff::Backoff;
 use runtime::driver::{Pace, Plan, World};
@@ -42,8 +44,8 @@ const BACKOFF_MAX: Duration = Duration::from_secs(30);
 pub(crate) enum ProxyError {
     #[error("the table of services cannot be read")]
     Read(#[source] NftError),
-    #[error("the table of services cannot be replaced")]
-    Replace(#[source] NftError),
+    #[error("the table of services cannot be changed")]
+    Apply(#[source] NftError),
     #[error("stale flows cannot be forgotten")]
     Forget(#[source] ConntrackError),
 }
@@ -56,8 +58,8 @@ pub(crate) fn pace() -> Pace {
 /// The node's services as a world.
 pub(crate) struct Proxy {
     watched: Watched,
-    /// The script applied last; `None` before the first.
-    loaded: Option<String>,
+    /// What the kernel holds; `None` before the first load, and when that is in doubt.
+    loaded: Option<Loaded>,
     /// The UDP endpoints that flows were last held against; `None` before the first time.
     flows: Option<Udp>,
     /// When the proxy started.
@@ -77,14 +79,14 @@ pub(crate) type Seen = Option<Wanted>;
 /// The wanted state.
 pub(crate) struct Wanted {
     site: Site,
-    script: String,
+    services: Arc<Services>,
     udp: Udp,
 }
 
 /// One step.
 pub(crate) enum Action {
-    /// Replace the table.
-    Replace { script: String },
+    /// Make the table serve these: element by element, or whole where that cannot be.
+    Serve { site: Site, services: Arc<Services> },
     /// Forget flows that lead where these do not; only after the table leads there neither.
     Forget { site: Site, udp: Udp },
 }
@@ -92,8 +94,10 @@ pub(crate) enum Action {
 impl std::fmt::Debug for Action {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            // The script may be megabytes.
-            Self::Replace { script } => write!(f, "Replace({} bytes)", script.len()),
+            // There may be ten thousand.
+            Self::Serve { services, .. } => {
+                write!(f, "Serve({} frontends)", services.frontends.len())
+            }
             Self::Forget { udp, .. } => write!(f, "Forget({} frontends)", udp.len()),
         }
     }
@@ -180,17 +184,18 @@ impl World for Proxy {
             }
             self.skipped.clone_from(&planned.skipped);
         }
-        let script = render_table(&site, &planned);
-        Ok(Some(Wanted { site, script, udp: planned.udp() }))
+        let udp = planned.udp();
+        Ok(Some(Wanted { site, services: Arc::new(planned), udp }))
     }
 
     fn plan(&mut self, seen: &Seen) -> Plan<Action> {
         let mut actions = Vec::new();
-        let Some(Wanted { site, script, udp }) = seen else {
+        let Some(Wanted { site, services, udp }) = seen else {
             return Plan { actions, again_after: Some(LOOK_AGAIN) };
         };
-        if self.loaded.as_ref() != Some(script) {
-            actions.push(Action::Replace { script: script.clone() });
+        if self.loaded.as_ref().is_none_or(|loaded| !loaded.is(site, services)) {
+            let (site, services) = (site.clone(), Arc::clone(services));
+            actions.push(Action::Serve { site, services });
         }
         if self.flows.as_ref() != Some(udp) {
             actions.push(Action::Forget { site: site.clone(), udp: udp.clone() });
@@ -200,10 +205,17 @@ impl World for Proxy {
 
     async fn apply(&mut self, action: &Action) -> Result<(), ProxyError> {
         match action {
-            Action::Replace { script } => {
-                nft::apply(script).await.map_err(ProxyError::Replace)?;
+            Action::Serve { site, services } => {
+                // Taken out first: after a failure nobody knows what the kernel holds.
+                let loaded = self.loaded.take();
+                let change = loaded.and_then(|loaded| loaded.render_change(site, services));
+                let (script, loaded) = change.unwrap_or_else(|| {
+                    let whole = Loaded::whole(site.clone(), Services::clone(services));
+                    (render_table(site, services), whole)
+                });
+                nft::apply(&script).await.map_err(ProxyError::Apply)?;
                 debug!(bytes = script.len(), "services are in force");
-                self.loaded = Some(script.clone());
+                self.loaded = Some(loaded);
                 self.looked = Some(tokio::time::Instant::now());
             }
             Action::Forget { site, udp } => {

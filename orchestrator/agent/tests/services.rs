@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use ::node::service::{Site, plan_services, render_table};
+use ::node::service::{Loaded, Site, TABLE, plan_services, render_table};
 use agent::services::{self, DnsConfig};
 use kernel::netns::Namespace;
 use objects::network::{EndpointSlice, Service};
@@ -94,16 +94,15 @@ impl Lab {
 
     /// Loads the table for these services into the node.
     fn load(&self, services: &[Service], slices: &[EndpointSlice]) {
-        let site = Site {
-            node: "node".to_owned(),
-            pods: "172.20.0.0/16".parse().unwrap(),
-            services: "172.21.0.0/24".parse().unwrap(),
-            dns: None,
-        };
-        let script = render_table(&site, &plan_services(&site, services, slices));
+        let site = site_of_the_table();
+        self.apply(&render_table(&site, &plan_services(&site, services, slices)));
+    }
+
+    /// Applies a script in the node.
+    fn apply(&self, script: &str) {
         let apply = || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.unwrap().block_on(kernel::nft::apply(&script)).unwrap();
+            runtime.unwrap().block_on(kernel::nft::apply(script)).unwrap();
         };
         self.node.run(apply).unwrap();
     }
@@ -117,6 +116,15 @@ impl Lab {
     ) -> BTreeSet<(String, IpAddr)> {
         let all = (0..times).map(|_| ask(from, to).unwrap_or_else(|err| panic!("{to:?}: {err}")));
         all.collect()
+    }
+}
+
+fn site_of_the_table() -> Site {
+    Site {
+        node: "node".to_owned(),
+        pods: "172.20.0.0/16".parse().unwrap(),
+        services: "172.21.0.0/24".parse().unwrap(),
+        dns: None,
     }
 }
 
@@ -255,6 +263,79 @@ fn what_is_not_served_is_refused_or_dropped() {
             let nobody = (Ipv4Addr::new(172, 21, 0, 200), 80);
             assert_eq!(ask(from, nobody), Err(ErrorKind::TimedOut), "no such service");
         }
+    });
+}
+
+/// What the maps and sets of the node's table hold; chains that nobody uses are no difference.
+fn held(lab: &Lab) -> Vec<String> {
+    let list = || {
+        let arguments = ["-n", "list", "table", "ip", TABLE];
+        let output = std::process::Command::new("nft").args(arguments).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let text = lab.node.run(list).unwrap();
+    let sets = text.split("\n\t}").filter(|part| part.contains("map ") || part.contains("set "));
+    // The kernel lists elements in no order.
+    let sorted = |part: &str| {
+        let (head, elements) = part.split_once("elements = {").unwrap_or((part, ""));
+        let mut elements: Vec<String> = elements
+            .split([',', '}'])
+            .map(|one| one.split_whitespace().collect::<Vec<_>>().join(" "))
+            .collect();
+        elements.sort();
+        format!("{} {elements:?}", head.trim())
+    };
+    sets.filter(|part| part.contains("type ")).map(sorted).collect()
+}
+
+#[test]
+fn changes_element_by_element_end_where_a_whole_load_does() {
+    alone("changes_element_by_element_end_where_a_whole_load_does", &PROGRAMS, || {
+        let lab = Lab::build();
+        let web = |more: Value| {
+            let mut spec = json!({"clusterIP": "172.21.0.10", "ports": [{"port": 80}]});
+            spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            service("web", spec)
+        };
+        let db = || service("db", json!({"clusterIP": "172.21.0.11", "ports": [{"port": 80}]}));
+        let node_port = json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": 30080}]});
+        let local = json!({"type": "NodePort", "externalTrafficPolicy": "Local",
+            "ports": [{"port": 80, "nodePort": 30080}]});
+        let steps: [(Vec<Service>, Vec<EndpointSlice>); 8] = [
+            (vec![web(json!({}))], vec![slice("web", &["red"])]),
+            (vec![web(json!({})), db()], vec![slice("web", &["blue"]), slice("db", &["red"])]),
+            (vec![web(json!({})), db()], vec![slice("web", &["red", "blue", "green"])]),
+            (vec![web(node_port)], vec![slice("web", &["red", "blue", "green"])]),
+            (vec![web(local)], vec![slice("web", &["green"])]),
+            (vec![web(json!({"sessionAffinity": "ClientIP"}))], vec![slice("web", &["red"])]),
+            (vec![web(json!({}))], vec![slice("web", &["red"])]),
+            (vec![], vec![]),
+        ];
+        let site = site_of_the_table();
+        let mut loaded: Option<Loaded> = None;
+        for (services, slices) in steps.iter().chain(steps.iter().rev()) {
+            let planned = plan_services(&site, services, slices);
+            let (script, next) = match &loaded {
+                Some(loaded) => loaded.render_change(&site, &planned).unwrap(),
+                None => {
+                    (render_table(&site, &planned), Loaded::whole(site.clone(), planned.clone()))
+                }
+            };
+            lab.apply(&script);
+            let by_elements = held(&lab);
+            assert!(by_elements.len() >= 7, "{by_elements:?}");
+            lab.load(services, slices);
+            assert_eq!(by_elements, held(&lab), "{script}");
+            // What follows builds on the whole table, which has no chain that nobody uses.
+            loaded = Some(Loaded::whole(site.clone(), planned));
+            assert!(next.is(&site, &plan_services(&site, services, slices)));
+        }
+        lab.load(&steps[2].0, &steps[2].1);
+        let loaded = Loaded::whole(site.clone(), plan_services(&site, &steps[2].0, &steps[2].1));
+        let planned = plan_services(&site, &steps[1].0, &steps[1].1);
+        lab.apply(&loaded.render_change(&site, &planned).unwrap().0);
+        let answers = lab.asks(&lab.pods["client"], WEB, 10);
+        assert_eq!(names(&answers), ["blue"]);
     });
 }
 

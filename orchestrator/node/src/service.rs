@@ -11,6 +11,8 @@
 //! Spec: what upstream's kube-proxy promises of ClusterIP, NodePort, external addresses, traffic
 //! policies, affinity, and services without endpoints.
 //!
+//! After the first load, changes are elements added and removed ([`Loaded::render_change`]).
+//!
 //! *Limits*: IPv4. Affinity is by hash of the client's address: no state to lose when the table is
 //! replaced, but a changed number of endpoints moves clients that upstream would leave in place.
 
@@ -24,7 +26,7 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use objects::network::{Endpoint, EndpointSlice, Service, ServicePort};
 
-pub use table::{TABLE, render_table};
+pub use table::{Loaded, TABLE, render_table};
 
 /// The label by which a slice names its service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";

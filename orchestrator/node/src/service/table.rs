@@ -1,6 +1,7 @@
 //! The table's text.
 
 use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 
 use super::{Backend, Choice, Frontend, LOCAL_SLOTS, Origin, Reach, Services, Site, Target};
 
@@ -47,6 +48,103 @@ pub fn render_table(site: &Site, services: &Services) -> String {
     text + &hooks(site)
 }
 
+/// What the kernel holds: the services it was told of, and every chain it was given since the
+/// whole table was loaded. A chain that nobody uses any more stays: it costs nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loaded {
+    site: Site,
+    services: Services,
+    chains: BTreeSet<Choice>,
+}
+
+impl Loaded {
+    /// What [`render_table`] loads.
+    #[must_use]
+    pub fn whole(site: Site, services: Services) -> Self {
+        let chains = Elements::of(&services).choices;
+        Self { site, services, chains }
+    }
+
+    /// Whether this is what is wanted.
+    #[must_use]
+    pub fn is(&self, site: &Site, services: &Services) -> bool {
+        self.site == *site
+            && self.services.frontends == services.frontends
+            && self.services.cluster_addresses == services.cluster_addresses
+    }
+
+    /// Renders the script that makes the loaded table serve `services`, element by element and in
+    /// one transaction, and what is loaded then. `None` when the whole table must be loaded:
+    /// rules would change.
+    #[must_use]
+    pub fn render_change(&self, site: &Site, services: &Services) -> Option<(String, Self)> {
+        if self.site != *site {
+            return None;
+        }
+        let differs = |one: &Services, other: &Services| {
+            let frontends = one.frontends.iter();
+            let changed =
+                frontends.filter(|(key, target)| other.frontends.get(key) != Some(target));
+            Elements::of_frontends(changed)
+        };
+        let (old, new) = (differs(&self.services, services), differs(services, &self.services));
+        let addresses = |services: &Services| services.cluster_addresses.clone();
+        let addresses = (addresses(&self.services), addresses(services));
+        let hairpins = (pods(&self.services), pods(services));
+        let words = |set: &BTreeSet<Ipv4Addr>, other: &BTreeSet<Ipv4Addr>| {
+            set.difference(other).map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let pairs = |set: &BTreeSet<Ipv4Addr>, other: &BTreeSet<Ipv4Addr>| {
+            set.difference(other).map(|pod| format!("{pod} . {pod}")).collect::<Vec<_>>()
+        };
+        let mut chains = self.chains.clone();
+        let mut text = String::new();
+        for choice in new.choices.iter().filter(|choice| !self.chains.contains(choice)) {
+            text += &format!("table ip {TABLE} {{\n{}}}\n", render_chain(site, *choice));
+            chains.insert(*choice);
+        }
+        let mut removed = String::new();
+        let mut added = String::new();
+        let (own, next) = (&addresses.0, &addresses.1);
+        for (name, old, new) in [
+            ("services", old.services, new.services),
+            ("nodeports", old.node_ports, new.node_ports),
+            ("endpoints", old.endpoints, new.endpoints),
+            ("np_endpoints", old.node_port_endpoints, new.node_port_endpoints),
+            ("refused", old.refused, new.refused),
+            ("addresses", words(own, next), words(next, own)),
+            ("own_pods", pairs(&hairpins.0, &hairpins.1), pairs(&hairpins.1, &hairpins.0)),
+        ] {
+            let (old, new): (BTreeSet<_>, BTreeSet<_>) =
+                (old.into_iter().collect(), new.into_iter().collect());
+            // Of a map's element the key is enough to remove it.
+            let keys = old.difference(&new).map(|one| one.split(" : ").next().unwrap_or(one));
+            removed += &render_elements("delete", name, keys);
+            added += &render_elements("add", name, new.difference(&old).map(String::as_str));
+        }
+        let loaded = Self { site: site.clone(), services: services.clone(), chains };
+        Some((text + &removed + &added, loaded))
+    }
+}
+
+fn render_elements<'a>(verb: &str, set: &str, elements: impl Iterator<Item = &'a str>) -> String {
+    let elements: Vec<&str> = elements.collect();
+    if elements.is_empty() {
+        return String::new();
+    }
+    format!("{verb} element ip {TABLE} {set} {{ {} }}\n", elements.join(", "))
+}
+
+/// Every pod behind a service.
+fn pods(services: &Services) -> BTreeSet<Ipv4Addr> {
+    let targets = services.frontends.values();
+    let backends = targets.flat_map(|target| match target {
+        Target::Balanced { backends, .. } => backends.as_slice(),
+        Target::Refused | Target::Dropped => &[],
+    });
+    backends.map(|backend| backend.address).collect()
+}
+
 /// What the maps and sets hold.
 #[derive(Default)]
 struct Elements {
@@ -61,16 +159,17 @@ struct Elements {
 
 impl Elements {
     fn of(services: &Services) -> Self {
-        let mut elements = Self::default();
-        let mut pods = BTreeSet::new();
-        for (frontend, target) in &services.frontends {
-            elements.add(frontend, target);
-            if let Target::Balanced { backends, .. } = target {
-                pods.extend(backends.iter().map(|backend| backend.address));
-            }
-        }
+        let mut elements = Self::of_frontends(services.frontends.iter());
         // A pod that reaches itself by its service must see another address than its own.
-        elements.hairpins = pods.iter().map(|pod| format!("{pod} . {pod}")).collect();
+        elements.hairpins = pods(services).iter().map(|pod| format!("{pod} . {pod}")).collect();
+        elements
+    }
+
+    fn of_frontends<'a>(frontends: impl Iterator<Item = (&'a Frontend, &'a Target)>) -> Self {
+        let mut elements = Self::default();
+        for (frontend, target) in frontends {
+            elements.add(frontend, target);
+        }
         elements
     }
 
