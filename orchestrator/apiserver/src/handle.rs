@@ -66,7 +66,8 @@ pub(crate) async fn handle(
 ) -> Answer {
     let started = Instant::now();
     let (mut parts, body) = request.into_parts();
-    let route = api::parse_request(
+    let route = api::parse_request_in(
+        &server.customs.registry(),
         parts.method.as_str(),
         parts.uri.path(),
         parts.uri.query().unwrap_or(""),
@@ -221,8 +222,13 @@ async fn answer(
             review::answer(server, user, &path, content_type, &bytes).await
         }
         Route::Resource(request) => {
+            let custom = request.custom.clone();
             let call = Call { server, user, headers: &parts.headers, request: *request };
-            resource(call, parts, body).await
+            let mut answer = resource(call, parts, body).await?;
+            if let Some(warning) = custom.as_ref().and_then(|custom| custom.warning.clone()) {
+                respond::warn(&mut answer, &[warning]);
+            }
+            Ok(answer)
         }
     }
 }
@@ -271,7 +277,8 @@ fn render_document(
     let accept = header(&parts.headers, ACCEPT);
     let query = parts.uri.query().unwrap_or("");
     // Documents are kept by address, so it must not be what a client makes up in `Host`.
-    let found = api::render_document(document, accept, query, &server.address())?;
+    let registry = server.customs.registry();
+    let found = api::render_document_in(&registry, document, accept, query, &server.address())?;
     let etag = HeaderValue::from_str(&found.etag).ok().filter(|_| !found.etag.is_empty());
     let known = parts.headers.get(IF_NONE_MATCH);
     let (code, bytes) = match &etag {

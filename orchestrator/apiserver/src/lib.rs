@@ -12,6 +12,7 @@ mod admit;
 mod agent;
 mod audit;
 mod bootstrap;
+mod custom;
 mod door;
 mod enroll;
 mod fair;
@@ -174,6 +175,7 @@ impl ApiServer {
                     }
                 },
                 sweep::run(doors.clone(), &server),
+                custom::run(doors.clone(), &server),
                 roles::follow(doors.clone(), &server),
             )
         };

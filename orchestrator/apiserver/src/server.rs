@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::audit::AuditLog;
+use crate::custom::Customs;
 use crate::enroll::Limiter;
 use crate::fair::Fair;
 use crate::identity::Identity;
@@ -78,6 +79,7 @@ pub(crate) struct Server {
     pub(crate) roles: Roles,
     pub(crate) fair: Fair,
     pub(crate) audit: Option<AuditLog>,
+    pub(crate) customs: Customs,
     shelves: Vec<(&'static Kind, Arc<str>)>,
     seed: AtomicU64,
 }
@@ -108,6 +110,7 @@ impl Server {
             roles: Roles::default(),
             fair: Fair::new(identity.requests_max),
             audit,
+            customs: Customs::default(),
             shelves,
             seed,
         }

@@ -159,7 +159,9 @@ async fn delete_one(
         let old = object::decode(&item, item.modified());
         let prepared = api::prepare_delete(request, body, &old, &context(call))?;
         let (change, conditional) = (prepared.change, prepared.conditional);
-        match commit_as(call.server, request, prepared, Some(&item)).await? {
+        let outcome = commit_as(call.server, request, prepared, Some(&item)).await?;
+        settle(call, &outcome).await;
+        match outcome {
             Outcome::Done(done) => return Ok((change, done.into_value())),
             Outcome::Lost(_) if conditional => {
                 return Err(Status::stale(request.kind, &request.name));
@@ -272,7 +274,17 @@ async fn commit(
     if prepared.change == Change::Create && *call.request.kind == kind::SECRET {
         token::fill_secret(call.server, &mut prepared.object)?;
     }
-    commit_as(call.server, &call.request, prepared, old).await
+    let outcome = commit_as(call.server, &call.request, prepared, old).await?;
+    settle(call, &outcome).await;
+    Ok(outcome)
+}
+
+/// What a definition adds is there before its writer is answered.
+async fn settle(call: &Call<'_>, outcome: &Outcome) {
+    let defines = *call.request.kind == kind::CUSTOM_RESOURCE_DEFINITION;
+    if defines && !call.request.options.dry_run && matches!(outcome, Outcome::Done(_)) {
+        crate::custom::settle(call.server).await;
+    }
 }
 
 /// Nobody may write a role, binding or approval that gives away what it does not hold.
@@ -404,7 +416,7 @@ pub(crate) async fn create_own(
     path: &str,
     object: &Value,
 ) -> Result<bool, Status> {
-    let request = own_request("POST", path)?;
+    let request = own_request(server, "POST", path)?;
     let user = own_user(user);
     let bytes = serde_json::to_vec(object).unwrap_or_default();
     let prepared = api::prepare_create(&request, &own_body(&bytes), &own_context(server, &user))?;
@@ -425,7 +437,7 @@ pub(crate) async fn replace_own(
     path: &str,
     object: &Value,
 ) -> Result<bool, Status> {
-    let request = own_request("PUT", path)?;
+    let request = own_request(server, "PUT", path)?;
     let user = own_user(user);
     let item = server.item(request.kind, &request.namespace, &request.name);
     let item = item.ok_or_else(|| Status::not_found(request.kind, &request.name))?;
@@ -439,8 +451,30 @@ pub(crate) async fn replace_own(
     }
 }
 
-fn own_request(method: &str, path: &str) -> Result<Box<Request>, Status> {
-    match api::parse_request(method, path, "")? {
+/// Deletes an object of the server's own, or of others that must go with it, as `user`.
+///
+/// # Errors
+///
+/// As for a client's request.
+pub(crate) async fn delete_own(
+    server: &Server,
+    user: &str,
+    path: &str,
+    options: &Value,
+) -> Result<(), Status> {
+    let request = own_request(server, "DELETE", path)?;
+    let user = own_user(user);
+    let item = server.item(request.kind, &request.namespace, &request.name);
+    let item = item.ok_or_else(|| Status::not_found(request.kind, &request.name))?;
+    let old = object::decode(&item, item.modified());
+    let bytes = options.to_string();
+    let body = own_body(bytes.as_bytes());
+    let prepared = api::prepare_delete(&request, &body, &old, &own_context(&user))?;
+    commit_as(server, &request, prepared, Some(&item)).await.map(|_| ())
+}
+
+fn own_request(server: &Server, method: &str, path: &str) -> Result<Box<Request>, Status> {
+    match api::parse_request_in(&server.customs.registry(), method, path, "")? {
         api::Route::Resource(request) => Ok(request),
         _ => Err(Status::internal(format!("{path} is no resource"))),
     }

@@ -21,8 +21,9 @@ use tokio::process::Command;
 
 /// The stories; read when the test runs, so that changing them needs no build.
 fn stories() -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/testdata/kubectl.txt");
-    std::fs::read_to_string(path).unwrap()
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/testdata");
+    let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
+    read("kubectl.txt") + &read("extension.txt")
 }
 
 /// One command of a story.

@@ -92,6 +92,14 @@ impl Structural {
             || matches!(&self.additional, Additional::Schema(inner) if inner.has_defaults())
     }
 
+    /// The shape of values whose names nobody knows.
+    pub(crate) fn additional_schema(&self) -> Option<&Self> {
+        match &self.additional {
+            Additional::Schema(inner) => Some(inner),
+            Additional::None | Additional::Open => None,
+        }
+    }
+
     /// Are unknown fields kept here?
     pub(crate) fn keeps_unknown(&self) -> bool {
         self.preserve || matches!(self.additional, Additional::Open)

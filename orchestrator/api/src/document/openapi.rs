@@ -21,6 +21,8 @@ const PATCHES: &[&str] = &[
     "application/apply-patch+yaml",
 ];
 
+/// Types whose open fields are any JSON.
+const ANY_JSON: &str = "io.k8s.apiextensions-apiserver.";
 const DELETE_OPTIONS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions";
 const STATUS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Status";
 const LIST_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta";
@@ -200,7 +202,17 @@ fn render_type(dialect: Dialect, schema: &Schema, one: &Type) -> Value {
     let fields: Map<String, Value> = one
         .fields
         .iter()
-        .map(|field| (field.name.to_owned(), render_field(dialect, schema, field)))
+        .map(|field| {
+            let mut shape = render_field(dialect, schema, field);
+            // What definitions say of defaults and examples is any JSON, not just objects.
+            let any = matches!(field.node, Node::Any) && one.name.starts_with(ANY_JSON);
+            if let Some(said) = shape.as_object_mut().filter(|_| any) {
+                said.remove("type");
+            } else if any_items(field) && one.name.starts_with(ANY_JSON) {
+                put(&mut shape, "items", json!({}));
+            }
+            (field.name.to_owned(), shape)
+        })
         .collect();
     if !fields.is_empty() {
         put(&mut shape, "properties", Value::Object(fields));
@@ -221,6 +233,11 @@ fn render_type(dialect: Dialect, schema: &Schema, one: &Type) -> Value {
         put(&mut shape, "x-kubernetes-group-version-kind", json!(gvks));
     }
     shape
+}
+
+/// Is it a list of anything?
+fn any_items(field: &Field) -> bool {
+    matches!(&field.node, Node::List(inner) if matches!(**inner, Node::Any))
 }
 
 fn render_field(dialect: Dialect, schema: &Schema, field: &Field) -> Value {
