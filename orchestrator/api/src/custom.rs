@@ -13,6 +13,7 @@ mod check;
 mod column;
 mod plan;
 mod publish;
+mod rules;
 mod shape;
 mod structural;
 mod validate;
@@ -327,7 +328,8 @@ fn read_version(
     let version = intern(str_at(said, "name")?);
     let empty = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
     let source = value_at(said, "schema.openAPIV3Schema").unwrap_or(&empty);
-    let structural = Structural::read(source);
+    let mut structural = Structural::read(source);
+    rules::compile_all(&mut structural);
     let (schema, root) = publish::arena(&structural, kind);
     let published = publish::openapi(source, kind, version);
     let scale = value_at(said, "subresources.scale").map(|scale| Scale {
@@ -368,8 +370,13 @@ impl CustomVersion {
     }
 
     /// Holds an object against the schema; `old` is the stored one on an update.
-    pub(crate) fn validate(&self, object: &Value, _old: Option<&Value>) -> Vec<Cause> {
-        validate::validate(&self.structural, object)
+    pub(crate) fn validate(&self, object: &Value, old: Option<&Value>) -> Vec<Cause> {
+        let mut causes = validate::validate(&self.structural, object);
+        // Rules may rely on values of the right types, so they are asked of nothing else.
+        if causes.is_empty() {
+            causes = rules::validate(&self.structural, object, old);
+        }
+        causes
     }
 
     /// Do reads need more than the stored bytes: defaults that came later, or another version?

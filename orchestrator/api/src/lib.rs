@@ -14,6 +14,7 @@
 pub mod accept;
 pub mod admission;
 pub mod authority;
+pub mod cel;
 pub mod custom;
 pub mod document;
 pub mod list;

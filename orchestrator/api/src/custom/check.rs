@@ -362,7 +362,7 @@ fn check_schema(schema: &Value, path: &str, causes: &mut Vec<Cause>) {
         causes.push(Cause::forbidden(format!("{path}.default"), why));
     }
     check_part(schema, path, Level::Root, causes);
-    super::validate::check_rules(schema, path, causes);
+    super::rules::check(schema, path, causes);
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

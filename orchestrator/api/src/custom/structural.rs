@@ -2,10 +2,12 @@
 //!
 //! What the definition's check let through is read here; a keyword that is not understood is none.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use regex::Regex;
 use serde_json::{Map, Value, json};
+
+use super::rules::Rule;
 
 /// Deeper schemas are cut off; requests are not nested deeper either.
 const DEPTH_MAX: usize = 100;
@@ -36,6 +38,8 @@ pub struct Structural {
     pub(crate) one_of: Vec<Structural>,
     pub(crate) not: Option<Box<Structural>>,
     pub(crate) rules: Vec<Value>,
+    /// The rules compiled, once the schema is in use.
+    pub(crate) compiled: Arc<Vec<Rule>>,
 }
 
 /// What `additionalProperties` says.
@@ -95,6 +99,14 @@ impl Structural {
     /// The shape of values whose names nobody knows.
     pub(crate) fn additional_schema(&self) -> Option<&Self> {
         match &self.additional {
+            Additional::Schema(inner) => Some(inner),
+            Additional::None | Additional::Open => None,
+        }
+    }
+
+    /// The same, to be completed.
+    pub(crate) fn additional_schema_mut(&mut self) -> Option<&mut Self> {
+        match &mut self.additional {
             Additional::Schema(inner) => Some(inner),
             Additional::None | Additional::Open => None,
         }
@@ -166,6 +178,7 @@ fn read(schema: &Map<String, Value>, depth: usize) -> Structural {
             .and_then(Value::as_array)
             .cloned()
             .unwrap_or_default(),
+        compiled: Arc::default(),
     }
 }
 

@@ -267,6 +267,71 @@ fn discovery_and_openapi_say_what_a_definition_adds() {
     assert!(crate::parse_request("GET", "/apis/stable.example.com/v1/crontabs", "").is_err());
 }
 
+/// The definition with a rule beside its spec.
+fn ruled(rule: Value) -> Value {
+    let mut object = crontab();
+    let at = "/spec/versions/0/schema/openAPIV3Schema/properties/spec";
+    object.pointer_mut(at).unwrap()["x-kubernetes-validations"] = json!([rule]);
+    default_definition(&mut object);
+    object
+}
+
+#[test]
+fn rules_are_checked_when_they_are_defined() {
+    let says = |rule: Value, expected: &str| {
+        let causes = check_definition(&ruled(rule), None);
+        match causes.as_slice() {
+            [] => assert_eq!(expected, ""),
+            [cause] => assert!(cause.message.contains(expected), "{}", cause.message),
+            many => panic!("{many:?}"),
+        }
+    };
+    says(json!({"rule": "self.replicas > 0 && self.cron != ''"}), "");
+    says(json!({"rule": "self.replicas >= oldSelf.replicas"}), "");
+    says(json!({"rule": "self.z == 100"}), "undefined field 'z'");
+    says(json!({"rule": "self.replicas =="}), "Syntax error");
+    says(json!({"rule": "self.replicas == 'x'"}), "no matching overload for '_==_'");
+    says(json!({"rule": "self.replicas"}), "must evaluate to a bool");
+    says(json!({"rule": "true", "messageExpression": "1"}), "must evaluate to a string");
+    says(
+        json!({"rule": "self.hosts.all(a, self.hosts.all(b, a.name != '' || b.name != ''))"}),
+        "estimated rule cost exceeds budget by more than 100x",
+    );
+}
+
+#[test]
+fn rules_are_asked_of_objects_and_of_changes() {
+    let ask = |rule: Value, old: Option<Value>, new: Value| -> Vec<String> {
+        let definition = Definition::read(&ruled(rule)).unwrap();
+        let old = old.map(|spec| json!({"spec": spec}));
+        definition.versions()[0]
+            .validate(&json!({"spec": new}), old.as_ref())
+            .into_iter()
+            .map(|cause| format!("{}: {}", cause.field, cause.message))
+            .collect()
+    };
+    let spec = |replicas: i64| json!({"cron": "*", "replicas": replicas});
+    let rule = json!({"rule": "self.replicas > 2"});
+    assert!(ask(rule.clone(), None, spec(3)).is_empty());
+    assert_eq!(
+        ask(rule, None, spec(1)),
+        ["spec: Invalid value: \"object\": failed rule: self.replicas > 2"]
+    );
+    let grow = json!({
+        "rule": "self.replicas >= oldSelf.replicas", "fieldPath": ".replicas",
+        "reason": "FieldValueForbidden",
+        "messageExpression": "'not below %d'.format([oldSelf.replicas])",
+    });
+    assert!(ask(grow.clone(), None, spec(1)).is_empty());
+    assert_eq!(ask(grow, Some(spec(5)), spec(1)), ["spec.replicas: Forbidden: not below 5"]);
+    let first = json!({
+        "rule": "oldSelf.hasValue() || self.replicas == 1", "optionalOldSelf": true,
+        "message": "begin small",
+    });
+    assert_eq!(ask(first.clone(), None, spec(5)), ["spec: Invalid value: \"object\": begin small"]);
+    assert!(ask(first, Some(spec(1)), spec(5)).is_empty());
+}
+
 #[test]
 fn names_belong_to_who_had_them_first() {
     let now = objects::Time::from("2026-01-02T03:04:05Z".parse::<jiff::Timestamp>().unwrap());

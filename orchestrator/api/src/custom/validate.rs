@@ -378,6 +378,3 @@ pub(crate) fn validate_part(shape: &Structural, value: &Value, path: &str) -> Ve
     check(shape, value, path, &mut causes);
     causes
 }
-
-/// Checks the rules of a schema: do they parse, do they fit what they speak of?
-pub(crate) fn check_rules(_schema: &Value, _path: &str, _causes: &mut Vec<Cause>) {}
