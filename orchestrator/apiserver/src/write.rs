@@ -469,7 +469,7 @@ pub(crate) async fn delete_own(
     let old = object::decode(&item, item.modified());
     let bytes = options.to_string();
     let body = own_body(bytes.as_bytes());
-    let prepared = api::prepare_delete(&request, &body, &old, &own_context(&user))?;
+    let prepared = api::prepare_delete(&request, &body, &old, &own_context(server, &user))?;
     commit_as(server, &request, prepared, Some(&item)).await.map(|_| ())
 }
 
