@@ -171,6 +171,18 @@ pub(crate) fn merge(
     Ok(merged)
 }
 
+/// What is applied laid over an object, without a word about owners.
+pub(crate) fn overlay(request: &Request, object: &Value, applied: &Value) -> Value {
+    match root(request) {
+        Some((schema, root)) => Walker::new(schema).merge(root, object, applied),
+        None => {
+            let mut merged = object.clone();
+            json_patch::merge(&mut merged, applied);
+            merged
+        }
+    }
+}
+
 /// The table that knows the kind, and its type there.
 fn root(request: &Request) -> Option<(&Schema, &Type)> {
     if let Some(custom) = &request.custom {

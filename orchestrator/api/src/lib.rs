@@ -18,12 +18,14 @@ pub mod cel;
 pub mod custom;
 pub mod document;
 pub mod list;
+pub mod policy;
 pub mod prepare;
 pub mod protobuf;
 pub mod request;
 pub mod schema;
 pub mod service;
 pub mod table;
+pub mod webhook;
 
 mod apply;
 mod convert;
@@ -39,7 +41,8 @@ pub use custom::Registry;
 pub use document::{Document, render_document, render_document_in};
 pub use prepare::{
     Body, Change, Context, Prepared, answer, answer_deletion, check_namespace, decide_eviction,
-    prepare_binding, prepare_create, prepare_delete, prepare_patch, prepare_update,
+    merge_configuration, prepare_binding, prepare_create, prepare_delete, prepare_patch,
+    prepare_update, readmit,
 };
 pub use request::{
     FieldValidation, Options, Request, ReviewPath, Route, Verb, not_allowed, parse_request,

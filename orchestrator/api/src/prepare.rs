@@ -17,7 +17,10 @@ mod status;
 mod subresource;
 
 use jiff::Timestamp;
-use objects::{Cause, Kind, Status, kind};
+use objects::{
+    Cause, Kind, Status,
+    kind::{self, GroupVersion},
+};
 use serde_json::Value;
 
 pub use body::Body;
@@ -244,6 +247,57 @@ fn update_to(
         Change::Update
     };
     Ok(Prepared { change, object: new, conditional, warnings })
+}
+
+/// Takes in what mutating admission made of a prepared object: it is held against schema and rules
+/// again, and what changed belongs to whoever asked.
+///
+/// # Errors
+///
+/// 422 when the changed object breaks rules.
+pub fn readmit(
+    request: &Request,
+    prepared: Prepared,
+    changed: Value,
+    old: Option<&Value>,
+    context: &Context<'_>,
+) -> Result<Prepared, Status> {
+    let kind = request.kind;
+    let before = prepared.object;
+    let main = Request { options: Options::default(), ..request.clone() };
+    // Admission answers in the stored version, whatever version the client speaks.
+    let stored = GroupVersion { group: kind.group, version: kind.version };
+    let main = Request { served: stored, ..main };
+    let mut new = crate::decode::conform(&main, changed, &[])?.value;
+    new = convert::to_stored(request, new);
+    metadata::carry_over(request, &before, &mut new, context);
+    extension::set_defaults(request, &mut new);
+    if let Some(old) = old {
+        if let (Some(meta), Some(generation)) =
+            (metadata::meta_mut(&mut new), old.pointer("/metadata/generation"))
+        {
+            meta.insert("generation".to_owned(), generation.clone());
+        }
+        metadata::count_generation(kind, old, &mut new);
+    }
+    check_size(&new)?;
+    refuse(kind, &new, extension::validate(request, old, &new))?;
+    apply::track_update(request, Some(&before), &mut new, context);
+    let change = match (old, prepared.change) {
+        (Some(old), Change::Nothing | Change::Update) if metadata::is_same(old, &new) => {
+            new = old.clone();
+            Change::Nothing
+        }
+        (Some(_), Change::Nothing) => Change::Update,
+        (_, change) => change,
+    };
+    Ok(Prepared { change, object: new, ..prepared })
+}
+
+/// Lays an apply configuration over an object, lists by their keys.
+#[must_use]
+pub fn merge_configuration(request: &Request, object: &Value, applied: &Value) -> Value {
+    apply::overlay(request, object, applied)
 }
 
 /// The answer to a request about one object: what the store holds, in the client's words.

@@ -12,6 +12,7 @@
 //!
 //! Spec: Protocol Buffers wire format; `k8s.io/apimachinery/pkg/runtime/generated.proto`.
 
+mod definition;
 mod distil;
 mod encode;
 mod wire;
@@ -40,6 +41,9 @@ pub const MEDIA_TYPE: &str = "application/vnd.kubernetes.protobuf";
 const MAGIC: &[u8] = b"k8s\0";
 /// Messages inside messages; the deepest kind we serve has about 20.
 const DEPTH_MAX: usize = 64;
+
+/// Types with rules of their own.
+const DEFINITIONS: &str = "io.k8s.apiextensions-apiserver.";
 
 /// Numbers and flags whose zero is said on purpose: in Go they are pointers.
 const ZEROS_MEANT: &[&str] = &[
@@ -245,6 +249,11 @@ impl Reader {
                 }
                 Some(Member::Field(name)) => {
                     if let Some(field) = shape.field(name) {
+                        if shape.name.starts_with(DEFINITIONS)
+                            && self.definition_field(shape, field, payload, object, depth)?
+                        {
+                            continue;
+                        }
                         self.field(field, payload, object, depth)?;
                     }
                 }

@@ -33,6 +33,7 @@ mod stream;
 mod sweep;
 mod token;
 mod watch;
+mod webhook;
 mod write;
 
 pub use audit::AuditError;

@@ -20,6 +20,7 @@ use crate::respond::{self, Answer};
 use crate::server::{Server, name_suffix, now, own_user};
 use crate::storage;
 use crate::token;
+use crate::webhook;
 
 /// How often a write without a version of its own is tried again; each round someone else won.
 const ROUNDS_MAX: usize = 32;
@@ -157,7 +158,9 @@ async fn delete_one(
         let item = call.server.item(request.kind, &request.namespace, &request.name);
         let item = item.ok_or_else(|| Status::not_found(request.kind, &request.name))?;
         let old = object::decode(&item, item.modified());
-        let prepared = api::prepare_delete(request, body, &old, &context(call))?;
+        let mut prepared = api::prepare_delete(request, body, &old, &context(call))?;
+        let warnings = webhook::admit_deletion(call, request, &old).await?;
+        prepared.warnings.extend(warnings);
         let (change, conditional) = (prepared.change, prepared.conditional);
         let outcome = commit_as(call.server, request, prepared, Some(&item)).await?;
         settle(call, &outcome).await;
@@ -267,9 +270,12 @@ impl Done {
 
 async fn commit(
     call: &Call<'_>,
-    mut prepared: Prepared,
+    prepared: Prepared,
     old: Option<&Arc<Item>>,
 ) -> Result<Outcome, Status> {
+    let concerned = webhook::concerned(call.server, call.request.kind);
+    let before = old.filter(|_| concerned).map(|item| object::decode(item, item.modified()));
+    let mut prepared = webhook::admit(call, prepared, before.as_ref(), &context(call)).await?;
     check_grant(call, &prepared, old)?;
     if prepared.change == Change::Create && *call.request.kind == kind::SECRET {
         token::fill_secret(call.server, &mut prepared.object)?;

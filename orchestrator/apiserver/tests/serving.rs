@@ -8,6 +8,7 @@
 )]
 
 mod common;
+mod extension;
 mod identity;
 
 use common::{Cluster, config_map, pod, soon, version, watch_from};

@@ -19,8 +19,6 @@ pub(crate) enum Sort<'a> {
     Map(Box<Sort<'a>>),
     /// What a schema says.
     Shape(&'a Structural),
-    /// An object with these fields and no others.
-    Fields(BTreeMap<String, Sort<'a>>),
 }
 
 type Wrong = (usize, String);
@@ -120,7 +118,7 @@ impl<'a> Sort<'a> {
             Self::Scalar(name) => (*name).to_owned(),
             Self::List(inner) => format!("list({})", inner.shown()),
             Self::Map(inner) => format!("map(string, {})", inner.shown()),
-            Self::Shape(_) | Self::Fields(_) => "object".to_owned(),
+            Self::Shape(_) => "object".to_owned(),
         }
     }
 
@@ -172,25 +170,7 @@ impl<'a> Checker<'_, 'a> {
             Kind::Call { function, target, args } => {
                 self.call(expr.at, function, target.as_deref(), args)
             }
-            Kind::List(items) => {
-                for (item, _) in items {
-                    self.sort(item)?;
-                }
-                Ok(Sort::List(Box::new(Sort::Dyn)))
-            }
-            Kind::Map(entries) => {
-                for (key, value, _) in entries {
-                    self.sort(key)?;
-                    self.sort(value)?;
-                }
-                Ok(Sort::Map(Box::new(Sort::Dyn)))
-            }
-            Kind::Struct { fields, .. } => {
-                for (_, value, _) in fields {
-                    self.sort(value)?;
-                }
-                Ok(Sort::Dyn)
-            }
+            Kind::List(_) | Kind::Map(_) | Kind::Struct { .. } => self.made(expr),
             Kind::And(a, b) | Kind::Or(a, b) => {
                 for side in [a, b] {
                     let sort = self.sort(side)?;
@@ -216,6 +196,32 @@ impl<'a> Checker<'_, 'a> {
                 self.locals.pop();
                 made
             }
+        }
+    }
+
+    /// Checks the parts of what is put together in place.
+    fn made(&mut self, expr: &Expr) -> Result<Sort<'a>, Wrong> {
+        match &expr.kind {
+            Kind::List(items) => {
+                for (item, _) in items {
+                    self.sort(item)?;
+                }
+                Ok(Sort::List(Box::new(Sort::Dyn)))
+            }
+            Kind::Map(entries) => {
+                for (key, value, _) in entries {
+                    self.sort(key)?;
+                    self.sort(value)?;
+                }
+                Ok(Sort::Map(Box::new(Sort::Dyn)))
+            }
+            Kind::Struct { fields, .. } => {
+                for (_, value, _) in fields {
+                    self.sort(value)?;
+                }
+                Ok(Sort::Dyn)
+            }
+            _ => Ok(Sort::Dyn),
         }
     }
 
@@ -294,7 +300,7 @@ impl<'a> Checker<'_, 'a> {
                 );
                 return Err((one.range.at, why));
             }
-            Sort::Dyn | Sort::Shape(_) | Sort::Fields(_) => (Sort::Dyn, Sort::Dyn),
+            Sort::Dyn | Sort::Shape(_) => (Sort::Dyn, Sort::Dyn),
         };
         let keyed = matches!(key, Sort::Scalar("string"));
         let depth = self.locals.len();
@@ -336,10 +342,6 @@ fn field_sort<'a>(sort: &Sort<'a>, field: &str, at: usize) -> Result<Sort<'a>, W
     match sort {
         Sort::Dyn => Ok(Sort::Dyn),
         Sort::Map(inner) => Ok((**inner).clone()),
-        Sort::Fields(fields) => match fields.get(field) {
-            Some(found) => Ok(found.clone()),
-            None => undefined(),
-        },
         Sort::Shape(shape) => {
             let plain = super::eval::unescape(field);
             match shape.properties.get(&plain) {

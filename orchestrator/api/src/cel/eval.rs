@@ -184,6 +184,12 @@ impl<'a, 'b> Evaluator<'a, 'b> {
         {
             return self.lazy(table, field);
         }
+        let dotted = |name: &str| format!("{name}.{field}");
+        if let Kind::Ident(name) = &operand.kind
+            && let Some(Variable::Value(value)) = self.scope.names.get(&dotted(name))
+        {
+            return Ok(value.clone());
+        }
         // A dotted name may be a type's.
         if let Kind::Ident(name) = &operand.kind
             && let Some(kind) = library::type_of_name(&format!("{name}.{field}"))

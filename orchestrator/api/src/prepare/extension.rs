@@ -55,5 +55,8 @@ pub(super) fn validate(request: &Request, old: Option<&Value>, new: &Value) -> V
     if *kind == kind::CUSTOM_RESOURCE_DEFINITION && request.is_main() {
         causes.extend(custom::check_definition(new, old));
     }
+    if kind.group == "admissionregistration.k8s.io" && kind.kind.ends_with("AdmissionPolicy") {
+        causes.extend(crate::policy::check(new));
+    }
     causes
 }

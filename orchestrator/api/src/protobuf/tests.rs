@@ -154,3 +154,76 @@ fn hostile_bytes_never_panic() {
         let _outcome = (decode(bytes), decode(&pod));
     });
 }
+
+#[test]
+fn a_definition_keeps_its_unions_and_zeros() {
+    fn varint(out: &mut Vec<u8>, number: usize) {
+        let mut number = number;
+        while number >= 0x80 {
+            out.push(u8::try_from(number & 0x7f).unwrap() | 0x80);
+            number >>= 7;
+        }
+        out.push(u8::try_from(number).unwrap());
+    }
+    fn bytes(number: usize, inner: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        varint(&mut out, (number << 3) | 2);
+        varint(&mut out, inner.len());
+        out.extend_from_slice(inner);
+        out
+    }
+    fn flag(number: usize, value: u8) -> Vec<u8> {
+        let mut out = Vec::new();
+        varint(&mut out, number << 3);
+        out.push(value);
+        out
+    }
+    let join = |parts: &[Vec<u8>]| parts.concat();
+    let text = bytes(5, b"string");
+    let items = bytes(24, &bytes(1, &text));
+    let open = bytes(30, &flag(1, 1));
+    let map = bytes(30, &join(&[flag(1, 1), bytes(2, &text)]));
+    let preserve = flag(38, 1);
+    let default = bytes(8, &bytes(1, b"3"));
+    let least = join(&[flag(14, 0), flag(18, 0)]);
+    let rule = bytes(44, &join(&[bytes(1, b"true"), bytes(2, b"")]));
+    let entry = |name: &[u8], schema: &[u8]| bytes(29, &join(&[bytes(1, name), bytes(2, schema)]));
+    let schema = join(&[
+        bytes(5, b"object"),
+        entry(b"list", &join(&[bytes(5, b"array"), items])),
+        entry(b"map", &map),
+        entry(b"open", &open),
+        entry(b"n", &join(&[default, least])),
+        preserve,
+        rule,
+    ]);
+    let version = join(&[
+        bytes(1, b"v1"),
+        flag(2, 1),
+        flag(3, 1),
+        bytes(4, &bytes(1, &schema)),
+        bytes(5, &bytes(1, b"")),
+    ]);
+    let spec = bytes(7, &version);
+    let kind = b"CustomResourceDefinition";
+    let meta = join(&[bytes(1, b"apiextensions.k8s.io/v1"), bytes(2, kind)]);
+    let body = join(&[b"k8s\0".to_vec(), bytes(1, &meta), bytes(2, &bytes(2, &spec))]);
+    let read = decode(&body).unwrap();
+    let version = &read["spec"]["versions"][0];
+    assert_eq!(version["subresources"], json!({"status": {}}));
+    assert_eq!(
+        version["schema"]["openAPIV3Schema"],
+        json!({
+            "type": "object",
+            "x-kubernetes-preserve-unknown-fields": true,
+            "x-kubernetes-validations": [{"rule": "true"}],
+            "properties": {
+                "list": {"type": "array", "items": {"type": "string"}},
+                "map": {"additionalProperties": {"type": "string"}},
+                "open": {"additionalProperties": true},
+                "n": {"default": 3, "minLength": 0},
+            },
+        })
+    );
+    assert!(!has_form("apiextensions.k8s.io/v1", "CustomResourceDefinition"));
+}

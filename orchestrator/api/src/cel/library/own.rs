@@ -4,7 +4,7 @@ use std::{cmp::Ordering, net::IpAddr, sync::Arc};
 
 use objects::Quantity;
 
-use super::{Answer, Budget, EvalError, Value, failed};
+use super::{Answer, Budget, Value, failed};
 use crate::cel::{
     authorizer::Authorizer,
     value::{Own, Question, Semver, Url},

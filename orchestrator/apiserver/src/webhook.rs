@@ -1,0 +1,369 @@
+//! Admission that others have a say in: policies in CEL, and webhooks over HTTPS.
+//!
+//! Mutating policies and webhooks come after the built-in defaults and before validation, the
+//! validating ones after it. A cluster without any pays for looking at six empty shelves.
+//!
+//! *Limits*: each call to a webhook is a connection of its own.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::webhook::{self, Hook, Matter, Verdict};
+use api::{Prepared, Request, User, policy};
+use bytes::Bytes;
+use http::header::{ACCEPT, CONTENT_TYPE, HOST, USER_AGENT};
+use http_body_util::{BodyExt as _, Full, Limited};
+use objects::{Kind, Status, field, kind};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use serde_json::Value;
+use tokio_rustls::TlsConnector;
+
+use crate::agent::{connect, exchange};
+use crate::handle::Call;
+use crate::object;
+use crate::server::Server;
+
+/// A webhook's answer may be as large as an object, and its patch as large again.
+const ANSWER_BYTES_MAX: usize = 8 << 20;
+
+/// Who asks for what.
+pub(crate) struct Asking<'a> {
+    pub(crate) server: &'a Arc<Server>,
+    pub(crate) user: &'a User,
+    pub(crate) request: &'a Request,
+    pub(crate) operation: &'a str,
+    pub(crate) old: &'a Value,
+}
+
+fn all(server: &Server, kind: &Kind) -> Vec<Value> {
+    let items = server.items(kind, "");
+    items.iter().map(|item| object::decode(item, item.modified())).collect()
+}
+
+/// Lets mutating policies and webhooks change what was prepared, and validating ones refuse it.
+///
+/// # Errors
+///
+/// When one refuses, or one that must be asked cannot be.
+pub(crate) async fn admit(
+    call: &Call<'_>,
+    mut prepared: Prepared,
+    old: Option<&Value>,
+    context: &api::Context<'_>,
+) -> Result<Prepared, Status> {
+    let request = &call.request;
+    if !concerned(call.server, request.kind) {
+        return Ok(prepared);
+    }
+    let operation = match (old, request.subresource.as_str()) {
+        (_, "binding" | "eviction") | (None, _) => "CREATE",
+        (Some(_), _) => "UPDATE",
+    };
+    let null = Value::Null;
+    let asking = Asking {
+        server: call.server,
+        user: call.user,
+        request,
+        operation,
+        old: old.unwrap_or(&null),
+    };
+    let changed = mutate(&asking, &prepared.object, &mut prepared.warnings).await?;
+    if changed != prepared.object {
+        prepared = api::readmit(request, prepared, changed, old, context)?;
+    }
+    validate(&asking, &prepared.object, &mut prepared.warnings).await?;
+    Ok(prepared)
+}
+
+/// Asks about a deletion.
+///
+/// # Errors
+///
+/// As [`admit`].
+pub(crate) async fn admit_deletion(
+    call: &Call<'_>,
+    request: &Request,
+    old: &Value,
+) -> Result<Vec<String>, Status> {
+    let mut warnings = Vec::new();
+    if concerned(call.server, request.kind) {
+        let (server, user) = (call.server, call.user);
+        let asking = Asking { server, user, request, operation: "DELETE", old };
+        mutate(&asking, &Value::Null, &mut warnings).await?;
+        validate(&asking, &Value::Null, &mut warnings).await?;
+    }
+    Ok(warnings)
+}
+
+/// Is there anything that has a say about a kind?
+pub(crate) fn concerned(server: &Server, kind: &Kind) -> bool {
+    let deciders = [
+        &kind::MUTATING_WEBHOOK_CONFIGURATION,
+        &kind::VALIDATING_WEBHOOK_CONFIGURATION,
+        &kind::MUTATING_ADMISSION_POLICY_BINDING,
+        &kind::VALIDATING_ADMISSION_POLICY_BINDING,
+    ];
+    !webhook::is_exempt(kind)
+        && deciders.iter().any(|kind| server.store.count(&server.shelf(kind), "") > 0)
+}
+
+fn matter<'a>(asking: &'a Asking<'_>, object: &'a Value, uid: &'a str) -> Matter<'a> {
+    Matter {
+        request: asking.request,
+        operation: asking.operation,
+        object,
+        old: asking.old,
+        user: asking.user,
+        view: asking.server.as_ref(),
+        uid,
+    }
+}
+
+fn fresh_uid() -> String {
+    uuid::Uuid::new_v4().to_string()
+}
+
+async fn mutate(
+    asking: &Asking<'_>,
+    object: &Value,
+    warnings: &mut Vec<String>,
+) -> Result<Value, Status> {
+    let server = asking.server;
+    let mut object = object.clone();
+    let bindings = all(server, &kind::MUTATING_ADMISSION_POLICY_BINDING);
+    if !bindings.is_empty() && !object.is_null() {
+        let policies = all(server, &kind::MUTATING_ADMISSION_POLICY);
+        let registry = server.customs.registry();
+        let merge = |object: &Value, applied: &Value| {
+            api::merge_configuration(asking.request, object, applied)
+        };
+        let uid = fresh_uid();
+        let matter = matter(asking, &object, &uid);
+        object = policy::mutate(&policies, &bindings, &registry, &matter, &merge)?;
+    }
+    let configurations = all(server, &kind::MUTATING_WEBHOOK_CONFIGURATION);
+    let mut again: Vec<(String, String)> = Vec::new();
+    // A second round is for those that want to see what later ones did.
+    for round in 0..2 {
+        let uid = fresh_uid();
+        let hooks = webhook::plan(&configurations, &matter(asking, &object, &uid))?;
+        let mut changed = false;
+        for hook in hooks {
+            let key = (hook.configuration.clone(), hook.name.clone());
+            if round == 1 && !again.contains(&key) {
+                continue;
+            }
+            let verdict = ask(asking, &hook, &object).await?;
+            warnings.extend(verdict.warnings);
+            if let Some(patched) = verdict.patched.filter(|patched| *patched != object) {
+                object = patched;
+                changed = true;
+                again.retain(|known| *known != key);
+            } else if hook.reinvoked {
+                again.push(key);
+            }
+        }
+        if !changed || again.is_empty() {
+            break;
+        }
+    }
+    Ok(object)
+}
+
+async fn validate(
+    asking: &Asking<'_>,
+    object: &Value,
+    warnings: &mut Vec<String>,
+) -> Result<(), Status> {
+    let server = asking.server;
+    let bindings = all(server, &kind::VALIDATING_ADMISSION_POLICY_BINDING);
+    if !bindings.is_empty() {
+        let policies = all(server, &kind::VALIDATING_ADMISSION_POLICY);
+        let (registry, uid) = (server.customs.registry(), fresh_uid());
+        let matter = matter(asking, object, &uid);
+        warnings.extend(policy::validate(&policies, &bindings, &registry, &matter)?);
+    }
+    let configurations = all(server, &kind::VALIDATING_WEBHOOK_CONFIGURATION);
+    if configurations.is_empty() {
+        return Ok(());
+    }
+    let uid = fresh_uid();
+    let hooks = webhook::plan(&configurations, &matter(asking, object, &uid))?;
+    // They cannot see each other's answers, so they are asked all at once.
+    let asked = hooks.iter().map(|hook| ask(asking, hook, object));
+    for verdict in futures_util::future::join_all(asked).await {
+        warnings.extend(verdict?.warnings);
+    }
+    Ok(())
+}
+
+/// Asks one webhook; one that cannot be asked and may be ignored allows everything.
+async fn ask(asking: &Asking<'_>, hook: &Hook, object: &Value) -> Result<Verdict, Status> {
+    let uid = fresh_uid();
+    let review = webhook::review(&matter(asking, object, &uid));
+    let limit = Duration::from_secs(hook.timeout_seconds);
+    let outcome = post(asking.server, &hook.client, &review, limit).await;
+    let outcome =
+        outcome.map_err(Err).and_then(|answer| webhook::verdict(hook, &uid, object, &answer));
+    match outcome {
+        Ok(verdict) => Ok(verdict),
+        Err(Ok(status)) => Err(status),
+        Err(Err(why)) if hook.ignores_failure => {
+            tracing::warn!(webhook = hook.name, why, "failed calling webhook, failing open");
+            Ok(Verdict { patched: None, warnings: Vec::new() })
+        }
+        Err(Err(why)) => Err(webhook::unreachable(hook, &why)),
+    }
+}
+
+/// Posts a review to where a `clientConfig` says, and reads the answer.
+///
+/// # Errors
+///
+/// In words, for whoever set the webhook up.
+pub(crate) async fn post(
+    server: &Server,
+    client: &Value,
+    review: &Value,
+    limit: Duration,
+) -> Result<Value, String> {
+    let place = Place::of(server, client)?;
+    let url = format!("https://{}{}", place.host, place.path);
+    let failed = |why: String| format!("failed to call webhook: Post \"{url}\": {why}");
+    let asked = async {
+        let tls = tls_config(client)?;
+        let name = ServerName::try_from(place.name.clone()).map_err(|err| err.to_string())?;
+        let address = place.address().await?;
+        let socket = connect(address).await.map_err(|err| err.to_string())?;
+        let connector = TlsConnector::from(Arc::new(tls));
+        let io = connector.connect(name, socket).await.map_err(|err| err.to_string())?;
+        let request = http::Request::post(place.path.as_str())
+            .header(HOST, &place.host)
+            .header(CONTENT_TYPE, "application/json")
+            .header(ACCEPT, "application/json")
+            .header(USER_AGENT, "muster")
+            .body(Full::<Bytes>::from(review.to_string()))
+            .map_err(|err| err.to_string())?;
+        let answer = exchange(server, io, request, limit).await.map_err(|err| err.to_string())?;
+        let code = answer.status();
+        let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
+        let body = body.map_err(|err| err.to_string())?.to_bytes();
+        if !code.is_success() {
+            let text = String::from_utf8_lossy(&body).chars().take(256).collect::<String>();
+            return Err(format!("the server responded with {code}: {text}"));
+        }
+        serde_json::from_slice(&body).map_err(|err| format!("the answer is no JSON: {err}"))
+    };
+    match tokio::time::timeout(limit, asked).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(why)) => Err(failed(why)),
+        Err(_) => Err(failed("context deadline exceeded".to_owned())),
+    }
+}
+
+/// Where a webhook is.
+struct Place {
+    /// The name its certificate must be good for.
+    name: String,
+    /// The `Host` header.
+    host: String,
+    port: u16,
+    path: String,
+    /// Known for services; others are looked up.
+    address: Option<IpAddr>,
+}
+
+impl Place {
+    fn of(server: &Server, client: &Value) -> Result<Self, String> {
+        if let Some(url) = field::str_at(client, "url") {
+            let uri: http::Uri = url.parse().map_err(|_| format!("{url:?} is no URL"))?;
+            let host = uri.host().ok_or_else(|| format!("{url:?} names no host"))?;
+            let name = host.trim_matches(['[', ']']).to_owned();
+            let port = uri.port_u16().unwrap_or(443);
+            let path = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
+            let address = name.parse().ok();
+            return Ok(Self { host: format!("{host}:{port}"), name, port, path, address });
+        }
+        let text = |key: &str| field::str_at(client, &format!("service.{key}")).unwrap_or("");
+        let (namespace, service) = (text("namespace"), text("name"));
+        let port = field::int_at(client, "service.port").unwrap_or(443);
+        let path = match text("path") {
+            path if path.starts_with('/') => path.to_owned(),
+            path => format!("/{path}"),
+        };
+        let (address, target) = resolve(server, namespace, service, port)
+            .ok_or_else(|| format!("no endpoints available for service \"{service}\""))?;
+        let name = format!("{service}.{namespace}.svc");
+        let host = format!("{name}:{port}");
+        Ok(Self { name, host, port: target, path, address: Some(address) })
+    }
+
+    async fn address(&self) -> Result<SocketAddr, String> {
+        if let Some(address) = self.address {
+            return Ok(SocketAddr::new(address, self.port));
+        }
+        let found = tokio::net::lookup_host((self.name.as_str(), self.port)).await;
+        let first = found.map_err(|err| err.to_string())?.next();
+        first.ok_or_else(|| format!("lookup {}: no such host", self.name))
+    }
+}
+
+/// A ready endpoint of a service, and the port it listens on.
+pub(crate) fn resolve(
+    server: &Server,
+    namespace: &str,
+    name: &str,
+    port: i64,
+) -> Option<(IpAddr, u16)> {
+    let service = server.item(&kind::SERVICE, namespace, name)?;
+    let service = object::decode(&service, 0);
+    let ports = service.pointer("/spec/ports").and_then(Value::as_array)?;
+    let wanted = ports.iter().find(|one| field::int_at(one, "port") == Some(port))?;
+    let port_name = field::str_at(wanted, "name").unwrap_or("");
+    let label = "/metadata/labels/kubernetes.io~1service-name";
+    for item in server.items(&kind::ENDPOINT_SLICE, namespace) {
+        let slice = object::decode(&item, 0);
+        if slice.pointer(label).and_then(Value::as_str) != Some(name) {
+            continue;
+        }
+        let target = slice.get("ports").and_then(Value::as_array).into_iter().flatten();
+        let target = target
+            .filter(|one| field::str_at(one, "name").unwrap_or("") == port_name)
+            .find_map(|one| u16::try_from(field::int_at(one, "port")?).ok());
+        let endpoints = slice.get("endpoints").and_then(Value::as_array).into_iter().flatten();
+        let address = endpoints
+            .filter(|one| one.pointer("/conditions/ready") != Some(&Value::Bool(false)))
+            .flat_map(|one| one.get("addresses").and_then(Value::as_array).into_iter().flatten())
+            .find_map(|one| one.as_str()?.parse().ok());
+        if let (Some(address), Some(target)) = (address, target) {
+            return Some((address, target));
+        }
+    }
+    None
+}
+
+/// Trusts the authorities the configuration names, and none besides.
+fn tls_config(client: &Value) -> Result<ClientConfig, String> {
+    use base64::Engine as _;
+    let bundle = field::str_at(client, "caBundle").unwrap_or("");
+    let pem = base64::engine::general_purpose::STANDARD
+        .decode(bundle)
+        .map_err(|_| "caBundle is no base64".to_owned())?;
+    let mut roots = RootCertStore::empty();
+    for cert in CertificateDer::pem_slice_iter(&pem) {
+        let cert = cert.map_err(|err| format!("caBundle: {err}"))?;
+        roots.add(cert).map_err(|err| format!("caBundle: {err}"))?;
+    }
+    if roots.is_empty() {
+        return Err("x509: certificate signed by unknown authority: no caBundle".to_owned());
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    Ok(ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|err| err.to_string())?
+        .with_root_certificates(roots)
+        .with_no_client_auth())
+}

@@ -1,0 +1,189 @@
+//! Others have a say: a webhook that listens on a real port, and policies.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use objects::kind;
+use runtime::client::DeleteParams;
+use runtime::pki::{Authority, Sans, Subject, Usage};
+use runtime::resource::{CONFIG_MAPS, Resource};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use crate::common::{Cluster, config_map, soon};
+
+const DEFAULT: Option<&str> = Some("default");
+
+/// A webhook: where it is, and what to trust.
+struct Hook {
+    url: String,
+    bundle: String,
+    serving: JoinSet<()>,
+}
+
+fn answer(path: &str, review: &Value) -> Value {
+    let request = &review["request"];
+    let mut response = json!({"uid": request["uid"], "allowed": true});
+    if path == "/mutate" {
+        let patch = json!([{"op": "add", "path": "/metadata/labels/touched", "value": "yes"}]);
+        response["patchType"] = json!("JSONPatch");
+        response["patch"] = json!(STANDARD.encode(patch.to_string()));
+    } else if request["object"]["data"]["value"] == "bad" {
+        response["allowed"] = json!(false);
+        response["status"] = json!({"message": "no bad values", "code": 403});
+    }
+    json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response})
+}
+
+impl Hook {
+    async fn start() -> Self {
+        let day = Duration::from_secs(86_400);
+        let authority = Authority::generate("hook-ca", day).unwrap();
+        let sans = Sans { names: Vec::new(), addresses: vec!["127.0.0.1".parse().unwrap()] };
+        let identity =
+            authority.issue(&Subject::new("hook", &[]), &sans, Usage::Server, day).unwrap();
+        let chain: Vec<_> = CertificateDer::pem_slice_iter(identity.cert_pem.as_bytes())
+            .collect::<Result<_, _>>()
+            .unwrap();
+        let key = PrivateKeyDer::from_pem_slice(identity.key_pem.expose().as_bytes()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(tls));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("https://{}", listener.local_addr().unwrap());
+        let mut serving = JoinSet::new();
+        serving.spawn(async move {
+            loop {
+                let (socket, _) = listener.accept().await.unwrap();
+                let Ok(io) = acceptor.accept(socket).await else { continue };
+                let service = service_fn(|request: http::Request<hyper::body::Incoming>| async {
+                    let path = request.uri().path().to_owned();
+                    let body = request.into_body().collect().await?.to_bytes();
+                    let review = serde_json::from_slice(&body).unwrap_or_default();
+                    let answer = answer(&path, &review).to_string();
+                    Ok::<_, hyper::Error>(http::Response::new(Full::<Bytes>::from(answer)))
+                });
+                let connection = hyper::server::conn::http1::Builder::new()
+                    .keep_alive(false)
+                    .serve_connection(TokioIo::new(io), service);
+                drop(connection.await);
+            }
+        });
+        let bundle = STANDARD.encode(authority.cert_pem());
+        Self { url, bundle, serving }
+    }
+
+    fn configuration(&self, kind: &str, name: &str, path: &str) -> Value {
+        json!({
+            "apiVersion": "admissionregistration.k8s.io/v1", "kind": kind,
+            "metadata": {"name": name},
+            "webhooks": [{
+                "name": format!("{name}.example.com"), "sideEffects": "None",
+                "admissionReviewVersions": ["v1"], "failurePolicy": "Fail",
+                "clientConfig": {"url": format!("{}{path}", self.url), "caBundle": self.bundle},
+                "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "resources": ["configmaps"],
+                           "operations": ["CREATE", "UPDATE"]}],
+                "namespaceSelector": {
+                    "matchLabels": {"kubernetes.io/metadata.name": "default"}},
+            }],
+        })
+    }
+}
+
+#[tokio::test]
+async fn webhooks_change_refuse_and_are_missed() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    let mut hook = Hook::start().await;
+    let mutating = Resource::from(&kind::MUTATING_WEBHOOK_CONFIGURATION);
+    let validating = Resource::from(&kind::VALIDATING_WEBHOOK_CONFIGURATION);
+    let wanted = hook.configuration("MutatingWebhookConfiguration", "mutate", "/mutate");
+    admin.create(&mutating, None, &wanted).await.unwrap();
+    let wanted = hook.configuration("ValidatingWebhookConfiguration", "validate", "/validate");
+    admin.create(&validating, None, &wanted).await.unwrap();
+    let made = admin.create(&CONFIG_MAPS, DEFAULT, &config_map("a", "good")).await.unwrap();
+    assert_eq!(made["metadata"]["labels"], json!({"app": "good", "touched": "yes"}));
+    let mut bad = made.clone();
+    bad["data"]["value"] = json!("bad");
+    let refused = admin.update(&CONFIG_MAPS, DEFAULT, "a", &bad).await.unwrap_err();
+    let said = format!("{refused:?}");
+    assert!(
+        said.contains(
+            r#"admission webhook \"validate.example.com\" denied the request: no bad values"#
+        ),
+        "{said}"
+    );
+    hook.serving.shutdown().await;
+    let missed = admin.create(&CONFIG_MAPS, DEFAULT, &config_map("b", "good")).await.unwrap_err();
+    assert!(format!("{missed:?}").contains("failed calling webhook"), "{missed:?}");
+    for (resource, name) in [(&mutating, "mutate"), (&validating, "validate")] {
+        admin.delete(resource, None, name, &DeleteParams::default()).await.unwrap();
+    }
+    admin.create(&CONFIG_MAPS, DEFAULT, &config_map("b", "bad")).await.unwrap();
+    soon("stopping", cluster.stop()).await;
+}
+
+#[tokio::test]
+async fn policies_need_no_webhook() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    let rules = json!({"resourceRules": [{
+        "apiGroups": [""], "apiVersions": ["v1"], "resources": ["configmaps"],
+        "operations": ["CREATE", "UPDATE"]}]});
+    let create = async |kind: &kind::Kind, object: Value| {
+        admin.create(&Resource::from(kind), None, &object).await.unwrap();
+    };
+    let version = "admissionregistration.k8s.io/v1";
+    create(&kind::VALIDATING_ADMISSION_POLICY, json!({
+        "apiVersion": version, "kind": "ValidatingAdmissionPolicy", "metadata": {"name": "good"},
+        "spec": {"matchConstraints": rules, "failurePolicy": "Fail",
+                 "validations": [{"expression": "object.data.value != 'bad'"}]},
+    }))
+    .await;
+    create(
+        &kind::VALIDATING_ADMISSION_POLICY_BINDING,
+        json!({
+            "apiVersion": version, "kind": "ValidatingAdmissionPolicyBinding",
+            "metadata": {"name": "good"},
+            "spec": {"policyName": "good", "validationActions": ["Deny"]},
+        }),
+    )
+    .await;
+    create(&kind::MUTATING_ADMISSION_POLICY, json!({
+        "apiVersion": version, "kind": "MutatingAdmissionPolicy", "metadata": {"name": "label"},
+        "spec": {"matchConstraints": rules, "failurePolicy": "Fail", "reinvocationPolicy": "Never",
+                 "mutations": [{"patchType": "ApplyConfiguration", "applyConfiguration": {
+                     "expression":
+                         "Object{metadata: Object.metadata{labels: {'by': request.userInfo.username}}}"}}]},
+    }))
+    .await;
+    create(
+        &kind::MUTATING_ADMISSION_POLICY_BINDING,
+        json!({
+            "apiVersion": version, "kind": "MutatingAdmissionPolicyBinding",
+            "metadata": {"name": "label"}, "spec": {"policyName": "label"},
+        }),
+    )
+    .await;
+    let made = admin.create(&CONFIG_MAPS, DEFAULT, &config_map("a", "fine")).await.unwrap();
+    assert_eq!(made["metadata"]["labels"]["by"], "admin");
+    let refused = admin.create(&CONFIG_MAPS, DEFAULT, &config_map("b", "bad")).await.unwrap_err();
+    assert!(
+        format!("{refused:?}").contains("failed expression: object.data.value != 'bad'"),
+        "{refused:?}"
+    );
+    soon("stopping", cluster.stop()).await;
+}
