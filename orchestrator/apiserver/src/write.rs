@@ -330,6 +330,13 @@ async fn commit_as(
     };
     let Prepared { change, mut object, warnings, .. } = prepared;
     let charge = if stores { admit::charge(server, request, old, &object).await? } else { None };
+    if request.options.dry_run && change == Change::Create {
+        // A try fails where the write would.
+        let there = server.item(request.kind, &request.namespace, name_of(&object)).is_some();
+        if there {
+            return Ok(Outcome::Lost(object));
+        }
+    }
     if change == Change::Nothing || request.options.dry_run {
         let item = old.filter(|_| change == Change::Nothing).map(Arc::clone);
         if let (Some(old), None) = (old, &item) {

@@ -42,6 +42,7 @@ const PACKAGES: &[&str] = &[
 const PROGRAMS: &[(&str, &str, &str, &str)] = &[
     ("kubectl-1.20", "kubectl", "bookworm", "kubernetes-client"),
     ("kubectl-1.32", "kubectl", "trixie", "kubectl"),
+    ("kubectl-1.36", "kubectl", "sid", "kubectl"),
     ("etcd-3.5", "etcd", "trixie", "etcd-server"),
 ];
 

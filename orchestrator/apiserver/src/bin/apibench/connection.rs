@@ -57,7 +57,8 @@ impl Target {
         let mut task = JoinSet::new();
         task.spawn(async move { driver.await.is_ok() });
         let host = HeaderValue::from_str(&self.host)?;
-        Ok(Connection { sender, host, token: self.token.clone(), _task: task })
+        let accept = HeaderValue::from_static("application/json");
+        Ok(Connection { sender, host, accept, token: self.token.clone(), _task: task })
     }
 }
 
@@ -65,6 +66,8 @@ impl Target {
 pub(crate) struct Connection {
     sender: SendRequest<Full<Bytes>>,
     host: HeaderValue,
+    /// The form answers are asked for in.
+    pub(crate) accept: HeaderValue,
     token: Option<HeaderValue>,
     _task: JoinSet<bool>,
 }
@@ -75,7 +78,7 @@ impl Connection {
         &mut self,
         method: &str,
         path: &str,
-        content_type: &'static str,
+        content_type: &str,
         body: Bytes,
     ) -> anyhow::Result<Response<Incoming>> {
         let mut request = Request::builder()
@@ -83,12 +86,12 @@ impl Connection {
             .uri(path)
             .header(HOST, self.host.clone())
             .header(USER_AGENT, HeaderValue::from_static("apibench"))
-            .header(ACCEPT, HeaderValue::from_static("application/json"));
+            .header(ACCEPT, self.accept.clone());
         if let Some(token) = &self.token {
             request = request.header(AUTHORIZATION, token.clone());
         }
         if !content_type.is_empty() {
-            request = request.header(CONTENT_TYPE, HeaderValue::from_static(content_type));
+            request = request.header(CONTENT_TYPE, content_type);
         }
         self.sender.ready().await?;
         Ok(self.sender.send_request(request.body(Full::new(body))?).await?)
@@ -99,7 +102,7 @@ impl Connection {
         &mut self,
         method: &str,
         path: &str,
-        content_type: &'static str,
+        content_type: &str,
         body: Bytes,
     ) -> anyhow::Result<Answer> {
         let response = self.send(method, path, content_type, body).await?;
