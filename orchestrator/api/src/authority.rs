@@ -7,6 +7,7 @@
 //! It does not know how a user proved who it is, nor where roles are kept.
 
 pub mod audit;
+pub mod encryption;
 pub mod flow;
 pub mod grant;
 pub mod policy;

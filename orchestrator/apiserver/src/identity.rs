@@ -2,6 +2,11 @@
 
 use std::path::PathBuf;
 
+use crate::RunError;
+use crate::audit::AuditLog;
+use crate::fair::Fair;
+use crate::seal::Seals;
+
 /// How identities are proven, and what becomes of their requests.
 #[derive(Debug, Clone)]
 pub struct Identity {
@@ -11,6 +16,10 @@ pub struct Identity {
     pub audiences: Vec<String>,
     /// An OpenID Connect provider whose tokens are believed.
     pub oidc: Option<Oidc>,
+    /// A certificate and its key that are shown, besides our own, to those who ask for its names.
+    pub certificate: Option<(PathBuf, PathBuf)>,
+    /// Which objects are enciphered on disk (an EncryptionConfiguration); `None` = none.
+    pub encryption_config: Option<PathBuf>,
     /// What is noted of requests; `None` = nothing.
     pub audit: Option<Audit>,
     /// How many requests are worked on at a time; the others wait for their turn.
@@ -58,13 +67,31 @@ impl Default for Identity {
             issuer: "https://kubernetes.default.svc.cluster.local".to_owned(),
             audiences: Vec::new(),
             oidc: None,
+            certificate: None,
+            encryption_config: None,
             audit: None,
             requests_max: 600,
         }
     }
 }
 
+/// What the settings make.
+pub(crate) struct Keeping {
+    pub(crate) fair: Fair,
+    pub(crate) audit: Option<AuditLog>,
+    pub(crate) seals: Seals,
+}
+
 impl Identity {
+    /// Opens the audit log and reads the keys.
+    pub(crate) fn open(&self) -> Result<Keeping, RunError> {
+        Ok(Keeping {
+            fair: Fair::new(self.requests_max),
+            audit: self.audit.as_ref().map(AuditLog::open).transpose()?,
+            seals: Seals::load(self.encryption_config.as_deref())?,
+        })
+    }
+
     /// For whom tokens are that name nobody.
     pub(crate) fn audiences(&self) -> Vec<String> {
         if self.audiences.is_empty() { vec![self.issuer.clone()] } else { self.audiences.clone() }

@@ -12,6 +12,7 @@ mod admit;
 mod agent;
 mod audit;
 mod bootstrap;
+mod certificate;
 mod custom;
 mod door;
 mod enroll;
@@ -26,6 +27,7 @@ mod read;
 mod respond;
 mod review;
 mod roles;
+mod seal;
 mod server;
 mod site;
 mod storage;
@@ -37,11 +39,13 @@ mod webhook;
 mod write;
 
 pub use audit::AuditError;
+pub use certificate::CertificateError;
 pub use identity::{Audit, Identity, Oidc};
+pub use seal::SealError;
 pub use site::SiteError;
 pub use storage::Storage;
 pub use store::EtcdOptions;
-pub use token::KeyError;
+pub use token::{KeyError, OidcError};
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -52,7 +56,6 @@ use objects::Status;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::audit::AuditLog;
 use crate::server::{Server, service_range};
 
 /// How the API server runs.
@@ -101,6 +104,9 @@ pub enum RunError {
     /// The store in etcd cannot be used.
     #[error("cannot use the store in etcd")]
     Etcd(#[from] store::EtcdError),
+    /// Objects cannot be enciphered or read as the configuration says.
+    #[error("cannot keep objects enciphered")]
+    Seal(#[from] SealError),
     /// The audit log cannot be kept.
     #[error("cannot keep the audit log")]
     Audit(#[from] AuditError),
@@ -138,9 +144,9 @@ impl ApiServer {
         let site = site::prepare(config, address)
             .map_err(|source| RunError::Site { dir: config.data_dir.clone(), source })?;
         let range = service_range(config.service_cidr);
-        let audit = config.identity.audit.as_ref().map(AuditLog::open).transpose()?;
-        let server =
-            Server::new(store, site, stop.clone(), range, address.port(), &config.identity, audit);
+        let keeping = config.identity.open()?;
+        let server = Server::new(store, site, stop.clone(), range, address.port(), keeping);
+        seal::renew(&server).await?;
         bootstrap::run(&server).await.map_err(RunError::Bootstrap)?;
         Ok(Self { listener, address, server: Arc::new(server), stop })
     }

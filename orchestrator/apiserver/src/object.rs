@@ -15,6 +15,8 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use store::{Head, Item};
 
+use crate::seal::opened;
+
 /// What stands before the revision in stored bytes.
 const MARK: &[u8] = b"\"metadata\":{\"resourceVersion\":\"";
 
@@ -68,7 +70,7 @@ impl Known {
 
 /// The head of an item, worked out now if nobody has yet.
 pub(crate) fn known<'a>(kind: &Kind, item: &'a Item) -> &'a Known {
-    let head = item.head(|item| Arc::new(Known::of(kind, &parse(item.value()))) as Head);
+    let head = item.head(|item| Arc::new(Known::of(kind, &parse(&opened(item)))) as Head);
     let any: &(dyn Any + Send + Sync) = &**head;
     // Nobody but this module puts heads on items.
     any.downcast_ref::<Known>().unwrap_or(&NOTHING)
@@ -140,7 +142,8 @@ fn write_json(out: &mut Vec<u8>, value: &(impl Serialize + ?Sized)) {
 
 /// Appends an object as it is answered: the stored bytes with the revision in their place.
 pub(crate) fn append(out: &mut Vec<u8>, item: &Item, revision: u64) {
-    let value = item.value();
+    let value = opened(item);
+    let value: &[u8] = &value;
     let at = value.windows(MARK.len()).position(|window| window == MARK);
     let at = at.map_or(0, |at| at + MARK.len());
     let (before, after) = value.split_at(at.min(value.len()));
@@ -197,7 +200,7 @@ fn object_length(bytes: &[u8]) -> usize {
 
 /// Reads an item with its resourceVersion.
 pub(crate) fn decode(item: &Item, revision: u64) -> Value {
-    let mut object = parse(item.value());
+    let mut object = parse(&opened(item));
     if let Some(version) = object.pointer_mut("/metadata/resourceVersion") {
         *version = Value::from(revision.to_string());
     }

@@ -20,10 +20,11 @@ use crate::audit::AuditLog;
 use crate::custom::Customs;
 use crate::enroll::Limiter;
 use crate::fair::Fair;
-use crate::identity::Identity;
+use crate::identity::Keeping;
 use crate::metrics::Metrics;
 use crate::object;
 use crate::roles::Roles;
+use crate::seal::Seals;
 use crate::site::Site;
 
 /// The port of every node's agent that names no other.
@@ -78,6 +79,7 @@ pub(crate) struct Server {
     pub(crate) background: Background,
     pub(crate) roles: Roles,
     pub(crate) fair: Fair,
+    pub(crate) seals: Seals,
     pub(crate) audit: Option<AuditLog>,
     pub(crate) customs: Customs,
     shelves: Vec<(&'static Kind, Arc<str>)>,
@@ -91,9 +93,9 @@ impl Server {
         stop: CancellationToken,
         services: ServiceRange,
         port: u16,
-        identity: &Identity,
-        audit: Option<AuditLog>,
+        keeping: Keeping,
     ) -> Self {
+        let Keeping { fair, audit, seals } = keeping;
         let shelves = kind::KINDS.iter().map(|kind| (*kind, object::shelf(kind))).collect();
         let seed = AtomicU64::new(rand::rng().random());
         Self {
@@ -108,7 +110,8 @@ impl Server {
             port,
             background: Background::default(),
             roles: Roles::default(),
-            fair: Fair::new(identity.requests_max),
+            fair,
+            seals,
             audit,
             customs: Customs::default(),
             shelves,

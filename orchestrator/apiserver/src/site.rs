@@ -2,7 +2,7 @@
 //!
 //! Everything is made on the first start and kept afterwards. Each file is complete before it has
 //! its name, so a kill at any moment leaves nothing that the next start would trip over.
-//! The server's own certificate lives in memory and is issued anew at each start.
+//! The certificates the server shows are `certificate`'s.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
@@ -16,7 +16,8 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 use crate::Config;
-use crate::token::{Key, KeyError, Tokens};
+use crate::certificate::{CertificateError, Certificates};
+use crate::token::{Key, KeyError, OidcError, Tokens};
 
 /// The authority outlives the machines.
 const AUTHORITY_LIFETIME: Duration = Duration::from_secs(20 * 365 * 86_400);
@@ -75,6 +76,12 @@ pub enum SiteError {
     /// The key of ServiceAccount tokens cannot be made or read.
     #[error("cannot prepare the key of service accounts' tokens")]
     TokenKey(#[source] KeyError),
+    /// The OpenID Connect provider cannot be used.
+    #[error("cannot use the OpenID Connect provider")]
+    Oidc(#[source] OidcError),
+    /// A certificate cannot be shown.
+    #[error("cannot prepare the server's certificates")]
+    Certificate(#[from] CertificateError),
     /// TLS cannot be set up with the certificates.
     #[error("cannot set up TLS")]
     Tls(#[source] rustls::Error),
@@ -97,9 +104,8 @@ pub(crate) fn prepare(config: &Config, bound: SocketAddr) -> Result<Site, SiteEr
         kubeconfig(&config.data_dir.join(file), &authority, &server, &subject)?;
     }
     let names = server_names(config, bound, address);
-    let server = authority
-        .issue(&Subject::new("muster:apiserver", &[]), &names, Usage::Server, PART_LIFETIME)
-        .map_err(|source| SiteError::Pki { what: "the server certificate", source })?;
+    let given = config.identity.certificate.as_ref();
+    let shown = Arc::new(Certificates::new(&authority, &pki_dir, names, given)?);
     let client = authority
         .issue(
             &Subject::new("muster:apiserver", &["system:masters"]),
@@ -111,11 +117,11 @@ pub(crate) fn prepare(config: &Config, bound: SocketAddr) -> Result<Site, SiteEr
     let key = Key::load_or_make(&pki_dir.join("sa.key")).map_err(SiteError::TokenKey)?;
     let roots = roots(authority.cert_pem())?;
     Ok(Site {
-        server_tls: Arc::new(server_tls(&server, Arc::clone(&roots))?),
+        server_tls: Arc::new(server_tls(shown, Arc::clone(&roots))?),
         agent_tls: Arc::new(agent_tls(&client, roots)?),
         address,
         ca_pem: authority.cert_pem().to_owned(),
-        tokens: Tokens::new(key, &config.identity),
+        tokens: Tokens::new(key, &config.identity).map_err(SiteError::Oidc)?,
     })
 }
 
@@ -222,7 +228,10 @@ fn key(identity: &Identity) -> Result<PrivateKeyDer<'static>, SiteError> {
     })
 }
 
-fn server_tls(identity: &Identity, roots: Arc<RootCertStore>) -> Result<ServerConfig, SiteError> {
+fn server_tls(
+    shown: Arc<Certificates>,
+    roots: Arc<RootCertStore>,
+) -> Result<ServerConfig, SiteError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let verifier = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider))
         .allow_unauthenticated()
@@ -232,8 +241,7 @@ fn server_tls(identity: &Identity, roots: Arc<RootCertStore>) -> Result<ServerCo
         .with_safe_default_protocol_versions()
         .map_err(SiteError::Tls)?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(chain(&identity.cert_pem)?, key(identity)?)
-        .map_err(SiteError::Tls)?;
+        .with_cert_resolver(shown);
     tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(tls)
 }

@@ -7,10 +7,13 @@
 
 mod bootstrap;
 mod key;
+mod oidc;
 mod request;
 
 pub(crate) use key::Key;
 pub use key::KeyError;
+pub use oidc::OidcError;
+use oidc::Provider;
 pub(crate) use request::{answer, fill_secret};
 
 use std::collections::BTreeMap;
@@ -55,17 +58,19 @@ pub(crate) struct Tokens {
     key: Key,
     issuer: String,
     audiences: Vec<String>,
+    provider: Option<Provider>,
     good: Mutex<BTreeMap<[u8; 32], ()>>,
 }
 
 impl Tokens {
-    pub(crate) fn new(key: Key, identity: &Identity) -> Self {
-        Self {
+    pub(crate) fn new(key: Key, identity: &Identity) -> Result<Self, OidcError> {
+        Ok(Self {
             key,
             issuer: identity.issuer.clone(),
             audiences: identity.audiences(),
+            provider: identity.oidc.as_ref().map(Provider::new).transpose()?,
             good: Mutex::default(),
-        }
+        })
     }
 
     /// For whom tokens are that name nobody, and for whom they must be to open this server.
@@ -131,10 +136,15 @@ pub(crate) async fn authenticate(
         let user = bootstrap::user(server, id, secret).ok_or(TokenError::Unknown)?;
         return Ok(Proven { user, audiences: server.site.tokens.audiences.clone() });
     }
+    let tokens = &server.site.tokens;
     let jwt = words::parse_jwt(token).ok_or(TokenError::Unknown)?;
     let issuer = field::str_at(&jwt.claims, "iss").unwrap_or_default();
     if issuer == server.site.tokens.issuer || issuer == words::LEGACY_ISSUER {
         return account(server, token, &jwt, audiences);
+    }
+    if let Some(provider) = tokens.provider.as_ref().filter(|one| one.issues(issuer)) {
+        let user = provider.user(&jwt).await?;
+        return Ok(Proven { user, audiences: tokens.audiences.clone() });
     }
     Err(TokenError::Unknown)
 }

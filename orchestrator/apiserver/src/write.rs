@@ -346,9 +346,11 @@ async fn commit_as(
     }
     let (value, head) = object::render_stored(request.kind, &object);
     let removes = change == Change::Remove;
+    let place = object::place(&request.namespace, name_of(&object));
+    let value = if removes { value } else { server.seals.seal(request.kind, &place, value)? };
     let write = Write {
         shelf: server.shelf(request.kind),
-        name: object::place(&request.namespace, name_of(&object)).into(),
+        name: place.into(),
         expect: old.map_or(Expect::Absent, |item| Expect::Revision(item.modified())),
         value: (!removes).then_some(value),
         head: Some(head),

@@ -20,6 +20,16 @@ pub(crate) struct IdentityArgs {
     pub api_audiences: Vec<String>,
     #[command(flatten)]
     pub load: LoadArgs,
+    /// A certificate for names of the site's own; read anew when the file changes
+    #[arg(long, value_name = "FILE", requires = "tls_private_key_file")]
+    pub tls_cert_file: Option<PathBuf>,
+    /// The certificate's key
+    #[arg(long, value_name = "FILE", requires = "tls_cert_file")]
+    pub tls_private_key_file: Option<PathBuf>,
+    /// Encipher objects on disk as this EncryptionConfiguration says; its first key writes, all
+    /// read, and a start writes anew what is not by the first
+    #[arg(long, value_name = "FILE")]
+    pub encryption_provider_config: Option<PathBuf>,
     /// Believe tokens of this OpenID Connect provider
     #[arg(long, value_name = "URL", requires = "oidc_client_id")]
     pub oidc_issuer_url: Option<String>,
@@ -101,6 +111,8 @@ impl IdentityArgs {
             issuer: self.service_account_issuer.clone(),
             audiences: self.api_audiences.clone(),
             oidc,
+            certificate: self.tls_cert_file.clone().zip(self.tls_private_key_file.clone()),
+            encryption_config: self.encryption_provider_config.clone(),
             audit,
             requests_max: load
                 .max_requests_inflight

@@ -300,3 +300,52 @@ async fn what_the_policy_wants_is_noted_and_every_request_has_its_level() {
     assert_eq!(refused["responseStatus"]["reason"], "Forbidden");
     assert!(refused.get("responseObject").is_none());
 }
+
+#[tokio::test]
+async fn secrets_are_unreadable_on_disk_and_keys_change_with_a_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("encryption.yaml");
+    let key = |name: &str, byte: &str| {
+        use base64::Engine as _;
+        let secret = base64::engine::general_purpose::STANDARD.encode(byte.repeat(32));
+        format!("{{name: {name}, secret: {secret}}}")
+    };
+    let configure = |keys: &[String]| {
+        let text = format!(
+            "apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\nresources:\n\
+             - resources: [secrets]\n  providers:\n  - aesgcm: {{keys: [{}]}}\n  - identity: {{}}\n",
+            keys.join(", ")
+        );
+        std::fs::write(&path, text).unwrap();
+    };
+    configure(&[key("one", "a")]);
+    let identity = apiserver::Identity {
+        encryption_config: Some(path.clone()),
+        ..apiserver::Identity::default()
+    };
+    let mut cluster = Cluster::start_with(identity).await;
+    let secrets = resource(&kind::SECRET);
+    let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"},
+                        "stringData": {"word": "open-sesame"}});
+    cluster.admin().create(&secrets, DEFAULT, &secret).await.unwrap();
+    let on_disk = |cluster: &Cluster, text: &str| {
+        let bytes = std::fs::read(cluster.path("store").join("store.redb")).unwrap();
+        bytes.windows(text.len()).any(|window| window == text.as_bytes())
+    };
+    let word = |found: &Value| decode(found["data"]["word"].as_str().unwrap());
+    use base64::Engine as _;
+    let encoded = base64::engine::general_purpose::STANDARD.encode("open-sesame");
+    assert!(!on_disk(&cluster, &encoded) && on_disk(&cluster, "k8s:enc:aesgcm:v1:one:"));
+    // A new key comes first, and after the start the old one is needed no more.
+    configure(&[key("two", "b"), key("one", "a")]);
+    cluster.kill_and_restart().await;
+    let found = cluster.admin().get(&secrets, DEFAULT, "s").await.unwrap();
+    assert_eq!(word(&found), "open-sesame");
+    assert!(on_disk(&cluster, "k8s:enc:aesgcm:v1:two:"));
+    configure(&[key("two", "b")]);
+    cluster.kill_and_restart().await;
+    let listed = cluster.admin().list(&secrets, DEFAULT, &ListParams::default()).await.unwrap();
+    assert!(
+        listed.items.iter().any(|one| one["metadata"]["name"] == "s" && word(one) == "open-sesame")
+    );
+}
