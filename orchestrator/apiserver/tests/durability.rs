@@ -8,6 +8,7 @@
 )]
 
 mod common;
+mod history;
 mod several;
 
 use std::collections::BTreeMap;
@@ -129,7 +130,7 @@ async fn a_watcher_that_was_up_to_date_goes_on_after_a_kill() {
     }
 }
 
-/// Not a test by itself: the server that the next test kills, in a process of its own.
+/// Not a test by itself: the server that other tests kill, in a process of its own.
 #[tokio::test]
 async fn serves_when_asked_to() {
     let Some(dir) = std::env::var_os("MUSTER_TEST_SERVE") else { return };
@@ -138,7 +139,13 @@ async fn serves_when_asked_to() {
         listen: "127.0.0.1:0".parse().unwrap(),
         advertise: Vec::new(),
         service_cidr: "172.21.0.0/24".parse().unwrap(),
-        storage: apiserver::Storage::Embedded,
+        storage: match std::env::var("MUSTER_TEST_ETCD") {
+            Ok(endpoints) => {
+                let endpoints = endpoints.split(',').map(str::to_owned).collect();
+                apiserver::Storage::Etcd(apiserver::EtcdOptions::plain(endpoints))
+            }
+            Err(_) => apiserver::Storage::Embedded,
+        },
         identity: apiserver::Identity::default(),
     };
     apiserver::run(tokio_util::sync::CancellationToken::new(), config).await.unwrap();
@@ -148,14 +155,23 @@ struct Process(tokio::process::Child);
 
 impl Process {
     fn start(dir: &std::path::Path) -> Self {
-        let child = tokio::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "serves_when_asked_to"])
-            .env("MUSTER_TEST_SERVE", dir)
-            .stdout(std::process::Stdio::null())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        Self(child)
+        Self::spawn(&mut Self::command(dir))
+    }
+
+    fn start_on_etcd(dir: &std::path::Path, etcd: &apiserver::EtcdOptions) -> Self {
+        let endpoints = etcd.endpoints.join(",");
+        Self::spawn(Self::command(dir).env("MUSTER_TEST_ETCD", endpoints))
+    }
+
+    fn command(dir: &std::path::Path) -> tokio::process::Command {
+        let mut command = tokio::process::Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "serves_when_asked_to"]).env("MUSTER_TEST_SERVE", dir);
+        command
+    }
+
+    fn spawn(command: &mut tokio::process::Command) -> Self {
+        let null = std::process::Stdio::null;
+        Self(command.stdout(null()).stderr(null()).kill_on_drop(true).spawn().unwrap())
     }
 
     async fn kill(mut self) {
