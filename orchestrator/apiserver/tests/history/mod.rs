@@ -280,8 +280,8 @@ async fn change(play: &Play, client: &Client, name: String, seen: Seen, dice: u6
     play.history.lock().unwrap().attempts.push(Attempt { name, wish, told, begun, ended });
 }
 
-/// Reads all objects at once.
-async fn list(play: &Play, client: &Client) -> Option<u64> {
+/// Reads all objects at once; the revision, and whether the last of all writes is among them.
+async fn list(play: &Play, client: &Client) -> Option<(u64, bool)> {
     let begun = Instant::now();
     let list = client.list(&CONFIG_MAPS, NAMESPACE, &ListParams::default()).await.ok()?;
     let ended = Instant::now();
@@ -291,7 +291,8 @@ async fn list(play: &Play, client: &Client) -> Option<u64> {
         let object = list.items.iter().find(|item| item["metadata"]["name"] == name.as_str());
         history.reads.push(Read { name, seen: object.map(seen), begun, ended });
     }
-    list.resource_version.parse().ok()
+    let last = list.items.iter().any(|item| item["metadata"]["name"] == "the-end");
+    Some((list.resource_version.parse().ok()?, last))
 }
 
 /// Watches until the sign for the end; goes on where it was after each break, and lists anew
@@ -303,12 +304,15 @@ async fn follow(play: Arc<Play>) -> Vec<Stretch> {
     loop {
         let client = server.borrow_and_update().clone();
         if gap {
-            let Some(from) = list(&play, &client).await else {
+            let Some((from, last)) = list(&play, &client).await else {
                 tokio::task::yield_now().await;
                 continue;
             };
             stretches.push(Stretch { from, to: from, events: Vec::new() });
             gap = false;
+            if last {
+                return stretches;
+            }
         }
         let stretch = stretches.last_mut().unwrap();
         let from = watch_from(&stretch.to.to_string());

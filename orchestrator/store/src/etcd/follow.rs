@@ -32,6 +32,9 @@ const QUEUE_REQUESTS: usize = 4;
 /// Shelf and item.
 pub(crate) type Placed = (Box<str>, Arc<Item>);
 
+/// Shelf and name.
+type Key = (Box<str>, Box<str>);
+
 /// All items at a revision of etcd's; the first number is ours.
 pub(crate) async fn load(
     client: &Client,
@@ -191,7 +194,7 @@ async fn next(stream: &mut Streaming<WatchResponse>) -> Result<WatchResponse, Ca
 fn apply(shared: &Shared, events: Vec<Event>) {
     let seen = shared.tree.revision();
     let mut changes = Vec::with_capacity(events.len());
-    let mut pending: BTreeMap<(Box<str>, Box<str>), Option<Arc<Item>>> = BTreeMap::new();
+    let mut pending: BTreeMap<Key, Option<Arc<Item>>> = BTreeMap::new();
     let mut shelves: BTreeMap<Box<str>, Arc<str>> = BTreeMap::new();
     let mut last = seen;
     for event in events {
@@ -208,7 +211,7 @@ fn apply(shared: &Shared, events: Vec<Event>) {
             return;
         }
         let Some((shelf, name)) = shared.keys.parse(&kv.key) else { continue };
-        let place: (Box<str>, Box<str>) = (shelf.into(), name.into());
+        let place: Key = (shelf.into(), name.into());
         let previous = match pending.get(&place) {
             Some(previous) => previous.clone(),
             None => shared.tree.get(shelf, name),
