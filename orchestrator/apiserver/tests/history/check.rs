@@ -1,6 +1,7 @@
 //! What must hold of a history.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 use super::{Attempt, Event, History, Told, Wish};
 
@@ -36,7 +37,8 @@ fn watches_agree(history: &History) -> BTreeMap<u64, Event> {
         }
     }
     for stretch in history.watched.iter().flatten() {
-        let complete = events.range(stretch.from + 1..=stretch.to).map(|(_, event)| event);
+        let within = (Bound::Excluded(stretch.from), Bound::Included(stretch.to));
+        let complete = events.range(within).map(|(_, event)| event);
         assert!(complete.eq(&stretch.events), "a watcher missed something");
     }
     events
