@@ -12,7 +12,8 @@ use crate::lifecycle::Heartbeats;
 use crate::view::{Key, View};
 use crate::wake::{Touch, Wake, Woken, nodes_of_pod, same_name};
 use crate::{
-    approval, deployment, endpoints, garbage, lifecycle, membership, namespace, pod_gc, replica_set,
+    approval, cron_job, daemon_set, deployment, endpoints, garbage, job, lifecycle, membership,
+    namespace, pod_gc, replica_set, stateful_set,
 };
 
 /// One controller: what it looks at and what it does about one key.
@@ -182,6 +183,51 @@ pub static CONTROLLERS: &[Controller] = &[
         ],
         keys: |view| view.deployments.keys(),
         reconcile: deployment::reconcile,
+        ..BASE
+    },
+    Controller {
+        name: "daemonset-controller",
+        needs: &[
+            (&kind::DAEMON_SET, Wake::Own),
+            (&kind::POD, Wake::Owner(&kind::DAEMON_SET)),
+            (&kind::NODE, Wake::By(daemon_set::sets_of_node)),
+            (&kind::CONTROLLER_REVISION, Wake::Owner(&kind::DAEMON_SET)),
+        ],
+        keys: |view| view.daemon_sets.keys(),
+        reconcile: daemon_set::reconcile,
+        ..BASE
+    },
+    Controller {
+        name: "statefulset-controller",
+        needs: &[
+            (&kind::STATEFUL_SET, Wake::Own),
+            (&kind::POD, Wake::Owner(&kind::STATEFUL_SET)),
+            (&kind::PERSISTENT_VOLUME_CLAIM, Wake::By(stateful_set::sets_of_claim)),
+            (&kind::CONTROLLER_REVISION, Wake::Owner(&kind::STATEFUL_SET)),
+        ],
+        keys: |view| view.stateful_sets.keys(),
+        reconcile: stateful_set::reconcile,
+        ..BASE
+    },
+    Controller {
+        name: "job-controller",
+        needs: &[(&kind::JOB, Wake::Own), (&kind::POD, Wake::By(job::of_pod))],
+        keys: |view| view.jobs.keys(),
+        reconcile: job::reconcile,
+        ..BASE
+    },
+    Controller {
+        name: "ttl-after-finished-controller",
+        needs: &[(&kind::JOB, Wake::Own)],
+        keys: |view| view.jobs.keys(),
+        reconcile: job::reconcile_ttl,
+        ..BASE
+    },
+    Controller {
+        name: "cronjob-controller",
+        needs: &[(&kind::CRON_JOB, Wake::Own), (&kind::JOB, Wake::Owner(&kind::CRON_JOB))],
+        keys: |view| view.cron_jobs.keys(),
+        reconcile: cron_job::reconcile,
         ..BASE
     },
     Controller {

@@ -15,9 +15,12 @@ pub mod view;
 pub mod wake;
 
 pub mod approval;
+pub mod cron_job;
+pub mod daemon_set;
 pub mod deployment;
 pub mod endpoints;
 pub mod garbage;
+pub mod job;
 pub mod lifecycle;
 pub mod membership;
 pub mod namespace;
@@ -25,8 +28,11 @@ pub mod pod_gc;
 pub mod replica_set;
 pub mod scaling;
 pub mod scheduler;
+pub mod stateful_set;
 
+mod family;
 mod hash;
+mod placement;
 mod rollout;
 
 #[cfg(test)]

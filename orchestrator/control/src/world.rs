@@ -178,9 +178,15 @@ impl World {
                 continue;
             }
             if pod.metadata.is_deleting() {
-                self.remove(&kind::POD, ns, name);
+                if pod.metadata.finalizers.is_empty() {
+                    self.remove(&kind::POD, ns, name);
+                } else if !pod.is_finished() {
+                    self.change(&kind::POD, ns, name, &json!({"status": {"phase": "Failed"}}));
+                } else {
+                    continue;
+                }
                 any = true;
-            } else if !pod.is_ready() {
+            } else if !pod.is_ready() && !pod.is_finished() {
                 let ready = objects::Condition::new("Ready", true, "", "");
                 let address = format!("172.20.0.{}", self.serial % 250);
                 let status = json!({"phase": "Running", "podIP": address, "conditions": [ready]});
@@ -348,7 +354,8 @@ impl World {
         }
         let bound = object["spec"]["nodeName"].as_str().is_some_and(|name| !name.is_empty());
         let waits = object["metadata"]["finalizers"].as_array().is_some_and(|all| !all.is_empty());
-        if waits || (bound && grace_seconds != Some(0)) {
+        let ended = matches!(object["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
+        if waits || (bound && !ended && grace_seconds != Some(0)) {
             let ends = self.now.saturating_add(SignedDuration::from_secs(30)).unwrap();
             let patch = json!({"metadata": {"deletionTimestamp": objects::Time::from(ends)}});
             self.change(target.kind, &target.namespace, &target.name, &patch);
@@ -362,7 +369,9 @@ impl World {
         let key = (target.kind.plural, target.namespace.clone(), target.name.clone());
         let Some((_, object)) = self.objects.get(&key) else { return };
         let meta = &object["metadata"];
-        let pod = target.kind.kind == "Pod";
+        let ended = matches!(object["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
+        let bound = object["spec"]["nodeName"].as_str().is_some_and(|name| !name.is_empty());
+        let pod = target.kind.kind == "Pod" && bound && !ended;
         let waits = meta["finalizers"].as_array().is_some_and(|all| !all.is_empty());
         if !meta["deletionTimestamp"].is_null() && !waits && !pod {
             self.objects.remove(&key);

@@ -1,0 +1,121 @@
+use serde_json::Value;
+
+use super::*;
+use crate::world::{World, merge};
+
+fn world(patch: Value) -> World {
+    let mut world = World::default();
+    world.now = "2026-01-01T00:00:30Z".parse().unwrap();
+    world.add_node("a", "r1");
+    let mut spec = json!({
+        "schedule": "*/10 * * * *",
+        "concurrencyPolicy": "Allow",
+        "jobTemplate": {"spec": {
+            "completions": 1, "parallelism": 1,
+            "selector": {"matchLabels": {"job": "w"}},
+            "template": {
+                "metadata": {"labels": {"job": "w"}},
+                "spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "one"}]},
+            },
+        }},
+    });
+    merge(&mut spec, &patch);
+    world.add(
+        &kind::CRON_JOB,
+        json!({
+            "apiVersion": "batch/v1", "kind": "CronJob",
+            "metadata": {"name": "tick", "namespace": "n"},
+            "spec": spec,
+        }),
+    );
+    world.settle(&[]);
+    world
+}
+
+fn jobs(world: &World) -> Vec<String> {
+    world
+        .all::<Job>()
+        .into_iter()
+        .filter_map(|job| job.metadata.annotation(SCHEDULED).map(str::to_owned))
+        .collect()
+}
+
+/// Ends every job without its pods.
+fn finish(world: &mut World, kind_: &str) {
+    for job in world.all::<Job>().iter().filter(|job| job.finished().is_none()) {
+        let at = objects::Time::from(world.now);
+        let status = json!({"status": {
+            "completionTime": at,
+            "startTime": at,
+            "conditions": [{"type": kind_, "status": "True", "lastTransitionTime": at}],
+        }});
+        world.change(&kind::JOB, "n", &job.metadata.name, &status);
+    }
+    world.settle(&[]);
+}
+
+#[test]
+fn a_job_is_made_when_it_is_due() {
+    let mut world = world(json!({"timeZone": "Europe/Berlin"}));
+    assert!(jobs(&world).is_empty());
+    world.pass(600, &[]);
+    assert_eq!(jobs(&world), ["2026-01-01T01:10:00+01:00"]);
+    let cron = world.all::<CronJob>()[0].clone();
+    assert_eq!(cron.status.active.len(), 1);
+    assert_eq!(cron.status.last_schedule_time.unwrap().to_string(), "2026-01-01T00:10:00Z");
+    finish(&mut world, "Complete");
+    let cron = world.all::<CronJob>()[0].clone();
+    assert!(cron.status.active.is_empty() && cron.status.last_successful_time.is_some());
+}
+
+#[test]
+fn of_missed_runs_only_the_latest_is_made_up() {
+    let mut world = world(json!({"suspend": true}));
+    world.pass(3600, &[]);
+    assert!(jobs(&world).is_empty());
+    world.change(&kind::CRON_JOB, "n", "tick", &json!({"spec": {"suspend": false}}));
+    world.settle(&[]);
+    assert_eq!(jobs(&world), ["2026-01-01T01:00:00+00:00"]);
+}
+
+#[test]
+fn a_run_that_would_start_too_late_is_left_out() {
+    let mut world = world(json!({"suspend": true, "startingDeadlineSeconds": 10}));
+    world.pass(900, &[]);
+    world.change(&kind::CRON_JOB, "n", "tick", &json!({"spec": {"suspend": false}}));
+    world.settle(&[]);
+    assert!(jobs(&world).is_empty());
+}
+
+#[test]
+fn jobs_run_beside_each_other_only_if_they_may() {
+    for (policy, expected) in [("Allow", 2), ("Forbid", 1), ("Replace", 1)] {
+        let mut world = world(json!({"concurrencyPolicy": policy}));
+        world.pass(1200, &[]);
+        let all = jobs(&world);
+        assert_eq!(all.len(), expected, "{policy}");
+        let last = if policy == "Forbid" {
+            "2026-01-01T00:10:00+00:00"
+        } else {
+            "2026-01-01T00:20:00+00:00"
+        };
+        assert_eq!(all.last().unwrap(), last, "{policy}");
+    }
+}
+
+#[test]
+fn ended_jobs_are_kept_as_many_as_asked() {
+    let mut world = world(json!({"successfulJobsHistoryLimit": 2, "failedJobsHistoryLimit": 0}));
+    for end in ["Complete", "Complete", "Failed", "Complete"] {
+        world.pass(600, &[]);
+        finish(&mut world, end);
+    }
+    assert_eq!(jobs(&world), ["2026-01-01T00:20:00+00:00", "2026-01-01T00:40:00+00:00"]);
+}
+
+#[test]
+fn a_broken_schedule_does_nothing() {
+    let mut world = world(json!({"schedule": "often"}));
+    world.pass(600, &[]);
+    assert!(jobs(&world).is_empty());
+}
