@@ -12,8 +12,9 @@ use crate::lifecycle::Heartbeats;
 use crate::view::{Key, View};
 use crate::wake::{Touch, Wake, Woken, nodes_of_pod, same_name};
 use crate::{
-    approval, cron_job, daemon_set, deployment, endpoints, garbage, job, lifecycle, membership,
-    namespace, pod_gc, replica_set, stateful_set,
+    aggregation, approval, budget, cron_job, daemon_set, deployment, endpoints, garbage, job,
+    lifecycle, membership, namespace, pod_gc, replica_set, service_account, stateful_set,
+    volume_binder,
 };
 
 /// One controller: what it looks at and what it does about one key.
@@ -290,6 +291,76 @@ pub static CONTROLLERS: &[Controller] = &[
         needs: &[(&kind::NAMESPACE, Wake::Own)],
         keys: |view| view.namespaces.keys(),
         reconcile: namespace::reconcile,
+        ..BASE
+    },
+    Controller {
+        name: "serviceaccount-controller",
+        needs: &[
+            (&kind::NAMESPACE, Wake::Own),
+            (&kind::SERVICE_ACCOUNT, Wake::By(service_account::namespace_of)),
+        ],
+        keys: |view| view.namespaces.keys(),
+        reconcile: service_account::reconcile,
+        ..BASE
+    },
+    Controller {
+        name: "root-ca-certificate-publisher-controller",
+        needs: &[
+            (&kind::NAMESPACE, Wake::Own),
+            (&kind::CONFIG_MAP, Wake::By(service_account::namespace_of)),
+        ],
+        keys: |view| view.namespaces.keys(),
+        reconcile: service_account::reconcile_root_ca,
+        ..BASE
+    },
+    Controller {
+        name: "clusterrole-aggregation-controller",
+        needs: &[(&kind::CLUSTER_ROLE, Wake::Every)],
+        keys: |view| view.cluster_roles.keys(),
+        reconcile: aggregation::reconcile,
+        ..BASE
+    },
+    Controller {
+        name: "disruption-controller",
+        needs: &[
+            (&kind::POD_DISRUPTION_BUDGET, Wake::Own),
+            (&kind::POD, Wake::By(budget::of_pod)),
+            (&kind::REPLICA_SET, Wake::Namespace),
+            (&kind::STATEFUL_SET, Wake::Namespace),
+            (&kind::REPLICATION_CONTROLLER, Wake::Namespace),
+        ],
+        keys: |view| view.budgets.keys(),
+        reconcile: budget::reconcile,
+        ..BASE
+    },
+    Controller {
+        name: "persistentvolumeclaim-binder-controller",
+        needs: &[
+            (&kind::PERSISTENT_VOLUME_CLAIM, Wake::Own),
+            (&kind::PERSISTENT_VOLUME, Wake::By(volume_binder::claims_of_volume)),
+            (&kind::POD, Wake::By(volume_binder::claims_of_pod)),
+            (&kind::STORAGE_CLASS, Wake::Every),
+            (&kind::NODE, Wake::Never),
+        ],
+        keys: |view| view.claims.keys(),
+        reconcile: volume_binder::reconcile_claim,
+        ..BASE
+    },
+    Controller {
+        name: "persistentvolume-binder-controller",
+        needs: &[
+            (&kind::PERSISTENT_VOLUME, Wake::Own),
+            (&kind::PERSISTENT_VOLUME_CLAIM, Wake::By(volume_binder::volumes_of_claim)),
+        ],
+        keys: |view| view.volumes.keys(),
+        reconcile: volume_binder::reconcile_volume,
+        ..BASE
+    },
+    Controller {
+        name: "ephemeral-volume-controller",
+        needs: &[(&kind::POD, Wake::Own), (&kind::PERSISTENT_VOLUME_CLAIM, Wake::Never)],
+        keys: |view| view.pods.keys(),
+        reconcile: volume_binder::reconcile_ephemeral,
         ..BASE
     },
     Controller {

@@ -14,7 +14,9 @@ pub mod controller;
 pub mod view;
 pub mod wake;
 
+pub mod aggregation;
 pub mod approval;
+pub mod budget;
 pub mod cron_job;
 pub mod daemon_set;
 pub mod deployment;
@@ -28,7 +30,9 @@ pub mod pod_gc;
 pub mod replica_set;
 pub mod scaling;
 pub mod scheduler;
+pub mod service_account;
 pub mod stateful_set;
+pub mod volume_binder;
 
 mod family;
 mod hash;

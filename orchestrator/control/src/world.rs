@@ -35,13 +35,6 @@ pub(crate) fn merge(target: &mut Value, patch: &Value) {
     }
 }
 
-/// Puts top-level fields over others.
-fn merge_fields(target: &mut Value, over: &Value) {
-    for (name, value) in over.as_object().unwrap() {
-        target[name.as_str()] = value.clone();
-    }
-}
-
 /// Any object, as far as garbage collection looks at it.
 #[derive(Debug)]
 struct Loose {
@@ -281,11 +274,16 @@ impl World {
             }
             Action::Replace { target, object, .. } => {
                 assert!(self.holds(&target), "stale write of {target:?}");
-                // A PUT takes away what it does not name; a merge needs that said.
+                // A PUT takes away what it does not name: clear, then merge.
                 let key = (target.kind.plural, target.namespace.clone(), target.name.clone());
-                let fields = self.objects[&key].1.as_object().unwrap().keys();
-                let mut whole: Value = fields.map(|name| (name.clone(), Value::Null)).collect();
-                merge_fields(&mut whole, &object);
+                let whole = *object;
+                if let Some((_, had)) = self.objects.get_mut(&key) {
+                    let generation = had["metadata"]["generation"].clone();
+                    let spec = had["spec"].clone();
+                    *had = whole.clone();
+                    had["metadata"]["generation"] = generation;
+                    had["spec"] = spec;
+                }
                 self.change(target.kind, &target.namespace, &target.name, &whole);
             }
             Action::Delete { target, grace_seconds, note } => {

@@ -70,6 +70,7 @@ impl Config {
         Settings {
             node_monitor_grace_period: seconds(self.timings.node_monitor_grace_period_seconds),
             pod_eviction_timeout: seconds(self.timings.pod_eviction_timeout_seconds),
+            root_ca: std::fs::read_to_string(&self.ca_cert).unwrap_or_default(),
             ..Settings::default()
         }
     }

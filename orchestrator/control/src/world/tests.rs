@@ -181,7 +181,7 @@ fn check_rest(world: &mut World) -> Result<(), TestCaseError> {
 #[test]
 fn whatever_happens_the_cluster_comes_to_rest_as_declared() {
     let config =
-        ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() };
+        ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() };
     proptest!(config, |(life in proptest::collection::vec(happening(), 0..60))| {
         let mut world = start();
         let mut silent = Vec::new();
