@@ -9,12 +9,13 @@ use objects::kind::{self, Kind};
 use crate::action::Steps;
 use crate::garbage::Graph;
 use crate::lifecycle::Heartbeats;
+use crate::scaling::Recommendations;
 use crate::view::{Key, View};
 use crate::wake::{Touch, Wake, Woken, nodes_of_pod, same_name};
 use crate::{
-    aggregation, approval, budget, cron_job, daemon_set, deployment, endpoints, garbage, job,
-    lifecycle, membership, namespace, pod_gc, replica_set, service_account, stateful_set,
-    volume_binder,
+    aggregation, approval, autoscaler, budget, cron_job, daemon_set, deployment, endpoints,
+    garbage, job, lifecycle, load_balancer, membership, namespace, pod_gc, quota, replica_set,
+    service_account, stateful_set, volume_binder,
 };
 
 /// One controller: what it looks at and what it does about one key.
@@ -42,6 +43,8 @@ pub enum Remembers {
     Heartbeats,
     /// Who belongs to whom.
     Graph,
+    /// What autoscalers' metrics asked for.
+    Scaling,
 }
 
 /// What changed since a controller last looked.
@@ -59,6 +62,7 @@ pub struct News {
 pub struct Memory {
     heartbeats: Heartbeats,
     graph: Arc<Graph>,
+    scaling: Recommendations,
 }
 
 impl Controller {
@@ -116,6 +120,9 @@ impl Controller {
             let changed: Vec<Key> = keys.iter().cloned().collect();
             let some = (!everywhere).then_some(changed.as_slice());
             memory.heartbeats.observe(view, some, now);
+        }
+        if self.remembers == Remembers::Scaling {
+            memory.scaling.observe(view, now);
         }
         keys
     }
@@ -291,6 +298,46 @@ pub static CONTROLLERS: &[Controller] = &[
         needs: &[(&kind::NAMESPACE, Wake::Own)],
         keys: |view| view.namespaces.keys(),
         reconcile: namespace::reconcile,
+        ..BASE
+    },
+    Controller {
+        name: "service-lb-controller",
+        needs: &[(&kind::SERVICE, Wake::Every)],
+        keys: |view| view.services.keys(),
+        reconcile: load_balancer::reconcile,
+        ..BASE
+    },
+    Controller {
+        name: "resourcequota-controller",
+        needs: &[
+            (&kind::RESOURCE_QUOTA, Wake::Namespace),
+            (&kind::POD, Wake::Namespace),
+            (&kind::SERVICE, Wake::Namespace),
+            (&kind::CONFIG_MAP, Wake::Namespace),
+            (&kind::PERSISTENT_VOLUME_CLAIM, Wake::Namespace),
+            (&kind::REPLICATION_CONTROLLER, Wake::Namespace),
+            (&kind::DEPLOYMENT, Wake::Namespace),
+            (&kind::REPLICA_SET, Wake::Namespace),
+            (&kind::STATEFUL_SET, Wake::Namespace),
+            (&kind::JOB, Wake::Namespace),
+            (&kind::CRON_JOB, Wake::Namespace),
+        ],
+        keys: |view| view.quotas.keys(),
+        reconcile: quota::reconcile,
+        ..BASE
+    },
+    Controller {
+        name: "horizontal-pod-autoscaler-controller",
+        needs: &[
+            (&kind::HORIZONTAL_POD_AUTOSCALER, Wake::Own),
+            (&kind::DEPLOYMENT, Wake::Never),
+            (&kind::REPLICA_SET, Wake::Never),
+            (&kind::STATEFUL_SET, Wake::Never),
+            (&kind::POD, Wake::Never),
+        ],
+        keys: |view| view.autoscalers.keys(),
+        reconcile: autoscaler::reconcile,
+        remembers: Remembers::Scaling,
         ..BASE
     },
     Controller {

@@ -28,6 +28,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         timings,
         controllers: manager::Choice::default(),
         metrics: manager::Metrics::default(),
+        load_balancer_pools: Vec::new(),
         scheduler: control::scheduler::Config::default(),
     };
     let stop = CancellationToken::new();

@@ -7,7 +7,8 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use control::action::{Action, Note, Target};
-use control::controller::Controller;
+use control::controller::{Controller, Remembers};
+use control::scaling::Observed;
 use control::view::View;
 use futures_util::StreamExt;
 use futures_util::stream;
@@ -22,6 +23,7 @@ use tracing::{debug, warn};
 use crate::event::Events;
 use crate::hub::{Hub, Pending};
 use crate::signer::{Signer, SignerError};
+use crate::usage;
 
 /// Writes of one round under way at a time: enough for the server to commit them in groups.
 const AT_ONCE: usize = 32;
@@ -78,7 +80,14 @@ impl Gone {
 
 impl Hand {
     /// Adds to a view what is no object: what pods use, for those who scale by it.
-    pub(crate) async fn look_around(&self, _controller: &Controller, _view: &mut View) {}
+    pub(crate) async fn look_around(&self, controller: &Controller, view: &mut View) {
+        if controller.remembers != Remembers::Scaling || view.autoscalers.is_empty() {
+            return;
+        }
+        // Without metrics autoscalers say so themselves.
+        let usage = usage::observe(&self.client).await.unwrap_or_default();
+        view.observed = Arc::new(Observed { usage, ..Observed::default() });
+    }
 
     /// Carries out the steps of a round side by side; failures are reported here.
     pub(crate) async fn carry_out_all(

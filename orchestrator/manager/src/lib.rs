@@ -18,6 +18,7 @@ mod leader;
 mod metrics;
 mod scheduling;
 mod signer;
+mod usage;
 mod worker;
 
 use std::path::PathBuf;
@@ -60,6 +61,8 @@ pub struct Config {
     pub controllers: Choice,
     /// Where they count what they do.
     pub metrics: Metrics,
+    /// Ranges that services of type `LoadBalancer` get addresses from.
+    pub load_balancer_pools: Vec<ipnet::IpNet>,
     /// How the scheduler is set up.
     pub scheduler: control::scheduler::Config,
 }
@@ -70,9 +73,16 @@ impl Config {
         Settings {
             node_monitor_grace_period: seconds(self.timings.node_monitor_grace_period_seconds),
             pod_eviction_timeout: seconds(self.timings.pod_eviction_timeout_seconds),
-            root_ca: std::fs::read_to_string(&self.ca_cert).unwrap_or_default(),
+            load_balancer_pools: self.load_balancer_pools.clone(),
+            root_ca: self.root_ca(),
             ..Settings::default()
         }
+    }
+
+    /// The authority's certificate, to be published; empty without one.
+    fn root_ca(&self) -> String {
+        let path = self.authority.as_ref().map(|one| &one.cert);
+        path.and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default()
     }
 
     /// Our name among managers: the same after a restart, or the restart would wait for the
@@ -153,7 +163,9 @@ pub async fn run(stop: CancellationToken, config: Config) -> Result<(), RunError
 /// How long a loop gathers wake-ups: longer where they are mostly other loops' echoes.
 fn settle(controller: &str) -> Duration {
     match controller {
-        "garbage-collector" => Duration::from_millis(200),
+        "garbage-collector" | "resourcequota-controller" => Duration::from_millis(200),
+        // Each round asks for the metrics of all pods.
+        "horizontal-pod-autoscaler-controller" => Duration::from_secs(5),
         "node-controller" => Duration::from_millis(50),
         _ => Pace::default().settle,
     }

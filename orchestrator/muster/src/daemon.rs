@@ -61,6 +61,7 @@ fn manager_config(
         },
         controllers: manager::Choice::parse(&args.controllers)?,
         metrics: manager::Metrics::default(),
+        load_balancer_pools: Vec::new(),
         scheduler: read.transpose()?.unwrap_or_default(),
     })
 }

@@ -168,3 +168,38 @@ async fn a_broken_object_is_left_out_and_stops_nothing() {
     ];
     assert_eq!(run::<Strict>(script, 7).await, ["n/c"]);
 }
+
+#[test]
+fn followers_see_each_change_once_and_start_over_after_a_new_list() {
+    let state = State { objects: Snapshot::default(), journal: VecDeque::new(), first: 1 };
+    let shared = Shared { state: RwLock::new(state), seen: watch::channel(0).0 };
+    let cache: Cache<Value> = Cache { shared: Arc::new(shared) };
+    let (mut early, mut late) = (0, 0);
+    assert!(matches!(cache.changes_since(&mut early), Changes::Everything(all) if all.is_empty()));
+    let key = || Key::new("n", "a");
+    cache.shared.set(key(), Some(Arc::new(json!(1))));
+    cache.shared.set(key(), Some(Arc::new(json!(2))));
+    cache.shared.set(key(), None);
+    let told = |changes: Changes<Value>| match changes {
+        Changes::These(all) => all
+            .into_iter()
+            .map(|one| (one.before.map(|v| v.to_string()), one.after.map(|v| v.to_string())))
+            .collect(),
+        Changes::Everything(_) => vec![],
+    };
+    let some = |number: i64| Some(number.to_string());
+    let expected = [(None, some(1)), (some(1), some(2)), (some(2), None)];
+    assert_eq!(told(cache.changes_since(&mut early)), expected);
+    assert_eq!(told(cache.changes_since(&mut early)), []);
+    assert!(matches!(cache.changes_since(&mut late), Changes::Everything(_)));
+    cache.shared.replace([(key(), Arc::new(json!(3)))].into());
+    assert!(matches!(cache.changes_since(&mut early), Changes::Everything(all) if all.len() == 1));
+    for number in 0..JOURNAL {
+        cache.shared.set(key(), Some(Arc::new(json!(number))));
+    }
+    assert!(matches!(cache.changes_since(&mut early), Changes::These(all) if all.len() == JOURNAL));
+    for number in 0..=JOURNAL {
+        cache.shared.set(key(), Some(Arc::new(json!(number))));
+    }
+    assert!(matches!(cache.changes_since(&mut early), Changes::Everything(_)), "too far behind");
+}

@@ -1,0 +1,486 @@
+//! Scales workloads by what their pods use.
+//!
+//! Spec: upstream's horizontal pod autoscaler, v2: CPU and memory of pods or of one container,
+//! as utilisation of what is asked for or as an average; pods that are not ready or not
+//! measured are assumed to damp a change; tolerance; behaviour with stabilisation windows and
+//! policies. *Limits*: metrics of objects, pods and the outside world are not served by us.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use jiff::{SignedDuration, Timestamp};
+use objects::condition::{Condition, set_condition};
+use objects::kind::{self, Kind};
+use objects::meta::ObjectMeta;
+use objects::pod::Pod;
+use objects::policy::{HorizontalPodAutoscaler, MetricSpec, ResourceMetric, ScalingRules};
+use objects::selector::Selector;
+use objects::time::Time;
+use serde_json::{Value, json};
+
+use crate::action::{Action, Note, Steps, Target};
+use crate::family;
+use crate::scaling::Usage;
+use crate::view::{Key, View};
+
+/// How often a workload is looked at; upstream's.
+const PERIOD: SignedDuration = SignedDuration::from_secs(15);
+/// A change smaller than this share is none, in thousandths; upstream's.
+const TOLERANCE: i64 = 100;
+/// Calm before shrinking, when the autoscaler does not say; upstream's.
+const CALM: i64 = 300;
+
+/// What is scaled.
+struct Scaled<'a> {
+    kind: &'static Kind,
+    meta: &'a ObjectMeta,
+    replicas: i64,
+    selector: Selector,
+}
+
+/// What one metric says.
+struct Reading {
+    wanted: i64,
+    current: Value,
+}
+
+/// Plans the steps for one autoscaler.
+#[must_use]
+pub fn reconcile(view: &View, key: &Key, now: Timestamp) -> Steps {
+    let mut steps = Steps::none();
+    let Some(scaler) = view.autoscalers.get(&key.namespace, &key.name) else { return steps };
+    if scaler.metadata.is_deleting() {
+        return steps;
+    }
+    steps.look_again(now.saturating_add(PERIOD).unwrap_or(now));
+    let mut status = scaler.status.clone();
+    status.observed_generation = Some(scaler.metadata.generation);
+    let mut say = |kind: &str, good: bool, reason: &str, message: &str| {
+        set_condition(&mut status.conditions, Condition::new(kind, good, reason, message), now);
+    };
+    let mut resized = None;
+    match scaled(view, scaler) {
+        None => say(
+            "AbleToScale",
+            false,
+            "FailedGetScale",
+            "the HPA controller was unable to get the target's current scale",
+        ),
+        Some(target) if target.replicas == 0 && scaler.spec.min_replicas != Some(0) => {
+            say(
+                "AbleToScale",
+                true,
+                "SucceededGetScale",
+                "the HPA controller was able to get the target's current scale",
+            );
+            say(
+                "ScalingActive",
+                false,
+                "ScalingDisabled",
+                "scaling is disabled since the replica count of the target is zero",
+            );
+        }
+        Some(target) => {
+            say(
+                "AbleToScale",
+                true,
+                "SucceededGetScale",
+                "the HPA controller was able to get the target's current scale",
+            );
+            let readings = readings(view, scaler, &target);
+            match readings.iter().map(|one| one.wanted).max() {
+                None => say(
+                    "ScalingActive",
+                    false,
+                    "FailedGetResourceMetric",
+                    "the HPA was unable to compute the replica count: no metrics of its pods are known",
+                ),
+                Some(wanted) => {
+                    say(
+                        "ScalingActive",
+                        true,
+                        "ValidMetricFound",
+                        "the HPA was able to successfully calculate a replica count from a resource metric",
+                    );
+                    let goal = settle(view, scaler, target.replicas, wanted, now);
+                    let (least, most) = limits(scaler);
+                    let limited = if wanted > most {
+                        (
+                            "TooManyReplicas",
+                            "the desired replica count is more than the maximum replica count",
+                        )
+                    } else if wanted < least {
+                        (
+                            "TooFewReplicas",
+                            "the desired replica count is less than the minimum replica count",
+                        )
+                    } else {
+                        ("DesiredWithinRange", "the desired count is within the acceptable range")
+                    };
+                    say("ScalingLimited", limited.0 != "DesiredWithinRange", limited.0, limited.1);
+                    resized = Some((goal, target, readings));
+                }
+            }
+        }
+    }
+    if let Some((goal, target, readings)) = resized {
+        status.current_replicas = Some(target.replicas);
+        status.desired_replicas = Some(goal);
+        status.current_metrics = readings.into_iter().map(|one| one.current).collect();
+        if goal != target.replicas {
+            status.last_scale_time = Some(Time::from(now));
+            let about = Target::of(&**scaler);
+            let message = format!("New size: {goal}; reason: resource utilization");
+            let note = Note::normal(&about, "SuccessfulRescale", message);
+            let object = Target::of_kind(target.kind, target.meta);
+            steps.push(Action::patch(object, json!({"spec": {"replicas": goal}})).telling(note));
+        }
+    }
+    if status != scaler.status {
+        let body = json!({
+            "observedGeneration": status.observed_generation,
+            "lastScaleTime": status.last_scale_time,
+            "currentReplicas": status.current_replicas.unwrap_or(0),
+            "desiredReplicas": status.desired_replicas.unwrap_or(0),
+            "currentMetrics": status.current_metrics,
+            "conditions": status.conditions,
+        });
+        steps.push(Action::patch_status(Target::of(&**scaler), body));
+    }
+    steps
+}
+
+/// What the metrics ask for, before limits and calm; `None` when nothing is known.
+#[must_use]
+pub fn recommend(view: &View, scaler: &HorizontalPodAutoscaler) -> Option<i64> {
+    let target = scaled(view, scaler)?;
+    let readings = readings(view, scaler, &target);
+    let (least, most) = limits(scaler);
+    readings.into_iter().map(|one| one.wanted).max().map(|wanted| wanted.clamp(least, most))
+}
+
+fn limits(scaler: &HorizontalPodAutoscaler) -> (i64, i64) {
+    let most = scaler.spec.max_replicas.max(1);
+    (scaler.spec.min_replicas.unwrap_or(1).clamp(0, most), most)
+}
+
+fn scaled<'a>(view: &'a View, scaler: &HorizontalPodAutoscaler) -> Option<Scaled<'a>> {
+    let target = &scaler.spec.scale_target_ref;
+    let (ns, name) = (&scaler.metadata.namespace, &target.name);
+    let of = |kind, meta, replicas: Option<i64>, selector: Option<&objects::LabelSelector>| {
+        let selector = family::selector(selector)?;
+        Some(Scaled { kind, meta, replicas: replicas.unwrap_or(1), selector })
+    };
+    match target.kind.as_str() {
+        "Deployment" => {
+            let one = view.deployments.get(ns, name)?;
+            of(&kind::DEPLOYMENT, &one.metadata, one.spec.replicas, one.spec.selector.as_ref())
+        }
+        "ReplicaSet" => {
+            let one = view.replica_sets.get(ns, name)?;
+            of(&kind::REPLICA_SET, &one.metadata, one.spec.replicas, one.spec.selector.as_ref())
+        }
+        "StatefulSet" => {
+            let one = view.stateful_sets.get(ns, name)?;
+            of(&kind::STATEFUL_SET, &one.metadata, one.spec.replicas, one.spec.selector.as_ref())
+        }
+        _ => None,
+    }
+}
+
+fn readings(view: &View, scaler: &HorizontalPodAutoscaler, target: &Scaled<'_>) -> Vec<Reading> {
+    let pods = view.pods.inside(&scaler.metadata.namespace);
+    let pods: Vec<&Arc<Pod>> = pods
+        .filter(|pod| {
+            !pod.is_finished()
+                && !pod.metadata.is_deleting()
+                && target.selector.matches(&pod.metadata.labels)
+        })
+        .collect();
+    // An autoscaler without metrics goes by 80 % of the CPU asked for, as upstream's default.
+    let default = [default_metric()];
+    let metrics = if scaler.spec.metrics.is_empty() { &default[..] } else { &scaler.spec.metrics };
+    metrics.iter().filter_map(|one| read(view, scaler, target, &pods, one)).collect()
+}
+
+fn default_metric() -> MetricSpec {
+    let mut metric = ResourceMetric { name: "cpu".to_owned(), ..ResourceMetric::default() };
+    metric.target.average_utilization = Some(80);
+    MetricSpec { kind: "Resource".to_owned(), resource: Some(metric), ..MetricSpec::default() }
+}
+
+/// What one metric asks for; `None` when none of the pods is measured.
+fn read(
+    view: &View,
+    scaler: &HorizontalPodAutoscaler,
+    target: &Scaled<'_>,
+    pods: &[&Arc<Pod>],
+    spec: &MetricSpec,
+) -> Option<Reading> {
+    let metric = spec.resource.as_ref().or(spec.container_resource.as_ref())?;
+    let container = (!metric.container.is_empty()).then_some(metric.container.as_str());
+    let (mut used, mut asked, mut measured) = (0_i64, 0_i64, 0_i64);
+    let (mut missing, mut unready, mut spare) = (0_i64, 0_i64, 0_i64);
+    for pod in pods {
+        let own = request(pod, &metric.name, container);
+        let key = (pod.metadata.namespace.clone(), pod.metadata.name.clone());
+        let usage =
+            view.observed.usage.get(&key).and_then(|one| usage(one, &metric.name, container));
+        match usage {
+            // A pod on its way up burns what it will not burn later.
+            _ if metric.name == "cpu" && !pod.is_ready() => {
+                unready += 1;
+                spare += own;
+            }
+            None => {
+                missing += 1;
+                spare += own;
+            }
+            Some(amount) => {
+                used = used.saturating_add(amount);
+                asked = asked.saturating_add(own);
+                measured += 1;
+            }
+        }
+    }
+    if measured == 0 {
+        return None;
+    }
+    // Everything in thousandths of "as wanted".
+    let aim = metric
+        .target
+        .average_value
+        .as_ref()
+        .map(|one| if metric.name == "cpu" { one.milli_value() } else { one.value() });
+    let percent = metric.target.average_utilization.unwrap_or(80).max(1);
+    let ratio = |used: i64, asked: i64, count: i64| match aim {
+        Some(aim) => share(used, aim.max(1).saturating_mul(count.max(1))),
+        None => share(used.saturating_mul(100), asked.max(1).saturating_mul(percent)),
+    };
+    if aim.is_none() && asked == 0 {
+        return None;
+    }
+    let first = ratio(used, asked, measured);
+    let others = missing + unready;
+    let (second, count) = if others == 0 {
+        (first, measured)
+    } else if first < 1000 {
+        // Shrinking: the unmeasured might be as busy as wanted.
+        let full = aim.map_or(spare.saturating_mul(percent) / 100, |aim| aim * missing);
+        (ratio(used.saturating_add(full), asked + spare, measured + others), measured + others)
+    } else {
+        // Growing: they might be idle.
+        (ratio(used, asked + spare, measured + others), measured + others)
+    };
+    let borne = |rules: Option<&ScalingRules>| {
+        rules.and_then(|one| one.tolerance.as_ref()).map_or(TOLERANCE, |one| one.milli_value())
+    };
+    let behavior = scaler.spec.behavior.as_ref();
+    let (up, down) = (
+        borne(behavior.and_then(|one| one.scale_up.as_ref())),
+        borne(behavior.and_then(|one| one.scale_down.as_ref())),
+    );
+    let turned = (first < 1000) != (second < 1000);
+    let small = |ratio: i64| ratio <= 1000 + up && ratio >= 1000 - down;
+    let wanted = if small(first) || small(second) || turned {
+        target.replicas
+    } else {
+        // Rounded up: a part of a pod is a pod.
+        second.saturating_mul(count).saturating_add(999) / 1000
+    };
+    Some(Reading { wanted, current: current(spec, metric, used, asked, measured) })
+}
+
+fn share(part: i64, whole: i64) -> i64 {
+    part.saturating_mul(1000) / whole.max(1)
+}
+
+fn current(spec: &MetricSpec, metric: &ResourceMetric, used: i64, asked: i64, count: i64) -> Value {
+    let average = used / count.max(1);
+    let average = if metric.name == "cpu" { format!("{average}m") } else { average.to_string() };
+    let mut now = json!({"averageValue": average});
+    if metric.target.average_utilization.is_some()
+        && asked > 0
+        && let Some(fields) = now.as_object_mut()
+    {
+        fields.insert("averageUtilization".to_owned(), json!(used.saturating_mul(100) / asked));
+    }
+    if spec.container_resource.is_some() {
+        let (name, container) = (&metric.name, &metric.container);
+        return json!({"type": "ContainerResource", "containerResource": {"name": name, "container": container, "current": now}});
+    }
+    json!({"type": "Resource", "resource": {"name": metric.name, "current": now}})
+}
+
+fn request(pod: &Pod, resource: &str, container: Option<&str>) -> i64 {
+    let all =
+        pod.spec.containers.iter().filter(|one| container.is_none_or(|name| name == one.name));
+    all.filter_map(|one| one.resources.requests.get(resource))
+        .map(|one| if resource == "cpu" { one.milli_value() } else { one.value() })
+        .sum()
+}
+
+fn usage(usage: &Usage, resource: &str, container: Option<&str>) -> Option<i64> {
+    let all = usage.containers.iter();
+    let mut all = all.filter(|(name, _)| container.is_none_or(|wanted| wanted == *name)).peekable();
+    all.peek()?;
+    Some(all.filter_map(|(_, amounts): (_, &BTreeMap<String, i64>)| amounts.get(resource)).sum())
+}
+
+/// Applies limits, calm and pace to what the metrics ask for.
+fn settle(
+    view: &View,
+    scaler: &HorizontalPodAutoscaler,
+    now_has: i64,
+    wanted: i64,
+    now: Timestamp,
+) -> i64 {
+    let (least, most) = limits(scaler);
+    let behavior = scaler.spec.behavior.as_ref();
+    let up = behavior.and_then(|one| one.scale_up.as_ref());
+    let down = behavior.and_then(|one| one.scale_down.as_ref());
+    let wanted = wanted.clamp(least, most);
+    let window = |rules: Option<&ScalingRules>, default| {
+        rules.and_then(|one| one.stabilization_window_seconds).unwrap_or(default)
+    };
+    let past = view.observed.recommendations.get(&scaler.metadata.uid);
+    let since = |seconds: i64| now.checked_sub(SignedDuration::from_secs(seconds)).unwrap_or(now);
+    let within = |seconds: i64| {
+        let border = since(seconds);
+        past.into_iter().flatten().filter(move |(at, _)| *at > border).map(|(_, size)| *size)
+    };
+    // Growing waits for the least asked for in its window, shrinking for the most.
+    let lowest = within(window(up, 0)).fold(wanted, i64::min);
+    let highest = within(window(down, CALM)).fold(wanted, i64::max);
+    let calm = now_has.clamp(lowest.min(highest), highest.max(lowest));
+    let goal = if now_has < lowest {
+        lowest
+    } else if now_has > highest {
+        highest
+    } else {
+        calm
+    };
+    let (floor, ceiling) = (pace_down(down, now_has), pace_up(up, now_has));
+    goal.clamp(floor.min(now_has), ceiling.max(now_has)).clamp(least, most)
+}
+
+/// The most there may be now; without rules the double or four more, as upstream's default.
+fn pace_up(rules: Option<&ScalingRules>, now_has: i64) -> i64 {
+    let by = |kind: &str, value: i64| match kind {
+        "Pods" => now_has.saturating_add(value),
+        _ => now_has.saturating_add(now_has.saturating_mul(value).saturating_add(99) / 100),
+    };
+    let Some(rules) = rules else { return by("Percent", 100).max(by("Pods", 4)) };
+    if rules.select_policy.as_deref() == Some("Disabled") {
+        return now_has;
+    }
+    let all = rules.policies.iter().map(|one| by(&one.kind, one.value));
+    let chosen = if rules.select_policy.as_deref() == Some("Min") { all.min() } else { all.max() };
+    chosen.unwrap_or_else(|| by("Percent", 100).max(by("Pods", 4)))
+}
+
+/// The fewest there may be now; without rules none at all.
+fn pace_down(rules: Option<&ScalingRules>, now_has: i64) -> i64 {
+    let by = |kind: &str, value: i64| match kind {
+        "Pods" => now_has.saturating_sub(value),
+        _ => now_has.saturating_sub(now_has.saturating_mul(value) / 100),
+    };
+    let Some(rules) = rules else { return 0 };
+    if rules.select_policy.as_deref() == Some("Disabled") {
+        return now_has;
+    }
+    let all = rules.policies.iter().map(|one| by(&one.kind, one.value));
+    // Max is the policy that changes most: the one that leaves fewest.
+    let chosen = if rules.select_policy.as_deref() == Some("Min") { all.max() } else { all.min() };
+    chosen.unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scaling::Observed;
+    use crate::view::Set;
+
+    /// Pods of 100m each that use so many thousandths; returns the size after this round.
+    #[track_caller]
+    fn check(spec: Value, used: &[i64], past: &[(i64, i64)], expected: i64) {
+        let now: Timestamp = "2026-01-01T01:00:00Z".parse().unwrap();
+        let mut scaler = json!({
+            "metadata": {"name": "s", "namespace": "n", "uid": "u"},
+            "spec": {
+                "scaleTargetRef": {"kind": "Deployment", "name": "web"}, "maxReplicas": 10,
+                "metrics": [{"type": "Resource", "resource": {
+                    "name": "cpu", "target": {"type": "Utilization", "averageUtilization": 50},
+                }}],
+            },
+        });
+        crate::world::merge(&mut scaler["spec"], &spec);
+        let deployment = json!({
+            "metadata": {"name": "web", "namespace": "n"},
+            "spec": {"replicas": used.len(), "selector": {"matchLabels": {"app": "web"}}},
+        });
+        let mut observed = Observed::default();
+        let mut pods = Vec::new();
+        for (at, amount) in used.iter().enumerate() {
+            let name = format!("web-{at}");
+            pods.push(serde_json::from_value::<Pod>(json!({
+                "metadata": {"name": name, "namespace": "n", "labels": {"app": "web"}},
+                "spec": {"containers": [{"name": "c", "resources": {"requests": {"cpu": "100m"}}}]},
+                "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]},
+            })).unwrap());
+            if *amount >= 0 {
+                let amounts = [("cpu".to_owned(), *amount)].into();
+                let usage =
+                    Usage { containers: [("c".to_owned(), amounts)].into(), ..Usage::default() };
+                observed.usage.insert(("n".to_owned(), name), usage);
+            }
+        }
+        let ago = |seconds: i64| now.checked_sub(SignedDuration::from_secs(seconds)).unwrap();
+        let past = past.iter().map(|(seconds, size)| (ago(*seconds), *size)).collect();
+        observed.recommendations.insert("u".to_owned(), past);
+        let view = View {
+            pods: pods.into_iter().map(Arc::new).collect(),
+            deployments: Set::from_iter([Arc::new(serde_json::from_value(deployment).unwrap())]),
+            autoscalers: Set::from_iter([Arc::new(serde_json::from_value(scaler).unwrap())]),
+            observed: Arc::new(observed),
+            ..View::default()
+        };
+        let steps = reconcile(&view, &Key::new("n", "s"), now);
+        let sizes = steps.actions.iter().filter_map(|action| match action {
+            Action::Patch { body, .. } => body.pointer("/spec/replicas").and_then(Value::as_i64),
+            _ => None,
+        });
+        assert_eq!(sizes.last().unwrap_or(i64::try_from(used.len()).unwrap()), expected);
+    }
+
+    #[test]
+    fn the_size_follows_what_is_used() {
+        check(json!({}), &[100, 100], &[], 4);
+        check(json!({}), &[52, 53], &[], 2);
+        check(json!({}), &[90], &[], 2);
+        check(json!({"maxReplicas": 3}), &[100, 100], &[], 3);
+        check(json!({}), &[20, 20, 20, 20], &[], 2);
+        check(json!({"minReplicas": 3}), &[1, 1, 1, 1], &[], 3);
+        check(json!({}), &[-1, -1], &[], 2);
+    }
+
+    #[test]
+    fn unmeasured_pods_damp_a_change() {
+        check(json!({}), &[100, -1], &[], 2);
+        check(json!({}), &[100, 100, 100, -1], &[], 6);
+        check(json!({}), &[10, -1], &[], 2);
+    }
+
+    #[test]
+    fn shrinking_waits_for_calm_and_growth_keeps_a_pace() {
+        check(json!({}), &[20, 20, 20, 20], &[(200, 4)], 4);
+        check(json!({}), &[20, 20, 20, 20], &[(400, 4)], 2);
+        let calm = json!({"behavior": {"scaleDown": {"stabilizationWindowSeconds": 0}}});
+        check(calm, &[20, 20, 20, 20], &[(200, 4)], 2);
+        let slow = json!({"behavior": {"scaleDown": {"policies": [{"type": "Pods", "value": 1, "periodSeconds": 60}]}}});
+        check(slow, &[20, 20, 20, 20], &[], 3);
+        let off = json!({"behavior": {"scaleUp": {"selectPolicy": "Disabled"}}});
+        check(off, &[100, 100], &[], 2);
+        check(json!({"maxReplicas": 100}), &[500, 500], &[], 6);
+    }
+}

@@ -1,0 +1,215 @@
+//! Measures controllers against a server that runs them:
+//! `controlbench --kubeconfig DIR/admin.kubeconfig [--pid MASTER]`.
+//!
+//! Three figures: until all pods of a deployment of a thousand exist; until ten thousand
+//! objects are gone after their owner; what the server's process costs while five thousand
+//! nodes do nothing but renew their leases (with `--pid`).
+
+use std::collections::BTreeSet;
+use std::error::Error;
+use std::io::Write as _;
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use futures_util::stream;
+use objects::kind;
+use runtime::client::{DeleteParams, ListParams, Patch, WatchEvent, WatchParams};
+use runtime::{Client, Resource};
+use serde_json::{Value, json};
+
+/// Requests of ours under way at a time.
+const AT_ONCE: usize = 64;
+/// The namespace everything happens in.
+const NAMESPACE: &str = "controlbench";
+/// The longest any figure may take.
+const LIMIT: Duration = Duration::from_secs(300);
+
+type Outcome<T> = Result<T, Box<dyn Error>>;
+
+/// What the command line asks for.
+struct Args {
+    kubeconfig: String,
+    pid: Option<u32>,
+    replicas: usize,
+    owned: usize,
+    nodes: usize,
+}
+
+fn args() -> Outcome<Args> {
+    let mut args =
+        Args { kubeconfig: String::new(), pid: None, replicas: 1000, owned: 10_000, nodes: 5000 };
+    let mut words = std::env::args().skip(1);
+    while let Some(word) = words.next() {
+        let value = words.next().ok_or("every option wants a value")?;
+        match word.as_str() {
+            "--kubeconfig" => args.kubeconfig = value,
+            "--pid" => args.pid = Some(value.parse()?),
+            "--replicas" => args.replicas = value.parse()?,
+            "--owned" => args.owned = value.parse()?,
+            "--nodes" => args.nodes = value.parse()?,
+            other => return Err(format!("no option {other}").into()),
+        }
+    }
+    if args.kubeconfig.is_empty() {
+        return Err("usage: controlbench --kubeconfig FILE [--pid PID] [--replicas N] \
+                    [--owned N] [--nodes N]"
+            .into());
+    }
+    Ok(args)
+}
+
+#[tokio::main]
+async fn main() -> Outcome<()> {
+    let args = args()?;
+    let client = Client::from_kubeconfig(&args.kubeconfig)?;
+    let namespace = json!({"metadata": {"name": NAMESPACE}});
+    match client.create(&Resource::from(&kind::NAMESPACE), None, &namespace).await {
+        Err(err) if !err.is_already_exists() => return Err(err.into()),
+        _ => (),
+    }
+    let took = deployment(&client, args.replicas).await?;
+    tell(&format!("deployment of {}: every pod object after {took:.3} s", args.replicas))?;
+    let took = owned(&client, args.owned).await?;
+    tell(&format!("{} owned objects: gone {took:.3} s after their owner", args.owned))?;
+    if let Some(pid) = args.pid {
+        let share = idle(&client, pid, args.nodes).await?;
+        tell(&format!("{} idle nodes: {share:.1} % of one core", args.nodes))?;
+    }
+    let params = DeleteParams::default();
+    client.delete(&Resource::from(&kind::NAMESPACE), None, NAMESPACE, &params).await?;
+    Ok(())
+}
+
+fn tell(line: &str) -> Outcome<()> {
+    Ok(writeln!(std::io::stdout().lock(), "{line}")?)
+}
+
+/// Seconds until a watch has told of so many objects, made or gone.
+async fn count(
+    client: &Client,
+    resource: &Resource,
+    revision: String,
+    goal: usize,
+    gone: bool,
+) -> Outcome<()> {
+    let params = WatchParams { resource_version: Some(revision), ..WatchParams::default() };
+    let mut events = client.watch(resource, Some(NAMESPACE), &params).await?;
+    let mut names = BTreeSet::new();
+    while let Some(event) = events.next().await {
+        let object = match event? {
+            WatchEvent::Added(object) if !gone => object,
+            WatchEvent::Deleted(object) if gone => object,
+            _ => continue,
+        };
+        let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
+        names.insert(name.to_owned());
+        if names.len() == goal {
+            return Ok(());
+        }
+    }
+    Err("the watch ended too soon".into())
+}
+
+async fn revision(client: &Client, resource: &Resource) -> Outcome<String> {
+    let params = ListParams { limit: Some(1), ..ListParams::default() };
+    Ok(client.list(resource, Some(NAMESPACE), &params).await?.resource_version)
+}
+
+async fn deployment(client: &Client, replicas: usize) -> Outcome<f64> {
+    let (pods, deployments) = (Resource::from(&kind::POD), Resource::from(&kind::DEPLOYMENT));
+    let from = revision(client, &pods).await?;
+    let object = json!({
+        "apiVersion": "apps/v1", "kind": "Deployment",
+        "metadata": {"name": "many", "namespace": NAMESPACE},
+        "spec": {
+            "replicas": replicas,
+            "selector": {"matchLabels": {"app": "many"}},
+            "template": {
+                "metadata": {"labels": {"app": "many"}},
+                "spec": {"containers": [{"name": "c", "image": "example.com/none"}]},
+            },
+        },
+    });
+    let begun = Instant::now();
+    client.create(&deployments, Some(NAMESPACE), &object).await?;
+    tokio::time::timeout(LIMIT, count(client, &pods, from, replicas, false)).await??;
+    let took = begun.elapsed().as_secs_f64();
+    client.delete(&deployments, Some(NAMESPACE), "many", &DeleteParams::default()).await?;
+    Ok(took)
+}
+
+async fn owned(client: &Client, number: usize) -> Outcome<f64> {
+    let maps = Resource::from(&kind::CONFIG_MAP);
+    let owner = json!({"metadata": {"name": "owner", "namespace": NAMESPACE}});
+    let owner = client.create(&maps, Some(NAMESPACE), &owner).await?;
+    let uid = owner.pointer("/metadata/uid").cloned().unwrap_or_default();
+    let reference = json!({"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": uid});
+    let objects: Vec<Value> = (0..number)
+        .map(|at| {
+            json!({"metadata": {
+                "name": format!("owned-{at}"), "namespace": NAMESPACE,
+                "ownerReferences": [reference],
+            }})
+        })
+        .collect();
+    let mut writes = Vec::new();
+    for object in &objects {
+        writes.push(client.create(&maps, Some(NAMESPACE), object));
+    }
+    let made: Vec<_> = stream::iter(writes).buffer_unordered(AT_ONCE).collect().await;
+    made.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let from = revision(client, &maps).await?;
+    let begun = Instant::now();
+    client.delete(&maps, Some(NAMESPACE), "owner", &DeleteParams::default()).await?;
+    // The owner's own end is told too.
+    tokio::time::timeout(LIMIT, count(client, &maps, from, number + 1, true)).await??;
+    Ok(begun.elapsed().as_secs_f64())
+}
+
+/// Processor time of a process so far, in hundredths of a second.
+fn ticks(pid: u32) -> Outcome<f64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let rest = text.rsplit_once(')').ok_or("no process")?.1;
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    let number = |at: usize| fields.get(at).and_then(|text| text.parse::<f64>().ok());
+    // utime and stime are the 14th and 15th of the whole line.
+    Ok(number(11).zip(number(12)).map(|(user, system)| user + system).ok_or("no times")?)
+}
+
+async fn idle(client: &Client, pid: u32, number: usize) -> Outcome<f64> {
+    let (nodes, leases) = (Resource::from(&kind::NODE), Resource::from(&kind::LEASE));
+    let space = "kube-node-lease";
+    let names: Vec<String> = (0..number).map(|at| format!("bench-{at}")).collect();
+    let now = || objects::MicroTime::from(jiff::Timestamp::now());
+    for name in &names {
+        let at = objects::Time::from(jiff::Timestamp::now());
+        let node = json!({
+            "metadata": {"name": name},
+            "status": {"conditions": [
+                {"type": "Ready", "status": "True", "lastHeartbeatTime": at},
+            ]},
+        });
+        let lease = json!({
+            "metadata": {"name": name, "namespace": space},
+            "spec": {"holderIdentity": name, "renewTime": now()},
+        });
+        client.create(&nodes, None, &node).await?;
+        client.create(&leases, Some(space), &lease).await?;
+    }
+    // What the making of nodes set off comes to rest first.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let (begun, before) = (Instant::now(), ticks(pid)?);
+    // Every node renews once in ten seconds, as agents do; for twenty seconds.
+    let pause = Duration::from_secs(10).div_f64(f64::from(u32::try_from(number)?));
+    let mut beat = tokio::time::interval(pause);
+    for name in names.iter().cycle().take(number * 2) {
+        beat.tick().await;
+        let body = Patch::merge(json!({"spec": {"renewTime": now()}}));
+        client.patch(&leases, Some(space), name, &body).await?;
+    }
+    let share = (ticks(pid)? - before) / begun.elapsed().as_secs_f64();
+    for name in &names {
+        client.delete(&nodes, None, name, &DeleteParams::default()).await?;
+    }
+    Ok(share)
+}
