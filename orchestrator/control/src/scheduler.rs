@@ -134,6 +134,8 @@ pub struct Scheduler {
     nominated: BTreeMap<String, String>,
     /// Pods on nodes that no watch has shown there yet, by uid.
     promises: BTreeMap<String, Promise>,
+    /// Pods that were asked to leave, and for whom, by uid.
+    leaving: BTreeMap<String, String>,
     /// What was last told about a pod: reason and message.
     told: BTreeMap<String, (&'static str, String)>,
     ready: VecDeque<Decision>,
@@ -154,6 +156,7 @@ impl Scheduler {
             nominations: Nominations::new(),
             nominated: BTreeMap::new(),
             promises: BTreeMap::new(),
+            leaving: BTreeMap::new(),
             told: BTreeMap::new(),
             ready: VecDeque::new(),
             chance: seed | 1,
@@ -311,8 +314,15 @@ impl Scheduler {
         if let Some(promise) = self.promises.remove(uid) {
             self.unreserve(&promise);
         }
+        let beneficiary = self.leaving.remove(uid);
         if let Some(lodger) = self.snapshot.remove_pod(uid) {
             self.wake(&Change::PodGone(lodger.pod), now);
+        }
+        if let Some(pod) = beneficiary
+            && !self.leaving.values().any(|other| *other == pod)
+        {
+            // Its place is free: it need not stand in line again.
+            self.queue.hasten(&pod);
         }
         self.snapshot.tidy();
     }
@@ -340,7 +350,8 @@ impl Scheduler {
 
     /// Asks the plugins that refused pods whether this may help them.
     fn wake(&mut self, change: &Change, now: Timestamp) {
-        let Self { queue, snapshot, config, .. } = self;
+        let Self { queue, snapshot, config, leaving, .. } = self;
+        let gone = matches!(change, Change::PodGone(_));
         if matches!(change, Change::NodeAdded(_)) {
             queue.wake(NOBODY, now, |_| true);
         }
@@ -353,6 +364,11 @@ impl Scheduler {
                 }
                 asked.push(name);
                 queue.wake(name, now, |entry| {
+                    // Who waits for several to leave is not helped by the first of them.
+                    let uid = &entry.pod.metadata.uid;
+                    if gone && leaving.values().any(|pod| pod == uid) {
+                        return false;
+                    }
                     let kind = entry.kind.as_ref();
                     kind.is_none_or(|(_, kind)| one.plugin.may_help(snapshot, kind, change))
                 });

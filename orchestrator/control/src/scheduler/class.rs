@@ -20,6 +20,10 @@ pub(super) const EMPTY: usize = 1;
 /// The code of the first refusal.
 pub(super) const FIRST: usize = 2;
 
+/// What a node is told that the pod does not name.
+const UNNAMED: Refusal =
+    Refusal::lasting("NodeAffinity", "node(s) didn't match Pod's node affinity/selector");
+
 /// A node-scoped plugin whose scores are normalised over the feasible nodes.
 #[derive(Debug)]
 pub(super) struct Raw {
@@ -83,7 +87,7 @@ impl Class {
             }
             None => {
                 self.begin(cycle, profile);
-                (0..cycle.snapshot.table.places()).collect()
+                self.refuse_unnamed(cycle, active)
             }
         };
         let scorers: Vec<(Arc<dyn Plugin>, i64)> = profile
@@ -98,6 +102,21 @@ impl Class {
         }
         self.seen = Some(cycle.snapshot.table.now());
         self.epoch = cycle.snapshot.table.epoch;
+    }
+
+    /// Refuses every node but those that the pod names, without asking; what is left to ask.
+    fn refuse_unnamed(&mut self, cycle: &Cycle<'_>, active: &[&Arc<dyn Plugin>]) -> Vec<NodeId> {
+        let table = &cycle.snapshot.table;
+        let asked = active.iter().any(|plugin| plugin.name() == UNNAMED.plugin);
+        let Some(names) = self.kind.needs.named_nodes().filter(|_| asked) else {
+            return (0..table.places()).collect();
+        };
+        let named: Vec<NodeId> = names.into_iter().filter_map(|name| table.find(name)).collect();
+        let code = number(&mut self.refusals, UNNAMED);
+        for (node, place) in self.codes.iter_mut().enumerate() {
+            *place = if table.get(node).is_some() { code } else { EMPTY };
+        }
+        named
     }
 
     fn begin(&mut self, cycle: &mut Cycle<'_>, profile: &Profile) {

@@ -306,6 +306,19 @@ impl Needs {
         hasher.finish()
     }
 
+    /// The only nodes that may do, when every term of the required affinity names some.
+    pub(super) fn named_nodes(&self) -> Option<Vec<&str>> {
+        let terms = self.required.as_ref()?;
+        let mut names = Vec::new();
+        for term in terms {
+            let by_name =
+                |one: &&NodeRequirement| one.key == "metadata.name" && one.operator == "In";
+            let found = term.fields.iter().find(by_name)?;
+            names.extend(found.values.iter().map(String::as_str));
+        }
+        Some(names)
+    }
+
     /// May the pod use the node, as far as names and labels say?
     pub(super) fn wants_node(&self, name: &str, labels: &BTreeMap<String, String>) -> bool {
         self.selector.iter().all(|(key, value)| labels.get(key) == Some(value))

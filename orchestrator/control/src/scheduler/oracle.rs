@@ -27,7 +27,7 @@ struct Truth {
     places: BTreeMap<String, String>,
 }
 
-fn affinity<'a>(pod: &'a Pod, anti: bool) -> &'a [PodAffinityTerm] {
+fn affinity(pod: &Pod, anti: bool) -> &[PodAffinityTerm] {
     let affinity = pod.spec.affinity.as_ref();
     let part = affinity.and_then(|one| {
         if anti { one.pod_anti_affinity.as_ref() } else { one.pod_affinity.as_ref() }
@@ -130,7 +130,8 @@ impl Truth {
                 *counts.entry(other.metadata.label(&rule.topology_key).unwrap()).or_default() +=
                     i64::try_from(here.count()).unwrap();
             }
-            let enough = rule.min_domains.is_none_or(|least| counts.len() as i64 >= least);
+            let enough =
+                rule.min_domains.is_none_or(|least| i64::try_from(counts.len()).unwrap() >= least);
             let least = if enough { counts.values().copied().min().unwrap_or(0) } else { 0 };
             let own = rule.label_selector.as_ref().unwrap().matches(&pod.metadata.labels);
             let here = counts.get(domain).copied().unwrap_or(0);

@@ -289,6 +289,14 @@ impl Queue {
         woken.iter().for_each(|uid| self.hurry(uid, Patience::Hopeful, now));
     }
 
+    /// Lets a pod be looked at now, whatever its back-off.
+    pub(super) fn hasten(&mut self, uid: &str) {
+        let waits = |entry: &Entry| matches!(entry.place, Place::BackOff(..) | Place::Resting(_));
+        if self.entries.get(uid).is_some_and(waits) {
+            self.activate(uid);
+        }
+    }
+
     /// Have pods been refused by this plugin?
     pub(super) fn has_refused(&self, plugin: &str) -> bool {
         self.refused_by.get(plugin).is_some_and(|all| !all.is_empty())

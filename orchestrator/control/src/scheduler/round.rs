@@ -349,15 +349,17 @@ impl Scheduler {
     }
 
     /// Removes victims, saying why in their status.
-    fn evict(&self, pod: &Pod, cure: &Cure, node: &str, now: Timestamp) -> Vec<Action> {
+    fn evict(&mut self, pod: &Pod, cure: &Cure, node: &str, now: Timestamp) -> Vec<Action> {
         let mut steps = Vec::new();
+        let Self { snapshot, leaving, .. } = self;
         for id in &cure.victims {
-            let Some(victim) = self.snapshot.lodger(*id).map(|lodger| &lodger.pod) else {
+            let Some(victim) = snapshot.lodger(*id).map(|lodger| &lodger.pod) else {
                 continue;
             };
             if victim.metadata.is_deleting() {
                 continue;
             }
+            leaving.insert(victim.metadata.uid.clone(), pod.metadata.uid.clone());
             let by = if pod.spec.scheduler_name.is_empty() {
                 super::DEFAULT_NAME
             } else {

@@ -17,10 +17,9 @@ use crate::scheduler::snapshot::Snapshot;
 use crate::scheduler::table::PodId;
 use crate::scheduler::topology::NodeId;
 
-/// Nodes of which a cure is sought: this share of all, as a divisor,
-const SHARE: usize = 10;
-/// but not fewer than this.
-const NODES_MIN: usize = 100;
+/// Cures between which the cheapest is chosen. Upstream seeks at least as many, more in large
+/// clusters; the search begins at another node each time, so what is cheap is found in turn.
+const CURES: usize = 100;
 
 /// `DefaultPreemption`.
 #[derive(Debug)]
@@ -52,7 +51,6 @@ impl Plugin for DefaultPreemption {
             return Err(format!("preemption: {reason}"));
         }
         let nodes = attempt.snapshot.table.len();
-        let enough = (nodes / SHARE).max(NODES_MIN);
         let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
         let mut candidates = Vec::new();
         let start = attempt.turn.checked_rem(attempt.curable.len()).unwrap_or(0);
@@ -67,7 +65,7 @@ impl Plugin for DefaultPreemption {
                     }
                 }
             }
-            if candidates.len() >= enough {
+            if candidates.len() >= CURES {
                 break;
             }
         }
