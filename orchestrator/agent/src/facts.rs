@@ -9,6 +9,9 @@ use runtime::report;
 
 use crate::Shared;
 
+/// The version the agent gives as the kubelet's.
+pub(crate) const VERSION: &str = concat!("v1.36.0+muster-", env!("CARGO_PKG_VERSION"));
+
 /// What a container gets to see as the node's own amounts.
 pub(crate) async fn allocatable() -> Allocatable {
     let (memory_bytes, _) = memory().await;
@@ -44,7 +47,7 @@ pub(crate) async fn observe(
             kernel: text("/proc/sys/kernel/osrelease").await,
             os: os_name().await,
             runtime,
-            agent: concat!("v1.32.0+muster-", env!("CARGO_PKG_VERSION")).to_owned(),
+            agent: VERSION.to_owned(),
         },
         runtime_problems: problems(shared).await,
         images: images(shared).await,

@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 pub mod dns;
+pub mod hollow;
 pub mod join;
 pub mod services;
 

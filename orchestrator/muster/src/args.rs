@@ -387,4 +387,10 @@ pub(crate) struct AgentArgs {
     /// The container runtime's socket
     #[arg(long, value_name = "PATH", default_value = "/run/containerd/containerd.sock")]
     pub runtime: PathBuf,
+    /// Act for this many nodes that are not there, for tests of scale
+    #[arg(long, value_name = "N", requires = "kubeconfig")]
+    pub hollow: Option<u32>,
+    /// How hollow nodes reach the API, and as whom
+    #[arg(long, value_name = "FILE", requires = "hollow")]
+    pub kubeconfig: Option<PathBuf>,
 }

@@ -76,6 +76,11 @@ pub(crate) fn manager(args: ManagerArgs) -> Result<()> {
 
 /// Joins the cluster, then runs agent, router, proxy and DNS of this node.
 pub(crate) fn agent(args: AgentArgs) -> Result<()> {
+    if let (Some(nodes), Some(kubeconfig)) = (args.hollow, &args.kubeconfig) {
+        let client = runtime::ClientConfig::from_kubeconfig(kubeconfig)?;
+        let config = agent::hollow::HollowConfig::new(client, nodes);
+        return serve(|stop| async move { Ok(agent::hollow::run(stop, config).await?) });
+    }
     let (told, cluster_dns) = watch::channel(Vec::new());
     let config = agent::Config {
         node_json: args.node,

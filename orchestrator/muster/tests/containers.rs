@@ -337,3 +337,65 @@ async fn every_kubectl_reaches_into_containers() {
         streams(&cluster, kubectl, at).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hollow_nodes_take_pods_and_give_them_back() {
+    let data = tempfile::tempdir().unwrap();
+    let api = apiserver::Config {
+        data_dir: data.path().to_owned(),
+        listen: "127.0.0.1:0".parse().unwrap(),
+        advertise: Vec::new(),
+        service_cidr: "172.21.0.0/24".parse().unwrap(),
+        storage: apiserver::Storage::Embedded,
+    };
+    let server = apiserver::ApiServer::open(CancellationToken::new(), &api).await.unwrap();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move { server.serve().await.unwrap() });
+    let kubeconfig = data.path().join("admin.kubeconfig");
+    let admin = Client::from_kubeconfig(&kubeconfig).unwrap();
+    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount",
+        "metadata": {"name": "default", "namespace": "default"}});
+    drop(admin.create(&SERVICE_ACCOUNTS, Some("default"), &account).await);
+    let client = ClientConfig::from_kubeconfig(&kubeconfig).unwrap();
+    let config = agent::hollow::HollowConfig::new(client, 50);
+    tasks.spawn(async move { agent::hollow::run(CancellationToken::new(), config).await.unwrap() });
+    let items = async |path: &str| -> Vec<Value> {
+        let body = admin.raw_get(path).await.unwrap().body;
+        let list: Value = serde_json::from_slice(&body).unwrap();
+        list["items"].as_array().unwrap().clone()
+    };
+    let await_all = async |path: &str, count: usize, wanted: &dyn Fn(&Value) -> bool| {
+        let limit = Instant::now() + LIMIT;
+        loop {
+            let found = items(path).await;
+            if found.len() == count && found.iter().all(wanted) {
+                return;
+            }
+            assert!(
+                Instant::now() < limit,
+                "{path}: {} of {count}, {:?}",
+                found.len(),
+                found.first()
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let ready = |object: &Value| {
+        let conditions = object["status"]["conditions"].as_array();
+        conditions.into_iter().flatten().any(|c| c["type"] == "Ready" && c["status"] == "True")
+    };
+    await_all("/api/v1/nodes", 50, &ready).await;
+    let pods = "/api/v1/namespaces/default/pods";
+    for number in 0..200 {
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": format!("p{number}")},
+            "spec": {"nodeName": format!("hollow-{}", number % 50), "automountServiceAccountToken": false,
+                "containers": [{"name": "main", "image": BUSYBOX}]}});
+        admin.create(&PODS, Some("default"), &pod).await.unwrap();
+    }
+    await_all(pods, 200, &ready).await;
+    for number in 0..200 {
+        let params = runtime::client::DeleteParams::default();
+        admin.delete(&PODS, Some("default"), &format!("p{number}"), &params).await.unwrap();
+    }
+    await_all(pods, 0, &ready).await;
+}
