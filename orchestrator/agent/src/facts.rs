@@ -105,7 +105,7 @@ fn cpus() -> i64 {
 }
 
 /// Memory in bytes: all of it, and what could be had at once.
-async fn memory() -> (i64, i64) {
+pub(crate) async fn memory() -> (i64, i64) {
     let info = text("/proc/meminfo").await;
     let field = |name: &str| {
         let line = info.lines().find(|line| line.starts_with(name))?;
@@ -116,7 +116,7 @@ async fn memory() -> (i64, i64) {
 }
 
 /// The file system of a path in bytes: all of it, and what is free.
-fn disk(path: &Path) -> (i64, i64) {
+pub(crate) fn disk(path: &Path) -> (i64, i64) {
     let Ok(stat) = nix::sys::statvfs::statvfs(path) else { return (0, 0) };
     let bytes = |blocks: u64| {
         i64::try_from(blocks.saturating_mul(stat.fragment_size())).unwrap_or(i64::MAX)

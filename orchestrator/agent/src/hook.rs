@@ -35,8 +35,8 @@ pub(crate) async fn before_stop(
     id: &str,
     grace: Duration,
 ) {
-    let mut all = pod.spec.init_containers.iter().chain(&pod.spec.containers);
-    let Some(container) = all.find(|c| c.name == container) else { return };
+    let found = node::plan::containers(pod).find(|c| c.name == container);
+    let Some(container) = found else { return };
     let Some(hook) = hook_of(container, "preStop") else { return };
     if grace.is_zero() {
         return;

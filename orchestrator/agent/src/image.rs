@@ -6,12 +6,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cri::Runtime;
 use cri::message::{
-    Image, ImageSpec, ImageStatusRequest, PodSandboxConfig, PullImageRequest, VersionRequest,
+    AuthConfig, Image, ImageSpec, ImageStatusRequest, PodSandboxConfig, PullImageRequest,
+    VersionRequest,
 };
 use node::config::{PullPolicy, pull_policy};
-use objects::pod::Container;
+use node::registry::{Credential, credentials};
+use objects::config::Secret;
+use objects::pod::{Container, Pod};
 use runtime::backoff::Backoff;
-use runtime::report;
+use runtime::{report, resource};
 use thiserror::Error;
 use tokio::process::Command;
 use tokio::task::JoinSet;
@@ -75,7 +78,7 @@ pub(crate) enum Got {
 /// Makes sure the image of a container is there, by its pull policy.
 pub(crate) async fn ensure(
     shared: &Shared,
-    container: &Container,
+    (pod, container): (&Pod, &Container),
     sandbox: &PodSandboxConfig,
 ) -> Result<Got, ImageError> {
     let policy = pull_policy(container);
@@ -86,15 +89,51 @@ pub(crate) async fn ensure(
     if policy == PullPolicy::Never {
         return Err(ImageError::NeverPull { image: image.clone() });
     }
-    let request = PullImageRequest {
-        image: Some(spec(image)),
-        auth: None,
-        sandbox_config: Some(sandbox.clone()),
-    };
-    match shared.runtime.pull_image(request).await {
-        Ok(_) => Ok(Got::Pulled),
-        Err(err) => Err(ImageError::Pull { image: image.clone(), why: report(&err) }),
+    // Without any that fits, the registry is asked as a stranger; else each is tried in turn.
+    let found = credentials(image, &pull_secrets(shared, pod).await);
+    let mut tries: Vec<Option<AuthConfig>> = found.into_iter().map(|one| Some(auth(one))).collect();
+    if tries.is_empty() {
+        tries.push(None);
     }
+    let mut why = String::new();
+    for auth in tries {
+        let request = PullImageRequest {
+            image: Some(spec(image)),
+            auth,
+            sandbox_config: Some(sandbox.clone()),
+        };
+        match shared.runtime.pull_image(request).await {
+            Ok(_) => return Ok(Got::Pulled),
+            Err(err) => why = report(&err),
+        }
+    }
+    Err(ImageError::Pull { image: image.clone(), why })
+}
+
+fn auth(found: Credential) -> AuthConfig {
+    let Credential { username, password, identity_token } = found;
+    AuthConfig { username, password, identity_token, ..AuthConfig::default() }
+}
+
+/// The pod's pull secrets that can be had; one that is absent may be meant for another image.
+async fn pull_secrets(shared: &Shared, pod: &Pod) -> Vec<Secret> {
+    let mut secrets = Vec::new();
+    for named in &pod.spec.image_pull_secrets {
+        let namespace = pod.metadata.namespace.as_str();
+        match shared.client.get(&resource::SECRETS, Some(namespace), &named.name).await {
+            Ok(value) => secrets.extend(serde_json::from_value::<Secret>(value).ok()),
+            Err(err) => {
+                let message = format!(
+                    "Unable to retrieve some image pull secrets ({}); attempting to pull the \
+                     image may not succeed.",
+                    named.name
+                );
+                tracing::debug!(pod = pod.metadata.name, err = report(&err), "no pull secret");
+                shared.events.warning(pod, None, "FailedToRetrieveImagePullSecret", &message);
+            }
+        }
+    }
+    secrets
 }
 
 async fn observe(shared: &Shared, image: &str) -> Result<Option<Image>, ImageError> {

@@ -5,7 +5,8 @@
 //! container runtime, and their logs are served. What to do is decided in `node` and `volumes`.
 //!
 //! Tasks of [`run`]: `pods` (cache of this node's pods), `workers` (one task per pod, woken by
-//! the cache and by the runtime), `relist` and `events` (the runtime's news), `beat` (lease and
+//! the cache and by the runtime), `services` (their variables), `figures` (readings of what is
+//! used), `relist` and `events` (the runtime's news), `beat` (lease and
 //! node status), `logs` (HTTPS), `tell` (events for people), `renew` (certificate).
 //!
 //! A stopped or killed agent leaves everything running; started again, it finds its pods by the
@@ -21,6 +22,7 @@ pub mod services;
 mod beat;
 mod disk;
 mod facts;
+mod figures;
 mod hook;
 mod image;
 mod logs;
@@ -32,6 +34,7 @@ mod proxy;
 mod start;
 mod streams;
 mod tell;
+mod token;
 mod web;
 mod worker;
 
@@ -40,6 +43,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use cri::Runtime;
+use objects::network::Service;
 use objects::pod::Pod;
 use runtime::cache::{Cache, CacheParams};
 use runtime::{Client, Supervisor, resource};
@@ -124,6 +128,9 @@ struct Shared {
     events: tell::Teller,
     allocatable: node::field::Allocatable,
     imports: Imports,
+    services: Cache<Service>,
+    figures: figures::Figures,
+    started: jiff::Timestamp,
     /// Why no pod can run here now; empty when all is well.
     problems: watch::Sender<Vec<String>>,
 }
@@ -159,6 +166,7 @@ pub async fn run_joined(
     let runtime = Runtime::at(&config.cri_socket).map_err(RunError::Runtime)?;
     let params = CacheParams::fields(format!("spec.nodeName={}", joined.node.name));
     let (pods, reflector) = Cache::new(client.clone(), resource::PODS, params);
+    let (services, links) = Cache::new(client.clone(), resource::SERVICES, CacheParams::default());
     let (events, teller) = tell::Teller::new(client.clone(), &joined.node.name);
     let allocatable = facts::allocatable().await;
     let (listener, listen) = logs::listen(config.listen).await.map_err(RunError::Logs)?;
@@ -176,6 +184,9 @@ pub async fn run_joined(
         events,
         allocatable,
         imports,
+        services,
+        figures: figures::Figures::default(),
+        started: jiff::Timestamp::now(),
         problems,
     });
 
@@ -184,6 +195,8 @@ pub async fn run_joined(
     let mut tasks: Supervisor<RunError> = Supervisor::new(stop.clone());
     let (wakes, woken) = news::channel();
     tasks.spawn("pods", reflector.run(stop.clone()));
+    tasks.spawn("services", links.run(stop.clone()));
+    tasks.spawn("figures", figures::run(stop.clone(), Arc::clone(&shared)));
     tasks.spawn("tell", teller.run(stop.clone()));
     tasks.spawn("relist", news::relist(stop.clone(), Arc::clone(&shared), wakes.clone()));
     tasks.spawn("events", news::events(stop.clone(), Arc::clone(&shared), wakes));

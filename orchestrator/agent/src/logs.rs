@@ -23,7 +23,9 @@ use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
+use node::figures;
 use node::log::{Query, parse_query};
+use objects::meta::Object as _;
 use objects::pod::Pod;
 use runtime::pki::{Subject, parse_certificate};
 use runtime::report;
@@ -213,6 +215,9 @@ async fn answer(
     if request.method() != Method::GET {
         return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
     }
+    if let Some(page) = page(&shared, path).await {
+        return page;
+    }
     let Some(steps) = path.strip_prefix("/containerLogs/") else {
         return text(StatusCode::NOT_FOUND, "no such page\n");
     };
@@ -234,6 +239,53 @@ async fn answer(
     }
 }
 
+/// The pages about the node as a whole.
+async fn page(shared: &Shared, path: &str) -> Option<Response<Body>> {
+    let json = |value: &serde_json::Value| {
+        let mut response = text(StatusCode::OK, &value.to_string());
+        let kind = header::HeaderValue::from_static("application/json");
+        response.headers_mut().insert(header::CONTENT_TYPE, kind);
+        response
+    };
+    Some(match path {
+        "/pods" | "/pods/" => {
+            let items: Vec<_> =
+                shared.pods.list().iter().filter_map(|pod| pod.encode().ok()).collect();
+            json(&serde_json::json!({"kind": "PodList", "apiVersion": "v1", "metadata": {},
+                "items": items}))
+        }
+        "/stats/summary" => json(&figures::render_summary(&shared.figures.report(shared).await)),
+        "/metrics/resource" => {
+            text(StatusCode::OK, &figures::render_resource(&shared.figures.report(shared).await))
+        }
+        "/metrics/cadvisor" => {
+            text(StatusCode::OK, &figures::render_cadvisor(&shared.figures.report(shared).await))
+        }
+        "/metrics" => text(StatusCode::OK, &own_metrics(shared).await),
+        _ => return None,
+    })
+}
+
+/// What the agent tells of itself, under upstream's names.
+async fn own_metrics(shared: &Shared) -> String {
+    let pods = shared.pods.list();
+    let running = pods.iter().filter(|pod| pod.status.phase == "Running");
+    let containers = running.clone().flat_map(|pod| &pod.status.container_statuses);
+    let containers = containers.filter(|status| status.state.running.is_some()).count();
+    let statm = tokio::fs::read_to_string("/proc/self/statm").await.unwrap_or_default();
+    let pages = statm.split_whitespace().nth(1).and_then(|word| word.parse::<u64>().ok());
+    let resident = pages.unwrap_or(0).saturating_mul(4096);
+    let name = &shared.node.name;
+    format!(
+        "# TYPE kubelet_node_name gauge\nkubelet_node_name{{node=\"{name}\"}} 1\n\
+         # TYPE kubelet_running_pods gauge\nkubelet_running_pods {}\n\
+         # TYPE kubelet_running_containers gauge\n\
+         kubelet_running_containers{{container_state=\"running\"}} {containers}\n\
+         # TYPE process_resident_memory_bytes gauge\nprocess_resident_memory_bytes {resident}\n",
+        running.count()
+    )
+}
+
 /// The file that holds what was asked for, or why there is none.
 async fn find(
     shared: &Shared,
@@ -244,8 +296,7 @@ async fn find(
         let why = format!("pod \"{name}\" is not on this node\n");
         return Err((StatusCode::NOT_FOUND, why));
     };
-    let all = || pod.spec.containers.iter().chain(&pod.spec.init_containers);
-    if !all().any(|c| c.name == container) {
+    if !node::plan::containers(&pod).any(|c| c.name == container) {
         let why = format!("container {container} is not valid for pod {name}\n");
         return Err((StatusCode::BAD_REQUEST, why));
     }
@@ -274,7 +325,8 @@ async fn find(
 
 fn waiting_reason(pod: &Pod, container: &str) -> String {
     let all = pod.status.container_statuses.iter().chain(&pod.status.init_container_statuses);
-    let status = all.into_iter().find(|status| status.name == container);
+    let mut all = all.chain(&pod.status.ephemeral_container_statuses);
+    let status = all.find(|status| status.name == container);
     let reason = status.and_then(|status| Some(status.state.waiting.as_ref()?.reason.clone()));
     reason.unwrap_or_else(|| "ContainerCreating".to_owned())
 }

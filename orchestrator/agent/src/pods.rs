@@ -45,7 +45,7 @@ pub(crate) async fn run(
     // Before the API has told which pods are wanted, none may be taken for an orphan.
     tokio::select! { biased;
         () = stop.cancelled() => return,
-        () = shared.pods.wait_synced() => {}
+        () = async { tokio::join!(shared.pods.wait_synced(), shared.services.wait_synced()); } => {}
     }
     let mut changes = shared.pods.changes();
     let mut workers = Workers {

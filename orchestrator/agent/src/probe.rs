@@ -1,8 +1,10 @@
-//! Asks containers how they are: by command, by HTTP, by opening a connection.
+//! Asks containers how they are: by command, by HTTP, by gRPC, by opening a connection.
 //!
 //! Spec: upstream's probes: HTTP 200–399 is good, HTTPS certificates are not checked.
 //!
 //! *Limits*: HTTPS probes only open a connection; redirects to other hosts count as good.
+
+mod grpc;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,12 +57,27 @@ pub(crate) async fn run(
             } else if let Some(action) = &probe.tcp_socket {
                 let host = if action.host.is_empty() { &address } else { &action.host };
                 tcp(&container, host, action.port.as_ref(), limit).await.map(drop)
+            } else if let Some(action) = &probe.grpc {
+                ask_grpc(&container, action, &address, limit).await
             } else {
                 Ok(())
             }
         }
     };
     Verdict { id, container: container.name, kind, failure: answer.err() }
+}
+
+/// Asks a gRPC service of a container; good when it says that it serves.
+async fn ask_grpc(
+    container: &Container,
+    action: &Value,
+    address: &str,
+    limit: Duration,
+) -> Result<(), String> {
+    let port = action.get("port").and_then(Value::as_i64).map(IntOrString::Int);
+    let stream = tcp(container, address, port.as_ref(), limit).await?;
+    let service = action.get("service").and_then(Value::as_str).unwrap_or_default();
+    grpc::check(stream, service, address, limit).await
 }
 
 /// Runs a command in a container; good when it ends with 0.

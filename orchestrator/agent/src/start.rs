@@ -18,6 +18,7 @@ use node::config::{Names, Profile, Rights, dns, parse_resolv, render_hosts, righ
 use node::dns::DOMAIN;
 use node::env::{Sources, expand, resolve};
 use node::field::{field_value, resource_value};
+use node::links::service_env;
 use node::names;
 use node::plan::CONFIG_ERROR;
 use node::resources::limits;
@@ -29,8 +30,9 @@ use serde::de::DeserializeOwned;
 use tracing::{info, warn};
 use volumes::{Facts, Propagation, plan_mounts, plan_volumes};
 
+use crate::token::Tokens;
 use crate::worker::Worker;
-use crate::{Shared, disk, hook, image};
+use crate::{Shared, disk, hook, image, observe};
 
 /// The cluster's domain.
 /// What an unprivileged container must not see of `/proc` and `/sys`; the usual list.
@@ -55,6 +57,7 @@ const READ_ONLY: [&str; 5] =
 #[derive(Debug, Default)]
 pub(crate) struct Materials {
     sources: Sources,
+    tokens: Tokens,
 }
 
 /// Why a container did not start: upstream's reason, and words.
@@ -75,13 +78,16 @@ pub(crate) async fn volumes(worker: &mut Worker, pod: &Pod) {
 pub(crate) async fn prepare_volumes(worker: &mut Worker, pod: &Pod) -> Result<(), String> {
     let sources = fetch(&worker.shared, pod).await.map_err(|err| report(&err))?;
     worker.materials.sources = sources;
-    let sources = &worker.materials.sources;
+    let tokens = worker.materials.tokens.refresh(&worker.shared, pod).await;
+    tokens.map_err(|err| report(&err))?;
+    let Materials { sources, tokens } = &worker.materials;
     let node = worker.shared.allocatable;
     let facts = Facts {
         config_maps: &sources.config_maps,
         secrets: &sources.secrets,
         field: &|field| field_value(pod, &field.field_path),
         resource: &|field| resource_value(pod, "", field, node),
+        token: &|request| tokens.get(request),
     };
     let planned = plan_volumes(pod, facts);
     disk::prepare(&worker.shared, pod, planned).await.map_err(|err| report(&err))
@@ -144,8 +150,8 @@ pub(crate) async fn container(
     pod: &Pod,
     (name, sandbox, attempt): (&str, &str, u32),
 ) {
-    let mut all = pod.spec.init_containers.iter().chain(&pod.spec.containers);
-    let Some(container) = all.find(|container| container.name == name) else { return };
+    let found = node::plan::containers(pod).find(|container| container.name == name);
+    let Some(container) = found else { return };
     let before = worker.memory.failures.get(name);
     if before.is_some_and(|failure| failure.reason == CONFIG_ERROR)
         && let Ok(sources) = fetch(&worker.shared, pod).await
@@ -174,7 +180,7 @@ async fn try_start(
     let shared = &worker.shared;
     let name = Some(container.name.as_str());
     let sandbox_config = sandbox_config(shared, pod, 0).await;
-    let got = image::ensure(shared, container, &sandbox_config)
+    let got = image::ensure(shared, (pod, container), &sandbox_config)
         .await
         .map_err(|err| Failed(err.reason(), report(&err)))?;
     let message = match got {
@@ -308,7 +314,10 @@ async fn container_config(
     }
     let failed = |message: String| Failed(CONFIG_ERROR, message);
     let sources = &worker.materials.sources;
-    let services = BTreeMap::new();
+    let known_services = shared.services.list();
+    let links = pod.spec.enable_service_links != Some(false);
+    let services = known_services.iter().map(|service| &**service);
+    let services = service_env(services, &pod.metadata.namespace, links);
     let list = resolve(&known, container, sources, &services, shared.allocatable)
         .map_err(|err| failed(report(&err)))?;
     let env: BTreeMap<String, String> = list.iter().cloned().collect();
@@ -317,9 +326,21 @@ async fn container_config(
         return Err(failed("container's runAsUser breaks non-root policy".to_owned()));
     }
     let words = |all: &[String]| all.iter().map(|word| expand(word, &env)).collect::<Vec<_>>();
+    let mut security = security(pod, &rights);
+    if let Some(target) = container.target_container_name.as_deref().filter(|t| !t.is_empty()) {
+        let meta = &pod.metadata;
+        let owner = (meta.namespace.as_str(), meta.name.as_str());
+        let id = observe::container_id(shared, owner, target).await;
+        let id = id.map_err(|err| Failed("CreateContainerError", report(&err)))?;
+        let missing = || failed(format!("unable to find target container \"{target}\""));
+        let mut namespaces = namespaces(pod);
+        namespaces.pid = i32::from(NamespaceMode::Target);
+        namespaces.target_id = id.ok_or_else(missing)?;
+        security.namespace_options = Some(namespaces);
+    }
     let linux = LinuxContainerConfig {
         resources: Some(resources(shared, pod, container)),
-        security_context: Some(security(pod, &rights)),
+        security_context: Some(security),
     };
     Ok(ContainerConfig {
         metadata: Some(ContainerMetadata { name: container.name.clone(), attempt }),
@@ -437,7 +458,7 @@ fn security(pod: &Pod, rights: &Rights) -> LinuxContainerSecurityContext {
         masked_paths: list(&MASKED),
         readonly_paths: list(&READ_ONLY),
         seccomp: Some(seccomp(&rights.seccomp)),
-        apparmor: None,
+        apparmor: rights.app_armor.as_ref().map(seccomp),
     }
 }
 

@@ -458,7 +458,14 @@ async fn stop_one(shared: &Shared, pod: Option<&Pod>, action: Action) -> bool {
 fn status_patch(uid: &str, status: &PodStatus) -> Option<Value> {
     let mut value = serde_json::to_value(status).ok()?;
     let fields = value.as_object_mut()?;
-    for name in ["podIP", "podIPs", "reason", "message", "initContainerStatuses"] {
+    for name in [
+        "podIP",
+        "podIPs",
+        "reason",
+        "message",
+        "initContainerStatuses",
+        "ephemeralContainerStatuses",
+    ] {
         fields.entry(name).or_insert(Value::Null);
     }
     Some(json!({"metadata": {"uid": uid}, "status": value}))

@@ -251,3 +251,102 @@ async fn ends_are_told_with_their_reasons() {
     assert_eq!(crash["status"]["phase"], "Running");
     node.kill_agent().await;
 }
+
+/// How far a pod's life has come, as the runtime shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Phase {
+    Asked,
+    Sandbox,
+    Container,
+    Running,
+    Ending,
+}
+
+/// What is killed the hard way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Victim {
+    Agent,
+    Runtime,
+    Both,
+}
+
+impl Node {
+    /// What the runtime has of a pod: ready sandboxes, containers, running containers.
+    async fn inventory(&self, name: &str) -> Option<(usize, usize, usize)> {
+        let runtime = Runtime::at(&self.containerd.socket()).unwrap();
+        let sandboxes =
+            runtime.list_pod_sandbox(ListPodSandboxRequest::default()).await.ok()?.items;
+        let all = runtime.list_containers(ListContainersRequest::default()).await.ok()?.containers;
+        let uid = format!("uid-{name}");
+        let ours = |labels: &std::collections::BTreeMap<String, String>| {
+            labels.get("io.kubernetes.pod.uid") == Some(&uid)
+        };
+        let ready = sandboxes.iter().filter(|s| ours(&s.labels) && s.state == 0).count();
+        let containers: Vec<_> = all.iter().filter(|c| ours(&c.labels)).collect();
+        let running = containers.iter().filter(|c| c.state == 1).count();
+        Some((ready, containers.len(), running))
+    }
+
+    /// Waits until a pod has come so far, or further.
+    async fn await_phase(&self, name: &str, phase: Phase) {
+        let limit = Instant::now() + Duration::from_secs(40);
+        loop {
+            let seen = self.inventory(name).await;
+            let come = match seen {
+                Some((_, _, 1..)) => Phase::Running,
+                Some((_, 1.., _)) => Phase::Container,
+                Some((1.., _, _)) => Phase::Sandbox,
+                _ => Phase::Asked,
+            };
+            if come >= phase.min(Phase::Running) {
+                return;
+            }
+            assert!(Instant::now() < limit, "{name} never came to {phase:?}: {seen:?}");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    async fn strike(&mut self, victim: Victim) {
+        if victim != Victim::Runtime {
+            self.kill_agent().await;
+        }
+        if victim != Victim::Agent {
+            self.containerd.restart();
+        }
+        if victim != Victim::Runtime {
+            self.start_agent();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_pod_is_lost_or_doubled_wherever_its_life_is_cut() {
+    let Some(mut node) = Node::start().await else { return };
+    for victim in [Victim::Agent, Victim::Runtime, Victim::Both] {
+        for phase in [Phase::Asked, Phase::Sandbox, Phase::Container, Phase::Running, Phase::Ending]
+        {
+            let name = format!("cut-{victim:?}-{phase:?}").to_lowercase();
+            // It ends a moment after it is told to.
+            node.create(
+                &name,
+                one("trap 'sleep 0.3; exit 0' TERM; while true; do sleep 0.1; done"),
+            );
+            node.await_phase(&name, phase).await;
+            if phase == Phase::Ending {
+                node.await_pod(&name, is_ready).await;
+                node.api.delete_gracefully(&path(&name), 2);
+                node.strike(victim).await;
+                node.await_gone(&name).await;
+                continue;
+            }
+            node.strike(victim).await;
+            let pod = node.await_pod(&name, is_ready).await;
+            assert_eq!(pod["status"]["phase"], "Running", "{name}");
+            let (sandboxes, _, running) = node.inventory(&name).await.unwrap();
+            assert_eq!((sandboxes, running), (1, 1), "{name}: {:#}", pod["status"]);
+            node.api.delete_gracefully(&path(&name), 1);
+            node.await_gone(&name).await;
+        }
+    }
+    node.kill_agent().await;
+}

@@ -21,7 +21,11 @@ use crate::fair::Seat;
 use crate::metrics::Series;
 use crate::respond::{self, Answer};
 use crate::server::Server;
+<<<<<<< HEAD
 use crate::{audit, enroll, fair, gate, log, read, review, storage, stream, token, watch, write};
+=======
+use crate::{enroll, gate, log, metrics_api, proxy, read, review, storage, stream, watch, write};
+>>>>>>> 2106094 (agent: figures, ephemeral containers, tokens, pull secrets, gRPC probes)
 
 /// Upstream's limit for request bodies.
 const BODY_BYTES_MAX: usize = 3 << 20;
@@ -65,6 +69,7 @@ pub(crate) async fn handle(
     request: http::Request<Incoming>,
 ) -> Answer {
     let started = Instant::now();
+<<<<<<< HEAD
     let (mut parts, body) = request.into_parts();
     let route = api::parse_request_in(
         &server.customs.registry(),
@@ -72,6 +77,15 @@ pub(crate) async fn handle(
         parts.uri.path(),
         parts.uri.query().unwrap_or(""),
     );
+=======
+    let (parts, body) = request.into_parts();
+    let (method, path) = (parts.method.as_str(), parts.uri.path());
+    let route = if metrics_api::is_path(path) {
+        Ok(Route::Other(path.to_owned()))
+    } else {
+        api::parse_request(method, path, parts.uri.query().unwrap_or(""))
+    };
+>>>>>>> 2106094 (agent: figures, ephemeral containers, tokens, pull secrets, gRPC probes)
     let series = match &route {
         Ok(Route::Resource(request)) => Series::of(request),
         Ok(_) | Err(_) => Series::other(&parts.method),
@@ -202,6 +216,19 @@ async fn answer(
     body: Incoming,
 ) -> Result<Answer, Status> {
     match route {
+<<<<<<< HEAD
+=======
+        Route::Other(path) if enroll::is_door(&path) => {
+            enroll::answer(server, peer.address, &parts.method, &path, body).await
+        }
+        Route::Other(path) if metrics_api::is_path(&path) => {
+            if parts.method != http::Method::GET {
+                return Err(api::not_allowed());
+            }
+            gate::authorize(server, user, &metrics_api::attributes(&path))?;
+            metrics_api::answer(server, &path, parts.uri.query().unwrap_or("")).await
+        }
+>>>>>>> 2106094 (agent: figures, ephemeral containers, tokens, pull secrets, gRPC probes)
         Route::Health(check) => {
             Ok(storage::health(&server.store, &check, parts.uri.query().unwrap_or("")))
         }
@@ -242,6 +269,9 @@ async fn resource(call: Call<'_>, parts: &Parts, body: Incoming) -> Result<Answe
     storage::freshen(&call.server.store, &call.request).await?;
     if stream::is_stream(&call) {
         return stream::answer(&call, parts).await;
+    }
+    if proxy::is_proxy(&call) {
+        return proxy::answer(&call, parts, body).await;
     }
     match call.request.verb {
         Verb::Get if subresource == "log" => log::answer(&call).await,

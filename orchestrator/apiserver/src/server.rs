@@ -77,6 +77,8 @@ pub(crate) struct Server {
     pub(crate) limiter: Limiter,
     pub(crate) port: u16,
     pub(crate) background: Background,
+    /// What the nodes' agents told of their use.
+    pub(crate) summaries: crate::metrics_api::Summaries,
     pub(crate) roles: Roles,
     pub(crate) fair: Fair,
     pub(crate) seals: Seals,
@@ -109,6 +111,7 @@ impl Server {
             limiter: Limiter::default(),
             port,
             background: Background::default(),
+            summaries: crate::metrics_api::Summaries::default(),
             roles: Roles::default(),
             fair,
             seals,

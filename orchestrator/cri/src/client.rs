@@ -154,6 +154,8 @@ calls! {
     container_status "RuntimeService" "ContainerStatus" ContainerStatusRequest => ContainerStatusResponse, READ;
     /// Makes the runtime open the container's log file again, after it was moved away.
     reopen_container_log "RuntimeService" "ReopenContainerLog" ReopenContainerLogRequest => ReopenContainerLogResponse, READ;
+    /// Reads what containers use.
+    list_container_stats "RuntimeService" "ListContainerStats" ListContainerStatsRequest => ListContainerStatsResponse, READ;
     /// Asks for the address of a stream that runs a command in a container.
     exec "RuntimeService" "Exec" ExecRequest => ExecResponse, READ;
     /// Asks for the address of a stream to a running container.

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use agent::{Config, Imports, Joined, NodeInfo};
 use containerd::{BUSYBOX, Containerd};
 use runtime::pki::{Authority, Sans, Subject, Usage};
-use runtime::resource::{PODS, SERVICE_ACCOUNTS};
+use runtime::resource::{ENDPOINT_SLICES, PODS, SERVICE_ACCOUNTS, SERVICES};
 use runtime::{Client, ClientConfig, Identity};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
@@ -128,6 +128,20 @@ impl Cluster {
         self.admin.create(&PODS, Some("default"), &pod).await.unwrap();
     }
 
+    /// A service whose only endpoint is this node.
+    async fn expose(&self, name: &str, port: u16) {
+        let ports = json!([{"name": "web", "port": port, "protocol": "TCP"}]);
+        let service = json!({"apiVersion": "v1", "kind": "Service",
+            "metadata": {"name": name, "namespace": "default"}, "spec": {"ports": ports}});
+        self.admin.create(&SERVICES, Some("default"), &service).await.unwrap();
+        let slice = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+            "metadata": {"name": name, "namespace": "default",
+                "labels": {"kubernetes.io/service-name": name}},
+            "addressType": "IPv4", "ports": ports,
+            "endpoints": [{"addresses": ["127.0.0.1"], "conditions": {"ready": true}}]});
+        self.admin.create(&ENDPOINT_SLICES, Some("default"), &slice).await.unwrap();
+    }
+
     async fn await_pod(&self, name: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         let limit = Instant::now() + LIMIT;
         loop {
@@ -200,6 +214,59 @@ fn is_ready(pod: &Value) -> bool {
     pod["status"]["containerStatuses"][0]["ready"] == json!(true)
 }
 
+/// Runs kubectl until it says what is wanted.
+async fn await_said(cluster: &Cluster, kubectl: &Path, words: &[&str], wanted: &[&str]) {
+    let limit = Instant::now() + LIMIT;
+    loop {
+        let (code, stdout, stderr) = cluster.run(kubectl, words, "").await;
+        if code == 0 && wanted.iter().all(|word| stdout.contains(word)) {
+            return;
+        }
+        assert!(Instant::now() < limit, "{kubectl:?} {words:?}: {code} {stdout} {stderr}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// What is seen of a node and its pods without entering a container.
+async fn looks(cluster: &Cluster, kubectl: &Path, at: usize, port: u16) {
+    await_said(cluster, kubectl, &["top", "node"], &["w1", "Mi"]).await;
+    await_said(cluster, kubectl, &["top", "pod", "box", "--containers"], &["box", "main", "Mi"])
+        .await;
+    let raw = async |path: &str, wanted: &[&str]| {
+        await_said(cluster, kubectl, &["get", "--raw", path], wanted).await;
+    };
+    raw("/api/v1/nodes/w1/proxy/healthz", &["ok"]).await;
+    raw("/api/v1/nodes/w1/proxy/metrics/resource", &["pod_cpu_usage_seconds_total{"]).await;
+    raw(&format!("/api/v1/namespaces/default/pods/host:{port}/proxy/page"), &["a page"]).await;
+    raw(&format!("/api/v1/namespaces/default/services/host:{port}/proxy/page"), &["a page"]).await;
+    // Before 1.30 debugging was another command, and another API.
+    if at == 0 {
+        return;
+    }
+    let name = format!("look{at}");
+    let words = [
+        "debug",
+        "box",
+        "--image",
+        BUSYBOX,
+        "--image-pull-policy=Never",
+        "--profile=general",
+        "--target=main",
+        "-c",
+        &name,
+        "--",
+        "sh",
+        "-c",
+        "ps; echo looked at $KUBERNETES_SERVICE_PORT",
+    ];
+    let (code, _, stderr) = cluster.run(kubectl, &words, "").await;
+    assert_eq!(code, 0, "{kubectl:?} debug: {stderr}");
+    await_said(cluster, kubectl, &["logs", "box", "-c", &name], &["httpd", "looked at 443"]).await;
+    let pod = cluster.await_pod("box", is_ready).await;
+    let added = pod["status"]["ephemeralContainerStatuses"].as_array().unwrap();
+    assert!(added.iter().any(|status| status["name"] == json!(name)), "{added:?}");
+}
+
 /// Port-forward: the first line names the port; then HTTP through it.
 async fn fetch_forwarded(cluster: &Cluster, kubectl: &Path) -> String {
     let words = ["port-forward", "pod/box", ":8080"];
@@ -220,13 +287,13 @@ async fn fetch_forwarded(cluster: &Cluster, kubectl: &Path) -> String {
     String::from_utf8_lossy(&got).into_owned()
 }
 
-async fn streams(cluster: &Cluster, kubectl: &Path, at: usize) {
-    let big = "0123456789abcde\n".repeat(20_000);
+/// Commands with their input, output, errors and exit codes.
+async fn commands(cluster: &Cluster, kubectl: &Path, big: &str) {
     let checks: [(&[&str], &str, i32, &str, &str); 7] = [
         (&["exec", "box", "--", "echo", "a b", "&c=%41"], "", 0, "a b &c=%41\n", ""),
         (&["exec", "-i", "box", "--", "cat"], "to the end", 0, "to the end", ""),
-        (&["exec", "-i", "box", "--", "wc", "-c"], &big, 0, "320000\n", ""),
-        (&["exec", "box", "--", "cat", "/big"], "", 0, &big, ""),
+        (&["exec", "-i", "box", "--", "wc", "-c"], big, 0, "320000\n", ""),
+        (&["exec", "box", "--", "cat", "/big"], "", 0, big, ""),
         (&["exec", "box", "--", "sh", "-c", "echo no >&2; exit 7"], "", 7, "", "no\n"),
         (
             &["exec", "box", "-c", "none", "--", "true"],
@@ -238,7 +305,7 @@ async fn streams(cluster: &Cluster, kubectl: &Path, at: usize) {
         (&["exec", "nobody", "--", "true"], "", 1, "", "pods \"nobody\" not found"),
     ];
     cluster
-        .run(kubectl, &["exec", "-i", "box", "--", "sh", "-c", "cat > /big; wc -c < /big"], &big)
+        .run(kubectl, &["exec", "-i", "box", "--", "sh", "-c", "cat > /big; wc -c < /big"], big)
         .await;
     let mut wrong = Vec::new();
     for (words, input, code, stdout, stderr) in checks {
@@ -257,6 +324,11 @@ async fn streams(cluster: &Cluster, kubectl: &Path, at: usize) {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+async fn streams(cluster: &Cluster, kubectl: &Path, at: usize) {
+    let big = "0123456789abcde\n".repeat(20_000);
+    commands(cluster, kubectl, &big).await;
     // A terminal has its size and one stream for all.
     let line = format!(
         "stty rows 33 cols 111; {} --kubeconfig {} exec -it box -- sh -c 'until stty size | grep 33.111; do :; done; tty >&2; exit 3'",
@@ -330,11 +402,23 @@ async fn every_kubectl_reaches_into_containers() {
     let mut echo = spec("while true; do read x && echo heard $x; done");
     echo["containers"][0]["stdin"] = json!(true);
     cluster.create("echo", echo).await;
+    // Only the node's own network can be reached from outside here.
+    let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = free.local_addr().unwrap().port();
+    drop(free);
+    let script =
+        format!("mkdir /www; printf 'a page' > /www/page; httpd -f -p 127.0.0.1:{port} -h /www");
+    let mut host = spec(&script);
+    host["hostNetwork"] = json!(true);
+    cluster.create("host", host).await;
+    cluster.expose("host", port).await;
+    cluster.await_pod("host", is_ready).await;
     cluster.await_pod("box", is_ready).await;
     cluster.await_pod("echo", is_ready).await;
     for (at, kubectl) in kubectls().iter().enumerate() {
         println!("{}", kubectl.display());
         streams(&cluster, kubectl, at).await;
+        looks(&cluster, kubectl, at, port).await;
     }
 }
 

@@ -29,6 +29,8 @@ pub struct Rights {
     pub drop: Vec<String>,
     /// System call filter.
     pub seccomp: Profile,
+    /// AppArmor profile; `None` leaves it to the runtime.
+    pub app_armor: Option<Profile>,
     /// `/proc` without masks.
     pub unmasked_proc: bool,
 }
@@ -98,6 +100,11 @@ pub fn rights(spec: &PodSpec, container: &Container) -> Rights {
         add: capabilities.add,
         drop: capabilities.drop,
         seccomp: profile(own.seccomp_profile.as_ref().or(pod.seccomp_profile.as_ref())),
+        app_armor: own
+            .app_armor_profile
+            .as_ref()
+            .or(pod.app_armor_profile.as_ref())
+            .map(|given| profile(Some(given))),
         unmasked_proc: privileged || own.proc_mount.as_deref() == Some("Unmasked"),
     }
 }

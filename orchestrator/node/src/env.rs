@@ -64,7 +64,7 @@ pub enum EnvError {
 #[must_use]
 pub fn references(pod: &Pod) -> References {
     let mut found = References::default();
-    for container in pod.spec.init_containers.iter().chain(&pod.spec.containers) {
+    for container in crate::plan::containers(pod) {
         for source in &container.env_from {
             found.config_maps.extend(source.config_map_ref.iter().map(|r| r.name.clone()));
             found.secrets.extend(source.secret_ref.iter().map(|r| r.name.clone()));

@@ -199,7 +199,7 @@ pub fn outcome(pod: &Pod, seen: &Seen) -> Option<Outcome> {
 
 /// Takes what was seen into memory: long runs end a crash loop, and a deadline may have passed.
 pub fn remember(pod: &Pod, seen: &Seen, memory: &mut Memory, now: Timestamp) {
-    for container in pod.spec.init_containers.iter().chain(&pod.spec.containers) {
+    for container in containers(pod) {
         let Some(newest) = seen.lives(&container.name).first().copied() else { continue };
         if let Some(exit) = newest.life.exit()
             && let (Some(started), Some(finished)) = (exit.started, exit.finished)
@@ -282,13 +282,25 @@ fn wants_restart(policy: &str, code: i32) -> bool {
     }
 }
 
+/// What the API was told of all containers of a pod.
+pub(crate) fn told(pod: &Pod) -> impl Iterator<Item = &objects::pod::ContainerStatus> {
+    let status = &pod.status;
+    let all = status.container_statuses.iter().chain(&status.init_container_statuses);
+    all.chain(&status.ephemeral_container_statuses)
+}
+
+/// All containers of a pod: init containers, its own, ephemeral ones.
+pub fn containers(pod: &Pod) -> impl Iterator<Item = &Container> {
+    let spec = &pod.spec;
+    spec.init_containers.iter().chain(&spec.containers).chain(&spec.ephemeral_containers)
+}
+
 /// The life of a container that the API was told of but the runtime no longer has.
 pub(crate) fn lost_attempt(pod: &Pod, seen: &Seen, name: &str) -> Option<u32> {
     if seen.containers.iter().any(|container| container.name == name) {
         return None;
     }
-    let told = pod.status.container_statuses.iter().chain(&pod.status.init_container_statuses);
-    let told = told.into_iter().find(|s| s.name == name && !s.container_id.is_empty())?;
+    let told = told(pod).find(|s| s.name == name && !s.container_id.is_empty())?;
     Some(told.restart_count.and_then(|count| u32::try_from(count).ok()).unwrap_or(0))
 }
 
@@ -302,8 +314,7 @@ fn last_code(pod: &Pod, seen: &Seen, name: &str) -> Option<i32> {
 
 /// The code the API was told, when the end was seen before the runtime forgot it.
 pub(crate) fn lost_code(pod: &Pod, name: &str) -> i32 {
-    let told = pod.status.container_statuses.iter().chain(&pod.status.init_container_statuses);
-    told.into_iter()
+    told(pod)
         .find(|status| status.name == name)
         .and_then(|status| status.state.terminated.as_ref()?.exit_code)
         .and_then(|code| i32::try_from(code).ok())
@@ -457,6 +468,10 @@ fn plan_starts(
     let here = |name: &str| {
         seen.lives(name).first().copied().filter(|container| container.sandbox == sandbox.id)
     };
+    // Whoever looks into a pod does so in whatever state it is, and once.
+    for added in &pod.spec.ephemeral_containers {
+        plan.start(pod, seen, memory, (added, "Never", &sandbox.id), now);
+    }
     // Init containers run once per sandbox: a new sandbox is a new network.
     let initialized = pod.spec.containers.iter().any(|c| here(&c.name).is_some());
     for init in &pod.spec.init_containers {

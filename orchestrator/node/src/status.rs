@@ -47,6 +47,8 @@ pub fn compute_status(pod: &Pod, seen: &Seen, memory: &Memory, place: Place) -> 
         .map(|c| one(c, if is_sidecar(c) { Role::Sidecar } else { Role::Init }))
         .collect();
     status.container_statuses = pod.spec.containers.iter().map(|c| one(c, Role::Main)).collect();
+    status.ephemeral_container_statuses =
+        pod.spec.ephemeral_containers.iter().map(|c| one(c, Role::Added)).collect();
     status.start_time.get_or_insert(Time::from(place.now));
     status.qos_class = qos_class(&pod.spec).to_owned();
     let host = place.host.to_string();
@@ -58,12 +60,13 @@ pub fn compute_status(pod: &Pod, seen: &Seen, memory: &Memory, place: Place) -> 
     status
 }
 
-/// Whether an init container, a sidecar or one of the pod's own is meant.
+/// Whether an init container, a sidecar, one of the pod's own or an ephemeral one is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Role {
     Init,
     Sidecar,
     Main,
+    Added,
 }
 
 /// Whether nothing of the pod will be started again.
@@ -228,7 +231,11 @@ fn container_status(
         Some(newest) => fill_seen(&mut status, newest, lives.get(1).copied()),
         None => fill_lost(&mut status, pod, seen),
     }
-    let policy = if role == Role::Sidecar { "Always" } else { policy_of(pod) };
+    let policy = match role {
+        Role::Sidecar => "Always",
+        Role::Added => "Never",
+        Role::Init | Role::Main => policy_of(pod),
+    };
     let needs = needs_start(&status, role, policy);
     if needs && !ending {
         let step = plan::step(pod, seen, memory, (&container.name, policy), now);
@@ -242,6 +249,7 @@ fn container_status(
     status.started = Some(unasked || probes.is_some_and(|p| p.is_started(container)));
     status.ready = Some(match role {
         Role::Init => status.state.terminated.as_ref().is_some_and(|t| t.exit_code == Some(0)),
+        Role::Added => false,
         Role::Sidecar | Role::Main => unasked || probes.is_some_and(|p| p.is_ready(container)),
     });
     status
@@ -289,8 +297,7 @@ fn fill_seen(
 /// that nobody saw is named as such.
 fn fill_lost(status: &mut ContainerStatus, pod: &Pod, seen: &Seen) {
     let Some(attempt) = lost_attempt(pod, seen, &status.name) else { return };
-    let told = pod.status.container_statuses.iter().chain(&pod.status.init_container_statuses);
-    let Some(told) = told.into_iter().find(|s| s.name == status.name) else { return };
+    let Some(told) = plan::told(pod).find(|s| s.name == status.name) else { return };
     status.restart_count = Some(i64::from(attempt));
     status.container_id.clone_from(&told.container_id);
     status.image.clone_from(&told.image);
@@ -354,6 +361,7 @@ fn starting(pod: &Pod, memory: &Memory, role: Role) -> ContainerStateWaiting {
 fn default_wait(pod: &Pod, role: Role) -> &'static str {
     // A sidecar and an init container wait for those before them.
     if pod.spec.init_containers.is_empty()
+        || role == Role::Added
         || role == Role::Init && pod.spec.init_containers.len() == 1
     {
         "ContainerCreating"

@@ -31,6 +31,7 @@ views! {
         pub volumes: Vec<Volume>,
         pub init_containers: Vec<Container>,
         pub containers: Vec<Container>,
+        pub ephemeral_containers: Vec<Container>,
         pub restart_policy: String,
         pub termination_grace_period_seconds: Option<i64>,
         pub active_deadline_seconds: Option<i64>,
@@ -103,6 +104,8 @@ views! {
         pub stdin: bool,
         pub stdin_once: bool,
         pub tty: bool,
+        /// Of an ephemeral container: the one whose processes it sees.
+        pub target_container_name: Option<String>,
     }
 
     /// A port a container listens on.
@@ -224,6 +227,7 @@ views! {
         pub allow_privilege_escalation: Option<bool>,
         pub proc_mount: Option<String>,
         pub seccomp_profile: Option<Value>,
+        pub app_armor_profile: Option<Value>,
     }
 
     /// Capabilities given and taken.
@@ -242,6 +246,7 @@ views! {
         pub fs_group_change_policy: Option<String>,
         pub sysctls: Vec<Value>,
         pub seccomp_profile: Option<Value>,
+        pub app_armor_profile: Option<Value>,
     }
 
     /// A directory containers of the pod may mount; other kinds of volume are in `extra`.
@@ -428,6 +433,7 @@ views! {
         pub start_time: Option<Time>,
         pub init_container_statuses: Vec<ContainerStatus>,
         pub container_statuses: Vec<ContainerStatus>,
+        pub ephemeral_container_statuses: Vec<ContainerStatus>,
         pub qos_class: String,
     }
 

@@ -7,8 +7,8 @@
 //!
 //! Spec: upstream's emptyDir, hostPath, configMap, secret, downwardAPI and projected volumes.
 //!
-//! *Limits*: projected service-account tokens and persistent volume claims are named as problems
-//! of the pod; ownership by `fsGroup` is left to the agent.
+//! *Limits*: persistent volume claims are named as problems of the pod; ownership by `fsGroup`
+//! is left to the agent, and so is asking for tokens.
 
 #![forbid(unsafe_code)]
 
@@ -21,5 +21,6 @@ mod source;
 pub use files::{File, FileSet};
 pub use mount::{Mount, Propagation, SubPath, plan_mounts};
 pub use source::{
-    Facts, HostPathKind, Problem, References, Source, Volume, plan_volumes, references,
+    Facts, HostPathKind, Problem, References, Source, TokenRequest, Volume, plan_volumes,
+    references, token_requests,
 };

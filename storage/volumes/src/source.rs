@@ -9,9 +9,15 @@ use objects::pod::{
     ConfigMapVolume, DownwardApiVolume, EmptyDirVolume, HostPathVolume, ObjectFieldSelector, Pod,
     ProjectedVolume, ResourceFieldSelector, SecretVolume,
 };
+use serde_json::Value;
 use thiserror::Error;
 
 use crate::files::{DEFAULT_MODE, File, FileSet, mode_bits};
+
+/// How long a token lasts unless said otherwise, in seconds.
+const TOKEN_SECONDS: i64 = 3600;
+/// Permission bits a token may have.
+const TOKEN_MODE: u32 = 0o644;
 
 /// Why a volume cannot be had.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -61,6 +67,12 @@ pub enum Problem {
     Kind {
         /// As it is called in the pod.
         kind: String,
+    },
+    /// The API gave no token; it may later.
+    #[error("no token of the service account for audience \"{audience}\"")]
+    Token {
+        /// For whom it was to be.
+        audience: String,
     },
     /// A mount names no volume of the pod.
     #[error("mount refers to volume \"{name}\", which the pod does not have")]
@@ -135,6 +147,15 @@ pub struct References {
     pub secrets: BTreeSet<String>,
 }
 
+/// A token that a pod wants of its service account.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TokenRequest {
+    /// For whom it is; empty for the API server.
+    pub audience: String,
+    /// How long it lasts, in seconds.
+    pub seconds: i64,
+}
+
 /// What volumes are filled from.
 #[derive(Clone, Copy)]
 pub struct Facts<'a> {
@@ -146,6 +167,8 @@ pub struct Facts<'a> {
     pub field: &'a dyn Fn(&ObjectFieldSelector) -> Option<String>,
     /// The value of a resource field of the pod.
     pub resource: &'a dyn Fn(&ResourceFieldSelector) -> Option<String>,
+    /// A token of the pod's service account; `None` while there is none.
+    pub token: &'a dyn Fn(&TokenRequest) -> Option<String>,
 }
 
 impl std::fmt::Debug for Facts<'_> {
@@ -167,6 +190,21 @@ pub fn references(pod: &Pod) -> References {
         }
     }
     found
+}
+
+/// The tokens that a pod's volumes hold.
+#[must_use]
+pub fn token_requests(pod: &Pod) -> BTreeSet<TokenRequest> {
+    let projected = pod.spec.volumes.iter().filter_map(|volume| volume.projected.as_ref());
+    let sources = projected.flat_map(|projected| &projected.sources);
+    sources.filter_map(|source| source.service_account_token.as_ref()).map(token_request).collect()
+}
+
+fn token_request(given: &Value) -> TokenRequest {
+    TokenRequest {
+        audience: given.get("audience").and_then(Value::as_str).unwrap_or_default().to_owned(),
+        seconds: given.get("expirationSeconds").and_then(Value::as_i64).unwrap_or(TOKEN_SECONDS),
+    }
 }
 
 /// Plans every volume of a pod; one that cannot be had does not hide the others.
@@ -271,8 +309,11 @@ fn projected_files(given: &ProjectedVolume, facts: Facts<'_>) -> Result<FileSet,
         if let Some(downward) = &source.downward_api {
             put_downward(&mut files, downward, mode, facts)?;
         }
-        if source.service_account_token.is_some() {
-            return Err(Problem::Kind { kind: "projected serviceAccountToken".to_owned() });
+        if let Some(given) = &source.service_account_token {
+            let missing = || Problem::Token { audience: token_request(given).audience };
+            let token = (facts.token)(&token_request(given)).ok_or_else(missing)?;
+            let path = given.get("path").and_then(Value::as_str).unwrap_or_default();
+            files.put(path, File { bytes: token.into_bytes(), mode: mode & TOKEN_MODE })?;
         }
         if let Some(kind) = source.extra.keys().next() {
             return Err(Problem::Kind { kind: format!("projected {kind}") });

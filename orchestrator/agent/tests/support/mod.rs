@@ -155,7 +155,7 @@ async fn answer(
     }
     let found = match head.method {
         Method::GET if state.objects.contains_key(&path) => state.objects.get(&path).cloned(),
-        Method::GET if path.ends_with("pods") => {
+        Method::GET if path.ends_with("pods") || path.ends_with("services") => {
             let items: Vec<_> =
                 state.objects.iter().filter(|(key, _)| is_in(key, &path)).map(|(_, v)| v).collect();
             let revision = state.revision.to_string();

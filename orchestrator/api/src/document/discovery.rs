@@ -19,6 +19,10 @@ const REVIEWS: &[(&str, &str, &str, bool)] = &[
     ("authorization.k8s.io", "subjectaccessreviews", "SubjectAccessReview", false),
 ];
 
+/// What is measured and only read: group, version, and plural, kind, namespaced of each.
+const FIGURES: (&str, &str, [(&str, &str, bool); 2]) =
+    ("metrics.k8s.io", "v1beta1", [("nodes", "NodeMetrics", false), ("pods", "PodMetrics", true)]);
+
 /// A resource or subresource of a group-version.
 struct Row {
     /// `pods` or `pods/status`.
@@ -40,9 +44,10 @@ pub(crate) fn versions(registry: &Registry, group: &str) -> impl Iterator<Item =
         .map(|(_, version)| version)
 }
 
-/// Are there reviews in this group-version?
+/// Are there reviews, or figures, in this group-version?
 pub(crate) fn has_reviews(group: &str, version: &str) -> bool {
-    version == "v1" && REVIEWS.iter().any(|review| review.0 == group)
+    (group, version) == (FIGURES.0, FIGURES.1)
+        || version == "v1" && REVIEWS.iter().any(|review| review.0 == group)
 }
 
 /// The kind of the reviews of this resource name, and whether they are posted to a namespace.
@@ -68,6 +73,7 @@ pub(super) fn group_versions(registry: &Registry) -> Vec<(&'static str, &'static
     for review in REVIEWS {
         add(review.0, "v1");
     }
+    add(FIGURES.0, FIGURES.1);
     for (group, version) in registry.group_versions() {
         add(group, version);
     }
@@ -154,6 +160,16 @@ fn rows(registry: &Registry, group: &str, version: &str) -> Vec<Row> {
             categories: &[],
         });
     }
+    let figures = FIGURES.2.iter().filter(|_| (group, version) == (FIGURES.0, FIGURES.1));
+    rows.extend(figures.map(|(plural, kind, namespaced)| Row {
+        name: (*plural).to_owned(),
+        answers: ("", "", kind),
+        singular: "",
+        namespaced: *namespaced,
+        verbs: &["get", "list"],
+        short_names: &[],
+        categories: &[],
+    }));
     rows
 }
 

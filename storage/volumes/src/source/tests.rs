@@ -18,6 +18,10 @@ fn check(volume: serde_json::Value, expected: &str) {
         secrets: &secrets,
         field: &|field| (field.field_path == "metadata.name").then(|| "p".to_owned()),
         resource: &|field| (field.resource == "limits.cpu").then(|| "2".to_owned()),
+        token: &|request| {
+            let is_api = request.audience.is_empty();
+            is_api.then(|| format!("token for {} s", request.seconds))
+        },
     };
     let got = match &plan_volumes(&pod, facts)[0].source {
         Ok(Source::Files { files, memory }) => {
@@ -92,7 +96,11 @@ fn files_from_the_pod_itself() {
     );
     check(
         json!({"projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}}),
-        "volumes of kind projected serviceAccountToken are not supported yet",
+        "memory|token 644 token for 3600 s",
+    );
+    check(
+        json!({"projected": {"sources": [{"serviceAccountToken": {"path": "t", "audience": "vault"}}]}}),
+        "no token of the service account for audience \"vault\"",
     );
 }
 
