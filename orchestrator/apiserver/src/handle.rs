@@ -21,11 +21,10 @@ use crate::fair::Seat;
 use crate::metrics::Series;
 use crate::respond::{self, Answer};
 use crate::server::Server;
-<<<<<<< HEAD
-use crate::{audit, enroll, fair, gate, log, read, review, storage, stream, token, watch, write};
-=======
-use crate::{enroll, gate, log, metrics_api, proxy, read, review, storage, stream, watch, write};
->>>>>>> 2106094 (agent: figures, ephemeral containers, tokens, pull secrets, gRPC probes)
+use crate::{
+    audit, enroll, fair, gate, log, metrics_api, proxy, read, review, storage, stream, token, watch,
+    write,
+};
 
 /// Upstream's limit for request bodies.
 const BODY_BYTES_MAX: usize = 3 << 20;
@@ -69,23 +68,14 @@ pub(crate) async fn handle(
     request: http::Request<Incoming>,
 ) -> Answer {
     let started = Instant::now();
-<<<<<<< HEAD
     let (mut parts, body) = request.into_parts();
-    let route = api::parse_request_in(
-        &server.customs.registry(),
-        parts.method.as_str(),
-        parts.uri.path(),
-        parts.uri.query().unwrap_or(""),
-    );
-=======
-    let (parts, body) = request.into_parts();
     let (method, path) = (parts.method.as_str(), parts.uri.path());
     let route = if metrics_api::is_path(path) {
         Ok(Route::Other(path.to_owned()))
     } else {
-        api::parse_request(method, path, parts.uri.query().unwrap_or(""))
+        let query = parts.uri.query().unwrap_or("");
+        api::parse_request_in(&server.customs.registry(), method, path, query)
     };
->>>>>>> 2106094 (agent: figures, ephemeral containers, tokens, pull secrets, gRPC probes)
     let series = match &route {
         Ok(Route::Resource(request)) => Series::of(request),
         Ok(_) | Err(_) => Series::other(&parts.method),
@@ -180,6 +170,7 @@ fn attributes(parts: &Parts, route: &Result<Route, Status>) -> Attributes {
     match route {
         Ok(Route::Resource(request)) => Attributes::of(request),
         Ok(Route::Review(path)) => review::attributes(path),
+        Ok(Route::Other(path)) if metrics_api::is_path(path) => metrics_api::attributes(path),
         Ok(_) | Err(_) => {
             let method =
                 if parts.method == http::Method::HEAD { "get" } else { parts.method.as_str() };
@@ -216,19 +207,12 @@ async fn answer(
     body: Incoming,
 ) -> Result<Answer, Status> {
     match route {
-<<<<<<< HEAD
-=======
-        Route::Other(path) if enroll::is_door(&path) => {
-            enroll::answer(server, peer.address, &parts.method, &path, body).await
-        }
         Route::Other(path) if metrics_api::is_path(&path) => {
             if parts.method != http::Method::GET {
                 return Err(api::not_allowed());
             }
-            gate::authorize(server, user, &metrics_api::attributes(&path))?;
             metrics_api::answer(server, &path, parts.uri.query().unwrap_or("")).await
         }
->>>>>>> 2106094 (agent: figures, ephemeral containers, tokens, pull secrets, gRPC probes)
         Route::Health(check) => {
             Ok(storage::health(&server.store, &check, parts.uri.query().unwrap_or("")))
         }

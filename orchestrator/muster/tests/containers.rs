@@ -430,6 +430,7 @@ async fn hollow_nodes_take_pods_and_give_them_back() {
         listen: "127.0.0.1:0".parse().unwrap(),
         advertise: Vec::new(),
         service_cidr: "172.21.0.0/24".parse().unwrap(),
+        identity: apiserver::Identity::default(),
         storage: apiserver::Storage::Embedded,
     };
     let server = apiserver::ApiServer::open(CancellationToken::new(), &api).await.unwrap();
