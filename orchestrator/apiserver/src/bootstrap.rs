@@ -119,8 +119,11 @@ async fn flows(server: &Server) -> Result<(), Status> {
         let mut stored = object::decode(&item, item.modified());
         let auto = "/metadata/annotations/apf.kubernetes.io~1autoupdate-spec";
         let ours = stored.pointer(auto).and_then(Value::as_str) == Some("true");
-        if ours && !covers(stored.get("spec"), &wanted["spec"]) {
-            stored["spec"] = wanted["spec"].clone();
+        let spec = wanted.get("spec").unwrap_or(&Value::Null);
+        if ours && !covers(stored.get("spec"), spec) {
+            if let Some(stored) = stored.as_object_mut() {
+                stored.insert("spec".to_owned(), spec.clone());
+            }
             replace_own(server, USER, &kind.path(None, Some(name)), &stored).await?;
         }
         Ok(())

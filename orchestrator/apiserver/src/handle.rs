@@ -22,8 +22,8 @@ use crate::metrics::Series;
 use crate::respond::{self, Answer};
 use crate::server::Server;
 use crate::{
-    audit, enroll, fair, gate, log, metrics_api, proxy, read, review, storage, stream, token, watch,
-    write,
+    audit, enroll, fair, gate, log, metrics_api, proxy, read, review, storage, stream, token,
+    watch, write,
 };
 
 /// Upstream's limit for request bodies.

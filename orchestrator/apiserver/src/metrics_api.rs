@@ -42,8 +42,11 @@ const WINDOW: &str = "10s";
 /// Summaries of the nodes, and when they came.
 #[derive(Debug, Default)]
 pub(crate) struct Summaries {
-    nodes: Mutex<BTreeMap<String, (Instant, Option<Arc<Value>>)>>,
+    nodes: Mutex<BTreeMap<String, Summary>>,
 }
+
+/// When a node was asked, and its summary if it gave one.
+type Summary = (Instant, Option<Arc<Value>>);
 
 /// What is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -167,7 +167,7 @@ fn service(call: &Call<'_>, service: &Value, target: Target<'_>) -> Result<Backe
     };
     let is_meant = |port: &&&Value| {
         text(port, "name") == target.port
-            || port.get("port").is_some_and(|number| number.to_string() == target.port)
+            || port.get("port").is_some_and(|number| *number == target.port)
     };
     let port = match (target.port, ports.as_slice()) {
         ("", [only]) => Some(*only),

@@ -55,73 +55,9 @@ pub fn reconcile(view: &View, key: &Key, now: Timestamp) -> Steps {
     steps.look_again(now.saturating_add(PERIOD).unwrap_or(now));
     let mut status = scaler.status.clone();
     status.observed_generation = Some(scaler.metadata.generation);
-    let mut say = |kind: &str, good: bool, reason: &str, message: &str| {
-        set_condition(&mut status.conditions, Condition::new(kind, good, reason, message), now);
-    };
-    let mut resized = None;
-    match scaled(view, scaler) {
-        None => say(
-            "AbleToScale",
-            false,
-            "FailedGetScale",
-            "the HPA controller was unable to get the target's current scale",
-        ),
-        Some(target) if target.replicas == 0 && scaler.spec.min_replicas != Some(0) => {
-            say(
-                "AbleToScale",
-                true,
-                "SucceededGetScale",
-                "the HPA controller was able to get the target's current scale",
-            );
-            say(
-                "ScalingActive",
-                false,
-                "ScalingDisabled",
-                "scaling is disabled since the replica count of the target is zero",
-            );
-        }
-        Some(target) => {
-            say(
-                "AbleToScale",
-                true,
-                "SucceededGetScale",
-                "the HPA controller was able to get the target's current scale",
-            );
-            let readings = readings(view, scaler, &target);
-            match readings.iter().map(|one| one.wanted).max() {
-                None => say(
-                    "ScalingActive",
-                    false,
-                    "FailedGetResourceMetric",
-                    "the HPA was unable to compute the replica count: no metrics of its pods are known",
-                ),
-                Some(wanted) => {
-                    say(
-                        "ScalingActive",
-                        true,
-                        "ValidMetricFound",
-                        "the HPA was able to successfully calculate a replica count from a resource metric",
-                    );
-                    let goal = settle(view, scaler, target.replicas, wanted, now);
-                    let (least, most) = limits(scaler);
-                    let limited = if wanted > most {
-                        (
-                            "TooManyReplicas",
-                            "the desired replica count is more than the maximum replica count",
-                        )
-                    } else if wanted < least {
-                        (
-                            "TooFewReplicas",
-                            "the desired replica count is less than the minimum replica count",
-                        )
-                    } else {
-                        ("DesiredWithinRange", "the desired count is within the acceptable range")
-                    };
-                    say("ScalingLimited", limited.0 != "DesiredWithinRange", limited.0, limited.1);
-                    resized = Some((goal, target, readings));
-                }
-            }
-        }
+    let (said, resized) = judge(view, scaler, now);
+    for condition in said {
+        set_condition(&mut status.conditions, condition, now);
     }
     if let Some((goal, target, readings)) = resized {
         status.current_replicas = Some(target.replicas);
@@ -148,6 +84,53 @@ pub fn reconcile(view: &View, key: &Key, now: Timestamp) -> Steps {
         steps.push(Action::patch_status(Target::of(&**scaler), body));
     }
     steps
+}
+
+/// A size to go to, what is to change size, and why.
+type Resizing<'a> = (i64, Scaled<'a>, Vec<Reading>);
+
+/// What there is to say about a scaler, and the size it comes to, if any.
+fn judge<'a>(
+    view: &'a View,
+    scaler: &HorizontalPodAutoscaler,
+    now: Timestamp,
+) -> (Vec<Condition>, Option<Resizing<'a>>) {
+    let able = |good, reason, message| Condition::new("AbleToScale", good, reason, message);
+    let active = |good, reason, message| Condition::new("ScalingActive", good, reason, message);
+    let Some(target) = scaled(view, scaler) else {
+        let message = "the HPA controller was unable to get the target's current scale";
+        return (vec![able(false, "FailedGetScale", message)], None);
+    };
+    let message = "the HPA controller was able to get the target's current scale";
+    let mut said = vec![able(true, "SucceededGetScale", message)];
+    if target.replicas == 0 && scaler.spec.min_replicas != Some(0) {
+        let message = "scaling is disabled since the replica count of the target is zero";
+        said.push(active(false, "ScalingDisabled", message));
+        return (said, None);
+    }
+    let readings = readings(view, scaler, &target);
+    let Some(wanted) = readings.iter().map(|one| one.wanted).max() else {
+        let message =
+            "the HPA was unable to compute the replica count: no metrics of its pods are known";
+        said.push(active(false, "FailedGetResourceMetric", message));
+        return (said, None);
+    };
+    let message =
+        "the HPA was able to successfully calculate a replica count from a resource metric";
+    said.push(active(true, "ValidMetricFound", message));
+    let (least, most) = limits(scaler);
+    let (limited, reason, message) = if wanted > most {
+        let message = "the desired replica count is more than the maximum replica count";
+        (true, "TooManyReplicas", message)
+    } else if wanted < least {
+        let message = "the desired replica count is less than the minimum replica count";
+        (true, "TooFewReplicas", message)
+    } else {
+        (false, "DesiredWithinRange", "the desired count is within the acceptable range")
+    };
+    said.push(Condition::new("ScalingLimited", limited, reason, message));
+    let goal = settle(view, scaler, target.replicas, wanted, now);
+    (said, Some((goal, target, readings)))
 }
 
 /// What the metrics ask for, before limits and calm; `None` when nothing is known.
@@ -446,11 +429,11 @@ mod tests {
             ..View::default()
         };
         let steps = reconcile(&view, &Key::new("n", "s"), now);
-        let sizes = steps.actions.iter().filter_map(|action| match action {
+        let mut sizes = steps.actions.iter().filter_map(|action| match action {
             Action::Patch { body, .. } => body.pointer("/spec/replicas").and_then(Value::as_i64),
             _ => None,
         });
-        assert_eq!(sizes.last().unwrap_or(i64::try_from(used.len()).unwrap()), expected);
+        assert_eq!(sizes.next_back().unwrap_or(i64::try_from(used.len()).unwrap()), expected);
     }
 
     #[test]

@@ -338,7 +338,6 @@ pub static CONTROLLERS: &[Controller] = &[
         keys: |view| view.autoscalers.keys(),
         reconcile: autoscaler::reconcile,
         remembers: Remembers::Scaling,
-        ..BASE
     },
     Controller {
         name: "serviceaccount-controller",

@@ -112,7 +112,7 @@ fn of_pod(pod: &Pod, resource: &str, limits: bool) -> Quantity {
     for container in &pod.spec.init_containers {
         let step = beside.add(&of(container));
         if container.restart_policy.as_deref() == Some("Always") {
-            beside = step.clone();
+            beside = step;
         }
         peak = larger(peak, step);
     }

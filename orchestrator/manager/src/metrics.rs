@@ -1,7 +1,6 @@
 //! Four numbers per controller: rounds, actions, failures, age of the oldest unconverged key.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -66,8 +65,7 @@ impl Metrics {
             ("failures_total", "counter"),
             ("oldest_unconverged_seconds", "gauge"),
         ] {
-            // Writing to a string cannot fail.
-            let _ = writeln!(text, "# TYPE muster_controller_{what} {kind}");
+            text += &format!("# TYPE muster_controller_{what} {kind}\n");
             for (name, meter) in meters.iter() {
                 let (rounds, actions, failures) = meter.counts();
                 let number = match what {
@@ -76,8 +74,7 @@ impl Metrics {
                     "failures_total" => failures.to_string(),
                     _ => format!("{:.3}", meter.oldest_seconds()),
                 };
-                let _ =
-                    writeln!(text, "muster_controller_{what}{{controller=\"{name}\"}} {number}");
+                text += &format!("muster_controller_{what}{{controller=\"{name}\"}} {number}\n");
             }
         }
         text

@@ -37,7 +37,7 @@ pub(crate) enum Command {
     /// List the machines for Ansible
     Inventory(InventoryArgs),
     /// Run the control plane: API server, store, scheduler and controllers
-    Master(MasterArgs),
+    Master(Box<MasterArgs>),
     /// Look over, save, restore or move what a master stores
     Store(StoreCommandArgs),
     /// Run the scheduler and controllers alone, beside any API server

@@ -58,7 +58,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Approve(args) => done(approve::run(&args)),
         Command::Image(args) => done(image::run(&args)),
         Command::Inventory(args) => done(inventory::run(&args)),
-        Command::Master(args) => done(daemon::master(args)),
+        Command::Master(args) => done(daemon::master(*args)),
         Command::Store(args) => store::run(&args),
         Command::Manager(args) => done(daemon::manager(args)),
         Command::Boot(args) => done(daemon::boot(args)),

@@ -167,7 +167,7 @@ pub(super) fn named(word: &str, names: &[&str]) -> String {
 }
 
 /// The names of containers of which something holds.
-pub(super) fn which<'a>(spec: &'a Value, holds: impl Fn(&Value) -> bool) -> Vec<&'a str> {
+pub(super) fn which(spec: &Value, holds: impl Fn(&Value) -> bool) -> Vec<&str> {
     containers(spec)
         .filter(|container| holds(container))
         .map(|container| str_at(container, "name").unwrap_or(""))

@@ -483,7 +483,7 @@ fn deal(mut hash: u64, queues: usize, hand: usize) -> Vec<usize> {
     for left in (0..queues).rev().take(hand) {
         let size = u64::try_from(left).unwrap_or(u64::MAX).saturating_add(1);
         let mut card = usize::try_from(hash % size).unwrap_or(0);
-        hash = hash / size ^ hash.rotate_left(21);
+        hash = (hash / size) ^ hash.rotate_left(21);
         // The n-th of those not dealt yet.
         let mut taken = dealt.clone();
         taken.sort_unstable();

@@ -55,17 +55,15 @@ pub(super) fn of_type(name: &str, fields: &mut Map<String, Value>) {
                 fields.insert("volumeLifecycleModes".to_owned(), json!(["Persistent"]));
             }
         }
-        "flowcontrol.v1.PriorityLevelConfigurationSpec" => {
-            if fields.get("type") == Some(&json!("Exempt")) {
-                let own = json!({"nominalConcurrencyShares": 0, "lendablePercent": 0});
-                fields.entry("exempt").or_insert(own);
-            }
+        "flowcontrol.v1.PriorityLevelConfigurationSpec"
+            if fields.get("type") == Some(&json!("Exempt")) =>
+        {
+            let own = json!({"nominalConcurrencyShares": 0, "lendablePercent": 0});
+            fields.entry("exempt").or_insert(own);
         }
-        "flowcontrol.v1.LimitResponse" => {
-            if fields.get("type") == Some(&json!("Queue")) {
-                let own = json!({"queues": 64, "handSize": 8, "queueLengthLimit": 50});
-                fields.entry("queuing").or_insert(own);
-            }
+        "flowcontrol.v1.LimitResponse" if fields.get("type") == Some(&json!("Queue")) => {
+            let own = json!({"queues": 64, "handSize": 8, "queueLengthLimit": 50});
+            fields.entry("queuing").or_insert(own);
         }
         "apps.v1.StatefulSetSpec" => {
             let claims = fields.get_mut("volumeClaimTemplates").and_then(Value::as_array_mut);
@@ -75,10 +73,10 @@ pub(super) fn of_type(name: &str, fields: &mut Map<String, Value>) {
                 claim.entry("status").or_insert(json!({"phase": "Pending"}));
             }
         }
-        "resource.v1.ExactDeviceRequest" | "resource.v1.DeviceSubRequest" => {
-            if fields.get("allocationMode") == Some(&json!("ExactCount")) {
-                fields.entry("count").or_insert(json!(1));
-            }
+        "resource.v1.ExactDeviceRequest" | "resource.v1.DeviceSubRequest"
+            if fields.get("allocationMode") == Some(&json!("ExactCount")) =>
+        {
+            fields.entry("count").or_insert(json!(1));
         }
         other if other.ends_with("apiextensions.v1.CustomResourceDefinitionSpec") => {
             definition(fields);

@@ -189,7 +189,8 @@ mod tests {
         let first = writer.render_open(1, &[("streamtype", "error")]);
         let block = b"\0\0\0\x01\0\0\0\x0astreamtype\0\0\0\x05error";
         let length = u16::try_from(block.len()).unwrap();
-        let mut expected = vec![0x80, 3, 0, 1, 0, 0, 0, 10 + 2 + 5 + 5 + block.len() as u8];
+        let size = u8::try_from(10 + 2 + 5 + 5 + block.len()).unwrap();
+        let mut expected = vec![0x80, 3, 0, 1, 0, 0, 0, size];
         expected.extend([0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0x78, 0x01, 0]);
         expected.extend(length.to_le_bytes());
         expected.extend((!length).to_le_bytes());

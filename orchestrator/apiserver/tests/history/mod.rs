@@ -253,7 +253,7 @@ async fn change(play: &Play, client: &Client, name: String, seen: Seen, dice: u6
             let outcome = client.create(&CONFIG_MAPS, NAMESPACE, &object).await;
             (Wish::Put(None, value), outcome)
         }
-        Some((revision, _)) if dice % 7 == 0 => {
+        Some((revision, _)) if dice.is_multiple_of(7) => {
             let mut params = DeleteParams::default();
             params.preconditions.resource_version = Some(revision.to_string());
             let outcome = client.delete(&CONFIG_MAPS, NAMESPACE, &name, &params).await;

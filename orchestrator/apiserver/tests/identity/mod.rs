@@ -126,7 +126,7 @@ async fn reviews_tell_what_is_so() {
 /// A client of the cluster that shows this token and no certificate.
 fn bearer(cluster: &Cluster, token: &str) -> Client {
     let config = cluster.kubeconfig();
-    let token = Some(token.to_owned().into());
+    let token = Some(token.to_owned());
     let ca_pem = config.ca_pem.into_bytes();
     let config = runtime::ClientConfig { server: config.server, ca_pem, identity: None, token };
     Client::new(config).unwrap()
