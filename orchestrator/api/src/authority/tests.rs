@@ -175,7 +175,7 @@ fn a_role_added_by_label_widens_the_role_that_gathers_it() {
     let who = json!([{"kind": "User", "name": "v"}]);
     let bound = binding("ClusterRoleBinding", "v", ("ClusterRole", "admin"), who);
     let racks = "/apis/muster.dev/v1alpha1/racks";
-    check(&cluster(&[bound.clone()]), &user("v", &[]), "GET", racks, false);
+    check(&cluster(std::slice::from_ref(&bound)), &user("v", &[]), "GET", racks, false);
     // View is gathered into edit, and edit into admin.
     check(&cluster(&[bound, more]), &user("v", &[]), "GET", racks, true);
 }
