@@ -179,7 +179,7 @@ impl Hollow {
             });
             let failed: Vec<_> = stream::iter(tries)
                 .buffer_unordered(REQUESTS)
-                .filter_map(async |f| f)
+                .filter_map(std::future::ready)
                 .collect()
                 .await;
             if let Some((_, err)) = failed.first() {
@@ -283,7 +283,7 @@ impl Hollow {
             });
             again = stream::iter(steps)
                 .buffer_unordered(REQUESTS)
-                .filter_map(async |failed| failed)
+                .filter_map(std::future::ready)
                 .collect()
                 .await;
             let pause = if again.is_empty() { LEASE_BEAT } else { RETRY };

@@ -261,7 +261,7 @@ async fn summaries(server: &Arc<Server>, names: Vec<String>) -> Vec<(String, Arc
         }
     });
     let found = stream::iter(asked).buffered(AGENTS);
-    found.filter_map(async |found| found).collect().await
+    found.filter_map(std::future::ready).collect().await
 }
 
 async fn summary(server: &Server, node: &str) -> Option<Arc<Value>> {

@@ -165,9 +165,10 @@ fn service(call: &Call<'_>, service: &Value, target: Target<'_>) -> Result<Backe
     let text = |value: &Value, name: &str| {
         value.get(name).and_then(Value::as_str).unwrap_or_default().to_owned()
     };
+    let number = target.port.parse::<u64>().ok();
     let is_meant = |port: &&&Value| {
         text(port, "name") == target.port
-            || port.get("port").is_some_and(|number| *number == target.port)
+            || port.get("port").and_then(Value::as_u64).is_some_and(|port| number == Some(port))
     };
     let port = match (target.port, ports.as_slice()) {
         ("", [only]) => Some(*only),
@@ -323,7 +324,7 @@ fn passed_back(answered: Response<Incoming>, base: &str) -> Answer {
     // A backend that breaks off ends the body; there is no place left to say so.
     let frames = body.into_data_stream().take_while(|chunk| std::future::ready(chunk.is_ok()));
     let frames = frames
-        .filter_map(async |chunk| chunk.ok())
+        .filter_map(|chunk| std::future::ready(chunk.ok()))
         .map(|chunk| Ok::<_, Infallible>(Frame::data(chunk)));
     let mut answer = Response::new(StreamBody::new(Box::pin(frames)).boxed_unsync());
     *answer.status_mut() = parts.status;

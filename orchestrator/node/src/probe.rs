@@ -4,8 +4,6 @@
 //!
 //! Spec: upstream's probes. Until the startup probe has succeeded the other two rest. Without
 //! a readiness probe a running container is ready; without a startup probe it is started.
-//!
-//! *Limits*: gRPC probes are not asked; such a container counts as well.
 
 use jiff::{SignedDuration, Timestamp};
 use objects::pod::{Container, Probe};
@@ -51,7 +49,10 @@ pub fn probe_of(container: &Container, kind: Kind) -> Option<&Probe> {
         Kind::Liveness => container.liveness_probe.as_ref(),
         Kind::Readiness => container.readiness_probe.as_ref(),
     };
-    probe.filter(|p| p.exec.is_some() || p.http_get.is_some() || p.tcp_socket.is_some())
+    let is_asked = |p: &&Probe| {
+        p.exec.is_some() || p.http_get.is_some() || p.tcp_socket.is_some() || p.grpc.is_some()
+    };
+    probe.filter(is_asked)
 }
 
 /// Tells whether a container is asked anything at all.
