@@ -33,15 +33,9 @@ impl View for Server {
     }
 
     fn settings(&self) -> Settings {
-        // Node agents cannot mount tokens and nobody lets go of claims yet; pods with the one and
-        // claims with the other would never start and never end. Which nodes take pods, and how
-        // long those stay on a silent one, node lifecycle decides by the site's plan.
-        Settings {
-            toleration_seconds: None,
-            token_volumes: false,
-            taint_new_nodes: false,
-            storage_protection: false,
-        }
+        // How long pods stay on a silent node that say nothing about it, node lifecycle decides by
+        // the site's plan.
+        Settings { toleration_seconds: None, ..Settings::default() }
     }
 }
 
