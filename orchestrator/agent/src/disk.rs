@@ -228,6 +228,10 @@ fn apply(path: &Path, source: &Source, group: Option<u32>) -> Result<(), DiskErr
             make_dir(path, 0o755)?;
             update(path, files, group)
         }
+        Source::Remote(remote) => {
+            let source = Problem::Kind { kind: remote.plugin().replace("kubernetes.io~", "") };
+            Err(DiskError::Volume { volume: remote.name.clone(), source })
+        }
     }
 }
 

@@ -82,9 +82,11 @@ pub(crate) async fn prepare_volumes(worker: &mut Worker, pod: &Pod) -> Result<()
     tokens.map_err(|err| report(&err))?;
     let Materials { sources, tokens } = &worker.materials;
     let node = worker.shared.allocatable;
+    let claims = BTreeMap::new();
     let facts = Facts {
         config_maps: &sources.config_maps,
         secrets: &sources.secrets,
+        claims: &claims,
         field: &|field| field_value(pod, &field.field_path),
         resource: &|field| resource_value(pod, "", field, node),
         token: &|request| tokens.get(request),

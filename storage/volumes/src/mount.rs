@@ -3,7 +3,8 @@
 use objects::pod::{Container, Pod};
 
 use crate::files::clean_path;
-use crate::source::Problem;
+use crate::remote::{Mode, text};
+use crate::source::{Problem, Source};
 
 /// One volume in one container.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +39,60 @@ pub enum Propagation {
     HostToContainer,
     /// Both ways.
     Bidirectional,
+}
+
+/// A block device in one container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Device {
+    /// The volume's name.
+    pub volume: String,
+    /// Where the container sees it.
+    pub container_path: String,
+}
+
+/// Plans the block devices of a container: its `volumeDevices`.
+///
+/// # Errors
+///
+/// When a device names no volume of the pod.
+pub fn plan_devices(pod: &Pod, container: &Container) -> Result<Vec<Device>, Problem> {
+    let given = container.extra.get("volumeDevices").and_then(serde_json::Value::as_array);
+    let plan = |one: &serde_json::Value| {
+        let (volume, container_path) = (text(one, "name"), text(one, "devicePath"));
+        if !pod.spec.volumes.iter().any(|given| given.name == volume) {
+            return Err(Problem::Unknown { name: volume });
+        }
+        Ok(Device { volume, container_path })
+    };
+    given.into_iter().flatten().map(plan).collect()
+}
+
+/// Checks that containers use each volume as it is: a directory as one, a device as one.
+///
+/// # Errors
+///
+/// The first that is used otherwise.
+pub fn check_modes(pod: &Pod, volumes: &[crate::source::Volume]) -> Result<(), Problem> {
+    let spec = &pod.spec;
+    let containers = || spec.init_containers.iter().chain(&spec.containers);
+    for volume in volumes {
+        let block =
+            matches!(&volume.source, Ok(Source::Remote(remote)) if remote.mode == Mode::Block);
+        let name = || volume.name.clone();
+        let mounted =
+            containers().any(|one| one.volume_mounts.iter().any(|mount| mount.name == volume.name));
+        if block && mounted {
+            return Err(Problem::Mode { name: name(), mode: "Block", field: "volumeMounts" });
+        }
+        for container in containers() {
+            let devices = plan_devices(pod, container)?;
+            if !block && devices.iter().any(|device| device.volume == volume.name) {
+                let (mode, field) = ("Filesystem", "volumeDevices");
+                return Err(Problem::Mode { name: name(), mode, field });
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Plans the mounts of a container; `expand` replaces `$(NAME)` in `subPathExpr`.

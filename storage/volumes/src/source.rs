@@ -13,6 +13,7 @@ use serde_json::Value;
 use thiserror::Error;
 
 use crate::files::{DEFAULT_MODE, File, FileSet, mode_bits};
+use crate::remote::{Remote, parse_remote};
 
 /// How long a token lasts unless said otherwise, in seconds.
 const TOKEN_SECONDS: i64 = 3600;
@@ -74,6 +75,38 @@ pub enum Problem {
         /// For whom it was to be.
         audience: String,
     },
+    /// A field that must be there is not.
+    #[error("{field}: Required value")]
+    Missing {
+        /// Which.
+        field: &'static str,
+    },
+    /// A field has a value that cannot be used.
+    #[error("{field}: {value:?} is not a name that can be used here")]
+    Value {
+        /// Which.
+        field: &'static str,
+        /// What is in it.
+        value: String,
+    },
+    /// A claim cannot be used now; it may be later.
+    #[error("error processing PVC {claim}: {why}")]
+    Claim {
+        /// Namespace and name.
+        claim: String,
+        /// Why not.
+        why: String,
+    },
+    /// A mount or device does not suit the volume's mode.
+    #[error("volume {name} has volumeMode {mode}, but is specified in {field}")]
+    Mode {
+        /// The volume.
+        name: String,
+        /// What it has.
+        mode: &'static str,
+        /// Where it stands.
+        field: &'static str,
+    },
     /// A mount names no volume of the pod.
     #[error("mount refers to volume \"{name}\", which the pod does not have")]
     Unknown {
@@ -115,6 +148,8 @@ pub enum Source {
         /// Keep them in memory, for they are secret.
         memory: bool,
     },
+    /// Something outside the node's own directories.
+    Remote(Box<Remote>),
 }
 
 /// What must be at a path of the node.
@@ -167,6 +202,8 @@ pub struct Facts<'a> {
     pub field: &'a dyn Fn(&ObjectFieldSelector) -> Option<String>,
     /// The value of a resource field of the pod.
     pub resource: &'a dyn Fn(&ResourceFieldSelector) -> Option<String>,
+    /// What the claims of the pod's volumes came to, by the volume's name.
+    pub claims: &'a BTreeMap<String, Result<Source, Problem>>,
     /// A token of the pod's service account; `None` while there is none.
     pub token: &'a dyn Fn(&TokenRequest) -> Option<String>,
 }
@@ -184,6 +221,9 @@ pub fn references(pod: &Pod) -> References {
     for volume in &pod.spec.volumes {
         found.config_maps.extend(volume.config_map.iter().map(|v| v.name.clone()));
         found.secrets.extend(volume.secret.iter().map(|v| v.secret_name.clone()));
+        if let Some(Ok(remote)) = parse_remote(&volume.extra, &volume.name) {
+            found.secrets.extend(remote.secrets().map(|secret| secret.name.clone()));
+        }
         for source in volume.projected.iter().flat_map(|projected| &projected.sources) {
             found.config_maps.extend(source.config_map.iter().map(|v| v.name.clone()));
             found.secrets.extend(source.secret.iter().map(|v| v.name.clone()));
@@ -239,8 +279,14 @@ fn plan_source(volume: &objects::pod::Volume, facts: Facts<'_>) -> Result<Source
     if let Some(given) = &volume.projected {
         return Ok(Source::Files { files: projected_files(given, facts)?, memory: true });
     }
-    if volume.persistent_volume_claim.is_some() {
-        return Err(Problem::Kind { kind: "persistentVolumeClaim".to_owned() });
+    if volume.persistent_volume_claim.is_some() || volume.extra.contains_key("ephemeral") {
+        let unknown = || Err(Problem::Unknown { name: volume.name.clone() });
+        return facts.claims.get(&volume.name).cloned().unwrap_or_else(unknown);
+    }
+    // Upstream: a disk of the node is for persistent volumes only.
+    let local = volume.extra.contains_key("local");
+    if let Some(found) = parse_remote(&volume.extra, &volume.name).filter(|_| !local) {
+        return found.map(|remote| Source::Remote(Box::new(remote)));
     }
     match volume.extra.keys().next() {
         Some(kind) => Err(Problem::Kind { kind: kind.clone() }),
@@ -256,7 +302,7 @@ fn empty_dir(given: &EmptyDirVolume) -> Source {
     }
 }
 
-fn host_path(given: &HostPathVolume) -> Result<Source, Problem> {
+pub(crate) fn host_path(given: &HostPathVolume) -> Result<Source, Problem> {
     let kind = match given.kind.as_deref().unwrap_or_default() {
         "" => HostPathKind::Unchecked,
         "DirectoryOrCreate" => HostPathKind::DirectoryOrCreate,

@@ -18,6 +18,7 @@ fn check(volume: serde_json::Value, expected: &str) {
         secrets: &secrets,
         field: &|field| (field.field_path == "metadata.name").then(|| "p".to_owned()),
         resource: &|field| (field.resource == "limits.cpu").then(|| "2".to_owned()),
+        claims: &BTreeMap::new(),
         token: &|request| {
             let is_api = request.audience.is_empty();
             is_api.then(|| format!("token for {} s", request.seconds))
@@ -57,7 +58,12 @@ fn directories_and_paths() {
         json!({"hostPath": {"path": "/srv/../etc"}}),
         "invalid path \"/srv/../etc\" in the volume: must be relative and stay below it",
     );
-    check(json!({"nfs": {"server": "x"}}), "volumes of kind nfs are not supported yet");
+    check(
+        json!({"nfs": {"server": "x", "path": "y"}}),
+        "nfs.path: \"y\" is not a name that can be used here",
+    );
+    check(json!({"local": {"path": "/x"}}), "volumes of kind local are not supported yet");
+    check(json!({"flocker": {}}), "volumes of kind flocker are not supported yet");
 }
 
 #[test]
@@ -108,9 +114,10 @@ fn files_from_the_pod_itself() {
 fn what_volumes_refer_to_is_listed() {
     let pod: Pod = serde_json::from_value(json!({"spec": {"volumes": [
         {"name": "a", "configMap": {"name": "m"}}, {"name": "b", "secret": {"secretName": "s"}},
+        {"name": "d", "rbd": {"monitors": ["h"], "image": "i", "secretRef": {"name": "key"}}},
         {"name": "c", "projected": {"sources": [{"secret": {"name": "t"}}, {"configMap": {"name": "n"}}]}}]}}))
     .unwrap();
     let found = references(&pod);
     assert_eq!(Vec::from_iter(found.config_maps), ["m", "n"]);
-    assert_eq!(Vec::from_iter(found.secrets), ["s", "t"]);
+    assert_eq!(Vec::from_iter(found.secrets), ["key", "s", "t"]);
 }
