@@ -193,6 +193,9 @@ async fn serve(shared: Arc<Shared>, acceptor: TlsAcceptor, stream: TcpStream) {
     while later.lock().await.join_next().await.is_some() {}
 }
 
+/// Where the router of this node says what is meant and what is, as JSON.
+const ROUTES: &str = "/run/muster/routes.json";
+
 /// Tells whether a client may read logs.
 fn may_read(subject: &Subject) -> bool {
     subject.common_name == "muster:apiserver"
@@ -262,6 +265,13 @@ async fn page(shared: &Shared, path: &str) -> Option<Response<Body>> {
             text(StatusCode::OK, &figures::render_cadvisor(&shared.figures.report(shared).await))
         }
         "/metrics" => text(StatusCode::OK, &own_metrics(shared).await),
+        "/muster/routes" => match tokio::fs::read(ROUTES).await {
+            Ok(bytes) => match serde_json::from_slice(&bytes) {
+                Ok(survey) => json(&survey),
+                Err(err) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{err}\n")),
+            },
+            Err(_) => text(StatusCode::SERVICE_UNAVAILABLE, "routing is not set up yet\n"),
+        },
         _ => return None,
     })
 }

@@ -34,6 +34,10 @@ pub(crate) enum Command {
     Approve(ApproveArgs),
     /// Build the node image, or show what is in it
     Image(ImageArgs),
+    /// Compare what every node was meant to route with what BIRD and its kernel do
+    Routes(RoutesArgs),
+    /// Write what routers and Ceph have to know of rack.yaml
+    Export(ExportArgs),
     /// List the machines for Ansible
     Inventory(InventoryArgs),
     /// Run the control plane: API server, store, scheduler and controllers
@@ -393,4 +397,92 @@ pub(crate) struct AgentArgs {
     /// How hollow nodes reach the API, and as whom
     #[arg(long, value_name = "FILE", requires = "hollow")]
     pub kubeconfig: Option<PathBuf>,
+}
+
+/// Compare what every node was meant to route with what BIRD and its kernel do.
+///
+/// For each node, three views stand side by side: the intent, which follows from the plan; what
+/// BIRD would have the kernel do; and what the kernel does. Every point where they disagree is a
+/// line of its own, `difference: PREFIX: wanted THIS, found THAT`. The exit code is 0 when there
+/// is none and all neighbours are up, so that scripts can ask, too.
+///
+/// On the operator's host the nodes are asked through the API, simulated ones as well; typed on a
+/// node, the command shows that node without asking anybody. An answer is at most ten seconds old.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct RoutesArgs {
+    /// The nodes to show [default: all]
+    #[arg(value_name = "NODE")]
+    pub nodes: Vec<String>,
+    /// Read this node's own report instead of asking the API
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = router::SURVEY,
+        conflicts_with = "nodes")]
+    pub local: Option<PathBuf>,
+    #[command(flatten)]
+    pub site: SiteArgs,
+    /// How to print the routes
+    #[arg(long, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ExportArgs {
+    #[command(subcommand)]
+    pub verb: ExportVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ExportVerb {
+    /// Write the top-of-rack routers' side of every session
+    ///
+    /// The configuration takes from each node its own pod network and service addresses, and
+    /// nothing else: that is what keeps a node that lies from taking another's traffic. Links and
+    /// sessions between routers are not in rack.yaml and are left to the site.
+    TorConfig(TorConfigArgs),
+    /// Write the racks as a CRUSH hierarchy, so that Ceph keeps no two copies in one rack
+    Crush(CrushArgs),
+}
+
+/// How a router's side is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TorFormat {
+    /// BIRD 2: bird.conf
+    Bird,
+    /// FRR 8.4 and later: frr.conf
+    Frr,
+    /// Words and lists, for any other router
+    Text,
+}
+
+/// Where a plan comes from.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct PlanSource {
+    /// The site's rack.yaml [default: that of the site that is up]
+    #[arg(value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    #[command(flatten)]
+    pub site: SiteArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct TorConfigArgs {
+    #[command(flatten)]
+    pub source: PlanSource,
+    /// What the router runs
+    #[arg(long, value_enum, default_value_t = TorFormat::Bird)]
+    pub format: TorFormat,
+    /// Only the routers of this rack [default: all racks, one after the other]
+    #[arg(long, value_name = "NAME")]
+    pub rack: Option<String>,
+    /// The router's link to its rack, as the router calls it
+    #[arg(long, value_name = "NAME", default_value = "br0")]
+    pub interface: String,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct CrushArgs {
+    #[command(flatten)]
+    pub source: PlanSource,
+    /// Commands for an operator, or every machine's place as JSON
+    #[arg(long, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
 }

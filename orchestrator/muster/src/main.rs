@@ -7,6 +7,7 @@ mod approve;
 mod args;
 mod check;
 mod daemon;
+mod export;
 mod follow;
 mod ground;
 mod identity;
@@ -14,6 +15,7 @@ mod image;
 mod inventory;
 mod plan;
 mod process;
+mod routing;
 mod site;
 mod status;
 mod store;
@@ -57,6 +59,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Status(args) => done(status::run(&args)),
         Command::Approve(args) => done(approve::run(&args)),
         Command::Image(args) => done(image::run(&args)),
+        Command::Routes(args) => routing::run(&args),
+        Command::Export(args) => done(export::run(&args)),
         Command::Inventory(args) => done(inventory::run(&args)),
         Command::Master(args) => done(daemon::master(*args)),
         Command::Store(args) => store::run(&args),

@@ -153,3 +153,61 @@ fn a_store_is_saved_and_restored() {
     let again = muster(&["store", "restore", &path("file"), "--data-dir", &path("other")]);
     assert!(String::from_utf8_lossy(&again.stderr).contains("not empty"));
 }
+
+#[test]
+fn routers_and_ceph_learn_of_the_plan() {
+    for (format, words) in [
+        ("bird", ["protocol bgp node_12 from node", "net ~ [ 172.20.12.0/24"]),
+        ("frr", ["router bgp 65001", "prefix-list muster-node-12 in"]),
+        ("text", ["BGP, AS 65001", "4200000012"]),
+    ] {
+        let text = stdout(&muster(&["export", "tor-config", LAB, "--format", format]));
+        for word in words {
+            assert!(text.contains(word), "{word} is not in\n{text}");
+        }
+        let one =
+            stdout(&muster(&["export", "tor-config", LAB, "--format", format, "--rack", "b"]));
+        assert!(!one.contains("172.20.12.0/24 ") && text.contains(one.trim_end()), "{one}");
+    }
+    let unknown = muster(&["export", "tor-config", LAB, "--rack", "z"]);
+    let words = String::from_utf8_lossy(&unknown.stderr);
+    assert!(words.contains("the racks are a, b"), "{words}");
+    let commands = stdout(&muster(&["export", "crush", LAB]));
+    assert!(commands.contains("ceph osd crush move b-worker root=default rack=b"), "{commands}");
+    let places: Value =
+        serde_json::from_str(&stdout(&muster(&["export", "crush", LAB, "--output", "json"])))
+            .unwrap();
+    assert_eq!(places["locations"][0]["host"], "a-master");
+}
+
+/// The exit code says whether the three views agree, in both forms.
+#[test]
+fn a_nodes_own_report_is_shown_and_judged() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("routes.json");
+    let report = |differences: &str| {
+        format!(
+            r#"{{"node":"a","protocol":"BGP, AS 1","neighbours":[{{"name":"tor1","kind":"BGP",
+            "running":true,"since":"08:00","info":"Established"}}],
+            "announced":[{{"destination":"172.20.12.0/24","purpose":"own pods","to":["tor1"]}}],
+            "routes":[{{"destination":"172.20.12.0/24","purpose":"own pods","intent":"blackhole",
+            "bird":"blackhole","kernel":null}}],"differences":[{differences}]}}"#
+        )
+    };
+    let local = format!("--local={}", file.display());
+    std::fs::write(&file, report("")).unwrap();
+    let good = muster(&["routes", &local]);
+    assert!(stdout(&good).contains("1 of 1 nodes as intended"));
+    let bad = r#"{"destination":"172.20.12.0/24","wanted":"blackhole","found":"no route"}"#;
+    std::fs::write(&file, report(bad)).unwrap();
+    let table = muster(&["routes", &local]);
+    let text = String::from_utf8_lossy(&table.stdout);
+    assert_eq!(table.status.code(), Some(1));
+    assert!(
+        text.contains("difference: 172.20.12.0/24: wanted blackhole, found no route"),
+        "{text}"
+    );
+    let json = muster(&["routes", &local, "--output", "json"]);
+    let value: Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!((json.status.code(), &value["nodes"][0]["well"]), (Some(1), &Value::Bool(false)));
+}

@@ -5,8 +5,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use routes::BirdView;
 use routes::birdc::{
-    Configured, ProtocolRow, ReadError, Reader, Reply, parse_configured, parse_protocols,
+    BirdRoute, Configured, ProtocolRow, ReadError, Reader, Reply, parse_configured,
+    parse_protocols, parse_routes,
 };
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -140,6 +142,47 @@ impl Bird {
             return Err(refused(command, reply.text()));
         }
         Ok(parse_protocols(&reply))
+    }
+
+    /// Lists the routes that BIRD hands to one of its protocols.
+    ///
+    /// # Errors
+    ///
+    /// As [`Bird::ask`], and when BIRD refuses: it has no such protocol, or not yet.
+    pub async fn exported(&self, protocol: &str) -> Result<Vec<BirdRoute>, BirdError> {
+        let command = format!("show route export {protocol}");
+        let reply = self.ask(&command).await?;
+        if reply.is_error() {
+            return Err(refused(&command, reply.text()));
+        }
+        Ok(parse_routes(&reply))
+    }
+
+    /// Looks at everything that a survey compares.
+    ///
+    /// # Errors
+    ///
+    /// As [`Bird::ask`]. A protocol that went meanwhile is no error.
+    pub async fn view(&self) -> Result<BirdView, BirdError> {
+        let mut view = BirdView { protocols: self.protocols().await?, ..BirdView::default() };
+        for row in view.protocols.clone() {
+            let exported = match row.kind.as_str() {
+                "Kernel" | "BGP" | "OSPF" => self.exported(&row.name).await,
+                _ => continue,
+            };
+            let routes = match exported {
+                Ok(routes) => routes,
+                Err(BirdError::Refused { .. }) => continue,
+                Err(err) => return Err(err),
+            };
+            if row.kind == "Kernel" {
+                view.routes.extend(routes);
+            } else {
+                let nets = routes.into_iter().map(|route| route.destination).collect();
+                view.told.insert(row.name, nets);
+            }
+        }
+        Ok(view)
     }
 
     /// Has BIRD check a configuration file.

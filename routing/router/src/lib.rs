@@ -33,6 +33,9 @@ pub use pod_network::PodNetwork;
 use crate::site::Site;
 use crate::world::Node;
 
+/// Where the router of a node says what is meant and what is (a [`routes::Survey`] as JSON); it is
+/// not older than ten seconds while the agent runs.
+pub const SURVEY: &str = "/run/muster/routes.json";
 /// How often BIRD and the kernel are looked at when nothing changes.
 const BEAT: Duration = Duration::from_secs(10);
 /// Waits between failed rounds: the first ones fail while BIRD is still starting.
@@ -61,6 +64,8 @@ pub struct Paths {
     pub pod_network: PathBuf,
     /// The runtime's list of plugins; its presence says that pods may come.
     pub cni_config: PathBuf,
+    /// What is meant and what is, for `muster routes`.
+    pub survey: PathBuf,
 }
 
 impl Default for Paths {
@@ -71,6 +76,7 @@ impl Default for Paths {
             bird_config: "/run/bird/bird.conf".into(),
             pod_network: "/run/muster/pod-network.json".into(),
             cni_config: "/etc/cni/net.d/10-muster.conflist".into(),
+            survey: SURVEY.into(),
         }
     }
 }

@@ -4,14 +4,14 @@ use std::fs;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use kernel::{
-    Family, Link, LinkIndex, Netlink, NetlinkError, NextHop, Route, RouteKind, RouteOrigin, sysctl,
+    Family, Link, LinkIndex, Netlink, NetlinkError, Route, RouteKind, RouteOrigin, sysctl,
 };
 use routes::birdc::ProtocolRow;
-use routes::compare::{Difference, KernelRoute, Way, compare};
+use routes::compare::{Difference, KernelRoute, Way};
 use routes::intent::Source;
-use routes::{Intent, IntentError, render_node};
+use routes::{BirdView, Intent, IntentError, Survey, render_node};
 use runtime::driver::{Plan, World};
 use thiserror::Error;
 use tokio::time::Instant;
@@ -77,10 +77,11 @@ pub(crate) struct Everything {
     settings: Vec<bool>,
     routes: Vec<Route>,
     loopback: LinkIndex,
-    protocols: Vec<ProtocolRow>,
+    bird: BirdView,
     bird_config: Option<String>,
     pod_network: Option<String>,
     list: Option<String>,
+    survey: Option<String>,
     /// How long BIRD has had our configuration.
     configured_for: Option<Duration>,
 }
@@ -98,6 +99,8 @@ pub(crate) enum Action {
     PublishPodNetwork { text: String },
     /// Tell the runtime that pods may come.
     PublishList { text: String },
+    /// Tell `muster routes` what is meant and what is.
+    PublishSurvey { text: String },
 }
 
 /// Why a round failed.
@@ -149,7 +152,7 @@ impl Node {
         let settings = SETTINGS
             .iter()
             .map(|(name, value)| sysctl::read(name).is_ok_and(|current| current == *value));
-        let protocols = self.bird.protocols().await.map_err(RouterError::Bird)?;
+        let bird = self.bird.view().await.map_err(RouterError::Bird)?;
         let configured_for = self.configured.map(|at| at.elapsed());
         Ok(Everything {
             settings: settings.collect(),
@@ -157,10 +160,11 @@ impl Node {
             uplink,
             loopback,
             routes,
-            protocols,
+            bird,
             bird_config: fs::read_to_string(&self.paths.bird_config).ok(),
             pod_network: fs::read_to_string(&self.paths.pod_network).ok(),
             list: fs::read_to_string(&self.paths.cni_config).ok(),
+            survey: fs::read_to_string(&self.paths.survey).ok(),
             configured_for,
         })
     }
@@ -256,16 +260,21 @@ impl World for Node {
                 return Plan::of(Vec::new());
             }
         };
-        let plan = plan(&intent, seen, &self.paths);
+        let mut plan = plan(&intent, seen, &self.paths);
+        let survey = Survey::new(&intent, &seen.bird, &kernel_routes(&seen.routes));
         // While pods wait for a neighbour there is nothing to report yet.
         if plan.actions.is_empty() && plan.again_after.is_none() {
             now.missing = seen.known.pods.is_none().then_some("the node's podCIDR");
             now.down = neighbours(seen).filter(|row| !row.is_running()).map(describe).collect();
             // While neighbours come up the table is still filling.
             if now.down.is_empty() {
-                now.differences = compare(&intent, &kernel_routes(&seen.routes));
+                now.differences.clone_from(&survey.differences);
             }
             self.tell(now);
+        }
+        let text = render_survey(&survey);
+        if seen.survey.as_ref() != Some(&text) {
+            plan.actions.push(Action::PublishSurvey { text });
         }
         plan
     }
@@ -275,6 +284,9 @@ impl World for Node {
             Action::Set { name, value } => sysctl::write(name, value).map_err(RouterError::Setting),
             Action::RouteServices { route } => self.route(route).await,
             Action::Configure { text } => self.configure(text).await,
+            Action::PublishSurvey { text } => {
+                write_file(&self.paths.survey, text).map_err(RouterError::Publish)
+            }
             Action::PublishPodNetwork { text } => {
                 write_file(&self.paths.pod_network, text).map_err(RouterError::Publish)
             }
@@ -302,7 +314,7 @@ fn plan(intent: &Intent, seen: &Everything, paths: &Paths) -> Plan<Action> {
     }
     let text = render_node(intent);
     // A BIRD without our protocols was restarted with its unit's minimal configuration.
-    let forgotten = !seen.protocols.iter().any(|row| row.name == "pods4");
+    let forgotten = !seen.bird.protocols.iter().any(|row| row.name == "pods4");
     if forgotten || seen.bird_config.as_ref() != Some(&text) {
         actions.push(Action::Configure { text });
         return Plan { actions, again_after: Some(NEIGHBOUR_BEAT) };
@@ -337,7 +349,13 @@ fn plan(intent: &Intent, seen: &Everything, paths: &Paths) -> Plan<Action> {
 
 /// The sessions with other routers.
 fn neighbours(seen: &Everything) -> impl Iterator<Item = &ProtocolRow> {
-    seen.protocols.iter().filter(|row| matches!(row.kind.as_str(), "BGP" | "OSPF"))
+    seen.bird.neighbours()
+}
+
+/// A survey as its file holds it.
+fn render_survey(survey: &Survey) -> String {
+    // Names and addresses under string keys: there is nothing JSON cannot say.
+    serde_json::to_string(survey).unwrap_or_default() + "\n"
 }
 
 fn describe(row: &ProtocolRow) -> String {
@@ -395,31 +413,19 @@ async fn kernel_view(
 
 /// The kernel's routes in the words of `routes`.
 fn kernel_routes(routes: &[Route]) -> Vec<KernelRoute> {
-    let net = |destination: IpNet| -> Option<Ipv4Net> {
-        match destination {
-            IpNet::V4(net) => Some(net),
-            IpNet::V6(_) => None,
-        }
-    };
     let way = |kind: &RouteKind| match kind {
         RouteKind::Unicast(hops) => {
-            let gateway = |hop: &NextHop| match hop.gateway {
-                Some(IpAddr::V4(gateway)) => Some(gateway),
-                Some(IpAddr::V6(_)) | None => None,
-            };
-            let gateways: Vec<_> = hops.iter().filter_map(gateway).collect();
+            let gateways: Vec<_> = hops.iter().filter_map(|hop| hop.gateway).collect();
             if gateways.is_empty() { Way::Link } else { Way::Via(gateways) }
         }
         RouteKind::Blackhole | RouteKind::Unreachable | RouteKind::Other => Way::Blackhole,
     };
-    let route = |route: &Route| {
-        Some(KernelRoute {
-            destination: net(route.destination)?,
-            way: way(&route.kind),
-            by_bird: route.origin == RouteOrigin::Bird,
-        })
+    let route = |route: &Route| KernelRoute {
+        destination: route.destination,
+        way: way(&route.kind),
+        by_bird: route.origin == RouteOrigin::Bird,
     };
-    routes.iter().filter_map(route).collect()
+    routes.iter().map(route).collect()
 }
 
 #[cfg(test)]

@@ -183,6 +183,7 @@ impl Site {
                 bird_config: folder.join("bird.conf"),
                 pod_network: folder.join("pod-network.json"),
                 cni_config: folder.join("net.d/10-muster.conflist"),
+                survey: folder.join("routes.json"),
             },
         };
         let (stop, path) = (self.stop.clone(), support::path(name));
@@ -252,6 +253,22 @@ fn pods_reach_each_other(site: &Site) {
     println!("three nodes, all pods reach each other: {:?} after the wait began", start.elapsed());
 }
 
+/// What `muster routes` shows of every node: all neighbours up, all told, nothing astray.
+fn surveys_find_no_difference(site: &Site) {
+    for node in site.nodes.values() {
+        let file = node.folder.join("routes.json");
+        await_until(&format!("an untroubled survey of {}", node.name), LIMIT, || {
+            let text = std::fs::read_to_string(&file).map_err(|err| err.to_string())?;
+            let survey: routes::Survey = serde_json::from_str(&text).unwrap();
+            let others = survey.routes.iter().filter(|row| row.purpose.starts_with("pods of"));
+            let complete = others.clone().count() == 2
+                && others.clone().all(|row| row.bird.is_some() && row.bird == row.kernel);
+            let told = survey.announced.iter().all(|one| !one.to.is_empty());
+            if survey.is_well() && complete && told { Ok(()) } else { Err(survey.render()) }
+        });
+    }
+}
+
 /// A node that claims what is another's is not believed by its ToR.
 fn a_rogue_is_not_believed(site: &Site, tor: &str) {
     let rogue = &site.nodes["a2"];
@@ -300,6 +317,7 @@ fn check(test: &str, rack_a: Value, rack_b: Value) {
         let folder = tempfile::tempdir_in("/run").unwrap();
         let mut site = Site::build(plan(rack_a, rack_b), folder.path());
         pods_reach_each_other(&site);
+        surveys_find_no_difference(&site);
         a_rogue_is_not_believed(&site, "tor-a");
         a_killed_bird_comes_back(&mut site);
     });

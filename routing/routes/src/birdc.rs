@@ -6,7 +6,12 @@
 //!
 //! *Limits*: reads the few replies Muster asks for; anything else is kept as text.
 
+use std::net::IpAddr;
+
+use ipnet::IpNet;
 use thiserror::Error;
+
+use crate::compare::Way;
 
 /// A line longer than this is not BIRD's.
 const LINE_BYTES_MAX: usize = 16 * 1024;
@@ -195,6 +200,61 @@ fn parse_protocol(row: &str) -> Option<ProtocolRow> {
     }
     let info = words.collect::<Vec<_>>().join(" ");
     Some(ProtocolRow { name, kind, state, since, info })
+}
+
+/// One destination of `show route`, with all ways there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BirdRoute {
+    /// Which packets it is for.
+    pub destination: IpNet,
+    /// Where they go.
+    pub way: Way,
+    /// The protocol instance it came from.
+    pub from: String,
+}
+
+/// Reads `show route` and `show route export`; lines of unknown shape are skipped. Several routes
+/// to one destination are one with all their ways, in the order BIRD prefers them.
+#[must_use]
+pub fn parse_routes(reply: &Reply) -> Vec<BirdRoute> {
+    let mut routes: Vec<BirdRoute> = Vec::new();
+    for line in reply.texts(1007) {
+        if let Some(gateway) = parse_gateway(line) {
+            if let Some(Way::Via(gateways)) = routes.last_mut().map(|route| &mut route.way)
+                && !gateways.contains(&gateway)
+            {
+                gateways.push(gateway);
+            }
+            continue;
+        }
+        routes.extend(parse_route(line));
+    }
+    for route in &mut routes {
+        if route.way == Way::Via(Vec::new()) {
+            route.way = Way::Link;
+        }
+    }
+    routes
+}
+
+/// `10.2.0.0/24 unicast [tor1 08:00:01.123] * (100) [AS65001i]`. A second route to the same
+/// destination has blanks in its place, and is a further way of the first.
+fn parse_route(line: &str) -> Option<BirdRoute> {
+    let mut words = line.split_whitespace();
+    let destination = words.next()?.parse().ok()?;
+    let way = match words.next()? {
+        "unicast" | "multipath" => Way::Via(Vec::new()),
+        "blackhole" | "unreachable" | "prohibited" => Way::Blackhole,
+        _ => return None,
+    };
+    let from = words.next()?.strip_prefix('[')?.trim_end_matches(']').to_owned();
+    Some(BirdRoute { destination, way, from })
+}
+
+/// `\tvia 10.0.0.2 on eth0 weight 1`.
+fn parse_gateway(line: &str) -> Option<IpAddr> {
+    let mut words = line.split_whitespace();
+    (words.next()? == "via").then(|| words.next()?.parse().ok())?
 }
 
 /// The figures of `show route count`.

@@ -5,9 +5,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use crate::intent::{Intent, Protocol};
 
@@ -15,7 +16,7 @@ use crate::intent::{Intent, Protocol};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KernelRoute {
     /// Which packets it is for.
-    pub destination: Ipv4Net,
+    pub destination: IpNet,
     /// Where they go.
     pub way: Way,
     /// Whether BIRD put it there.
@@ -26,7 +27,7 @@ pub struct KernelRoute {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Way {
     /// To one of these routers.
-    Via(Vec<Ipv4Addr>),
+    Via(Vec<IpAddr>),
     /// To a link, where the destination is.
     Link,
     /// Nowhere.
@@ -47,10 +48,11 @@ impl fmt::Display for Way {
 }
 
 /// One point where the kernel does something else than was meant.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Difference {
     /// Which packets it is about.
-    pub destination: Ipv4Net,
+    pub destination: IpNet,
     /// What was meant.
     pub wanted: String,
     /// What is.
@@ -66,13 +68,13 @@ impl fmt::Display for Difference {
 /// Compares the kernel's table with the intent; sorted, empty when all is well.
 #[must_use]
 pub fn compare(intent: &Intent, table: &[KernelRoute]) -> Vec<Difference> {
-    let by_net: BTreeMap<Ipv4Net, &KernelRoute> =
+    let by_net: BTreeMap<IpNet, &KernelRoute> =
         table.iter().map(|route| (route.destination, route)).collect();
     let mut differences = Vec::new();
-    must_be(&mut differences, &by_net, intent.pods, Way::Blackhole);
-    must_be(&mut differences, &by_net, intent.networks.services, Way::Link);
+    must_be(&mut differences, &by_net, intent.pods.into(), Way::Blackhole);
+    must_be(&mut differences, &by_net, intent.networks.services.into(), Way::Link);
     for other in &intent.others {
-        let Some(route) = by_net.get(&other.pods) else { continue };
+        let Some(route) = by_net.get(&other.pods.into()) else { continue };
         let allowed = gateways(intent, other.address);
         let right = match &route.way {
             Way::Via(found) => found.iter().all(|gateway| allowed.contains(gateway)),
@@ -80,7 +82,7 @@ pub fn compare(intent: &Intent, table: &[KernelRoute]) -> Vec<Difference> {
         };
         if !right {
             differences.push(Difference {
-                destination: other.pods,
+                destination: other.pods.into(),
                 wanted: Way::Via(allowed).to_string(),
                 found: route.way.to_string(),
             });
@@ -93,8 +95,8 @@ pub fn compare(intent: &Intent, table: &[KernelRoute]) -> Vec<Difference> {
 
 fn must_be(
     differences: &mut Vec<Difference>,
-    table: &BTreeMap<Ipv4Net, &KernelRoute>,
-    destination: Ipv4Net,
+    table: &BTreeMap<IpNet, &KernelRoute>,
+    destination: IpNet,
     wanted: Way,
 ) {
     let found = table.get(&destination).map(|route| &route.way);
@@ -105,8 +107,8 @@ fn must_be(
 }
 
 /// The routers by which a node may be reached.
-fn gateways(intent: &Intent, other: Ipv4Addr) -> Vec<Ipv4Addr> {
-    match &intent.protocol {
+pub(crate) fn gateways(intent: &Intent, other: Ipv4Addr) -> Vec<IpAddr> {
+    let all = match &intent.protocol {
         // The ToR's word may name a node of the same rack as next hop: they share the link.
         Protocol::Bgp { tors, .. } => {
             let mut all: Vec<Ipv4Addr> = tors.iter().map(|tor| tor.address).collect();
@@ -115,16 +117,20 @@ fn gateways(intent: &Intent, other: Ipv4Addr) -> Vec<Ipv4Addr> {
         }
         Protocol::Ospf { tor, .. } if intent.subnet.contains(&other) => vec![other, *tor],
         Protocol::Ospf { tor, .. } => vec![*tor],
-    }
+    };
+    all.into_iter().map(IpAddr::V4).collect()
 }
 
 /// Routes by BIRD into the pod range that belong to no node of the plan.
 fn foreign(intent: &Intent, table: &[KernelRoute]) -> Vec<Difference> {
-    let known =
-        |net: &Ipv4Net| *net == intent.pods || intent.others.iter().any(|other| other.pods == *net);
+    let pods = IpNet::V4(intent.networks.pods);
+    let known = |net: &IpNet| {
+        *net == IpNet::V4(intent.pods)
+            || intent.others.iter().any(|other| IpNet::V4(other.pods) == *net)
+    };
     table
         .iter()
-        .filter(|route| route.by_bird && intent.networks.pods.contains(&route.destination))
+        .filter(|route| route.by_bird && pods.contains(&route.destination))
         .filter(|route| !known(&route.destination))
         .map(|route| Difference {
             destination: route.destination,

@@ -11,8 +11,10 @@
 
 pub mod birdc;
 pub mod compare;
+pub mod export;
 pub mod intent;
 pub mod node;
+pub mod survey;
 pub mod tor;
 
 mod words;
@@ -22,4 +24,5 @@ mod fixture;
 
 pub use intent::{Bfd, Intent, IntentError, Protocol};
 pub use node::render_node;
+pub use survey::{BirdView, Survey};
 pub use tor::{TorIntent, render_tor};

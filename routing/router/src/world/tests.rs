@@ -37,10 +37,11 @@ fn everything() -> (Intent, Everything) {
         settings: vec![false; SETTINGS.len()],
         routes: Vec::new(),
         loopback: LinkIndex(1),
-        protocols: Vec::new(),
+        bird: BirdView::default(),
         bird_config: None,
         pod_network: None,
         list: None,
+        survey: None,
         configured_for: None,
     };
     (intent.unwrap(), seen)
@@ -64,10 +65,11 @@ fn apply(seen: &mut Everything, action: Action, neighbour: &str) {
                 since: String::new(),
                 info: info.to_owned(),
             };
-            seen.protocols = vec![row("pods4", "Static", ""), row("tor1", "BGP", neighbour)];
+            seen.bird.protocols = vec![row("pods4", "Static", ""), row("tor1", "BGP", neighbour)];
         }
         Action::PublishPodNetwork { text } => seen.pod_network = Some(text),
         Action::PublishList { text } => seen.list = Some(text),
+        Action::PublishSurvey { text } => seen.survey = Some(text),
     }
 }
 
@@ -122,7 +124,7 @@ fn sessions_come_up_before_the_node_has_its_pod_network() {
 fn a_bird_that_was_restarted_is_told_again_and_pods_stay() {
     let (intent, mut seen) = everything();
     settle(&intent, &mut seen, "Established");
-    seen.protocols.clear();
+    seen.bird.protocols.clear();
     let actions = plan(&intent, &seen, &Paths::default()).actions;
     assert!(matches!(actions.as_slice(), [Action::Configure { .. }]), "{actions:?}");
 }

@@ -1,0 +1,85 @@
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
+use cluster::plan::{Ceph, Plan};
+use expect_test::{ExpectFile, expect_file};
+
+use super::*;
+use crate::fixture::{accepted_by_bird, plan};
+
+/// Lets FRR's own shell judge a configuration, where FRR is installed.
+#[track_caller]
+fn accepted_by_frr(config: &str) {
+    let child = Command::new("vtysh")
+        .args(["-C", "-f", "/dev/stdin"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let Ok(mut child) = child else {
+        eprintln!("no vtysh here: the configuration was compared, not parsed");
+        return;
+    };
+    child.stdin.take().unwrap().write_all(config.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let words = [output.stdout, output.stderr].concat();
+    let words = String::from_utf8_lossy(&words);
+    assert!(output.status.success() && !words.contains("% "), "{words}\n{config}");
+}
+
+fn tors(plan: &Plan, rack: &str, format: Format) -> String {
+    render_tors(plan, Some(rack), "swp1", format).unwrap()
+}
+
+#[track_caller]
+fn check(rack: &str, format: Format, expected: ExpectFile) {
+    let text = tors(&plan(), rack, format);
+    expected.assert_eq(&text);
+    match format {
+        Format::Bird => accepted_by_bird(&text),
+        Format::Frr => accepted_by_frr(&text),
+        Format::Text => (),
+    }
+}
+
+#[test]
+fn frr_takes_from_each_node_only_that_nodes_pods() {
+    check("a", Format::Frr, expect_file!["../../testdata/tor-bgp.frr"]);
+}
+
+#[test]
+fn frr_speaks_ospf_with_the_rack() {
+    check("b", Format::Frr, expect_file!["../../testdata/tor-ospf.frr"]);
+}
+
+#[test]
+fn a_person_reads_what_to_set_up() {
+    check("a", Format::Text, expect_file!["../../testdata/tor-bgp.txt"]);
+    check("c", Format::Text, expect_file!["../../testdata/tor-ospf.txt"]);
+}
+
+#[test]
+fn all_racks_come_in_the_plans_order_and_an_unknown_one_not_at_all() {
+    let plan = plan();
+    for format in [Format::Bird, Format::Frr, Format::Text] {
+        let all = render_tors(&plan, None, "swp1", format).unwrap();
+        let each: Vec<String> = ["a", "b", "c"].map(|rack| tors(&plan, rack, format)).into();
+        assert_eq!(all, each.join("\n"));
+        assert_eq!(render_tors(&plan, Some("z"), "swp1", format), None);
+    }
+}
+
+#[test]
+fn crush_knows_every_rack_and_moves_no_pool_that_would_not_fit() {
+    let mut plan = plan();
+    plan.ceph = Some(Ceph { monitors: vec!["10.98.1.2:6789".to_owned()], pool: "kube".to_owned() });
+    plan.racks[1].name = "b-one".to_owned();
+    for machine in &mut plan.machines {
+        if machine.rack == "b" {
+            machine.rack = "b-one".to_owned();
+        }
+    }
+    expect_file!["../../testdata/crush.txt"].assert_eq(&render_crush(&plan));
+    plan.machines.retain(|machine| machine.rack != "c");
+    assert!(render_crush(&plan).contains("\n# ceph osd pool set kube"));
+}

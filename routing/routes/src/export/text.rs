@@ -1,0 +1,90 @@
+//! A ToR router's side in words, for routers that neither BIRD nor FRR runs on.
+
+use cluster::plan::RackRouting;
+use ipnet::Ipv4Net;
+
+use crate::intent::Origin;
+use crate::tor::TorIntent;
+
+/// Renders what has to be set up, in the order a person would.
+pub(super) fn render(intent: &TorIntent) -> String {
+    let mut text = format!("Router of rack {}\n", intent.rack);
+    text += &format!("  address {} in {}, router id the same\n", intent.address, intent.subnet);
+    text += "  packet forwarding on, flows spread over equal routes (up to 16)\n\n";
+    text += &match intent.routing {
+        RackRouting::Bgp { tor_asn } => bgp(intent, tor_asn),
+        RackRouting::Ospf { area, tor_asn } => ospf(intent, area, tor_asn),
+    };
+    text += "\nTo other routers of the site, and from them:\n";
+    text += &format!("  announce {}\n", list(intent.connected.iter().chain(pods(intent))));
+    text += &format!("  take     {}\n", list(intent.abroad.iter()));
+    text += &format!("  both     single addresses (/32) inside {}\n", intent.networks.services);
+    text
+}
+
+fn bfd(intent: &TorIntent) -> String {
+    format!(
+        "  BFD on every neighbour, single hop, {} ms, dead after {}\n",
+        intent.bfd.interval_ms, intent.bfd.multiplier
+    )
+}
+
+fn bgp(intent: &TorIntent, asn: u32) -> String {
+    let mut text = format!("BGP, AS {asn}, one session to each node\n");
+    text += "  hold time 9 s, keepalive 3 s, TTL security (one hop)\n";
+    text += &bfd(intent);
+    text += "  import: refuse everything but what stands at the node, at most 64 prefixes\n";
+    text += "  export: default route, subnets and pod networks of all racks, service addresses\n";
+    let rows = intent.nodes.iter().map(|Origin { node, address, asn, pods, .. }| {
+        [
+            node.clone(),
+            address.to_string(),
+            asn.to_string(),
+            format!("{pods}, /32s inside {}", intent.networks.services),
+        ]
+    });
+    text + &table(["NODE", "NEIGHBOUR", "AS", "TAKE ONLY"], rows)
+}
+
+fn ospf(intent: &TorIntent, area: u32, asn: Option<u32>) -> String {
+    let mut text = format!("OSPFv2, area {area}, on the link to the rack\n");
+    text += "  network type broadcast, hello 1 s, dead after 4 s, cost 10, priority 10\n";
+    text += &bfd(intent);
+    text += "  import into the routing table: only what stands at the node, and only from its\n";
+    text += "  router id where the router can tell; nodes announce as external routes (type 2)\n";
+    text += "  redistribute: default route, subnets and pod networks of other racks\n";
+    if let Some(asn) = asn {
+        text += &format!("  BGP to other racks' routers, AS {asn}\n");
+    }
+    let rows = intent.nodes.iter().map(|Origin { node, address, pods, .. }| {
+        let take = format!("{pods}, addresses inside {}", intent.networks.services);
+        [node.clone(), address.to_string(), take]
+    });
+    text + &table(["NODE", "ROUTER ID", "TAKE ONLY"], rows)
+}
+
+fn pods(intent: &TorIntent) -> impl Iterator<Item = &Ipv4Net> {
+    intent.nodes.iter().map(|node| &node.pods)
+}
+
+fn list<'a>(nets: impl Iterator<Item = &'a Ipv4Net>) -> String {
+    let nets: Vec<String> = nets.map(ToString::to_string).collect();
+    if nets.is_empty() { "nothing".to_owned() } else { nets.join(", ") }
+}
+
+fn table<const N: usize>(header: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
+    let mut all = vec![header.map(str::to_owned)];
+    all.extend(rows);
+    let mut widths = [0_usize; N];
+    for row in &all {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut text = String::new();
+    for row in &all {
+        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
+        text += &format!("  {}\n", cells.collect::<Vec<_>>().join("  ").trim_end());
+    }
+    text
+}
