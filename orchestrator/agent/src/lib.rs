@@ -29,6 +29,7 @@ mod logs;
 mod news;
 mod observe;
 mod pods;
+mod policy;
 mod probe;
 mod proxy;
 mod start;

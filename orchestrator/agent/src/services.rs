@@ -1,7 +1,8 @@
 //! Services and names on this node: what the API says of them, and who works by it.
 //!
 //! Caches: this node's object, the site's config map, Services, EndpointSlices; one task each.
-//! They serve the proxy (packets) and cluster DNS (names), one loop each.
+//! They serve the proxy (packets) and cluster DNS (names), one loop each. Beside them runs the loop
+//! of network policies ([`crate::policy`]), which has caches of its own.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -11,7 +12,9 @@ use objects::config::ConfigMap;
 use objects::network::{EndpointSlice, Service};
 use objects::node::Node;
 use runtime::cache::CacheParams;
-use runtime::resource::{CONFIG_MAPS, ENDPOINT_SLICES, NODES, Resource, SERVICES};
+use runtime::resource::{
+    CONFIG_MAPS, ENDPOINT_SLICES, NETWORK_POLICIES, NODES, Resource, SERVICES,
+};
 use runtime::{Cache, Client, ClientConfig, ClientError, Supervisor};
 use serde::de::DeserializeOwned;
 use thiserror::Error;
@@ -19,6 +22,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::dns::Dns;
+use crate::policy::{self, Enforcer};
 use crate::proxy::{self, Proxy};
 
 /// What the node's services and names need to know.
@@ -69,7 +73,7 @@ pub enum RunError {
     Task(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// Runs proxy and cluster DNS until `stop`.
+/// Runs proxy, cluster DNS and network policies until `stop`.
 ///
 /// # Errors
 ///
@@ -77,6 +81,10 @@ pub enum RunError {
 pub async fn run(stop: CancellationToken, config: Config) -> Result<(), RunError> {
     let client = Client::new(config.client).map_err(RunError::Client)?;
     let mut tasks: Supervisor = Supervisor::new(stop.clone());
+    let policies = cache(&client, NETWORK_POLICIES, CacheParams::default(), &mut tasks);
+    let enforcer = Enforcer::new(client.clone(), config.node.clone(), policies);
+    let wakes = enforcer.changes();
+    tasks.spawn("policies", runtime::drive(stop.clone(), wakes, enforcer, policy::pace()));
     let watched = Watched::follow(&client, config.node, &mut tasks);
     let proxy = Proxy::new(watched.clone());
     let wakes = watched.changes();

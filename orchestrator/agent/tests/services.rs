@@ -15,6 +15,8 @@
 mod alone;
 #[path = "../../../routing/router/tests/support/api.rs"]
 mod api;
+#[path = "services/policy.rs"]
+mod policy;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{ErrorKind, Read, Write};

@@ -3,7 +3,8 @@
 //! Everything here is a pure function of what was seen and the time it was seen at: which step
 //! a pod needs next ([`plan`]), what is told about it ([`status`]), what its containers get
 //! ([`env`], [`resources`], [`config`]), when to ask it how it is ([`probe`]), and what its log
-//! lines say ([`log`]), which service's packets go where ([`service`]), and what its names mean
+//! lines say ([`log`]), which service's packets go where ([`service`]), who may speak with whom
+//! ([`policy`]), and what its names mean
 //! ([`dns`]). `agent` sees and does; nothing here touches a socket, disk or clock.
 //!
 //! Spec: upstream's kubelet, whose reasons, names and times are kept wherever a user can see them.
@@ -20,6 +21,7 @@ pub mod log;
 pub mod machine;
 pub mod names;
 pub mod plan;
+pub mod policy;
 pub mod probe;
 pub mod query;
 pub mod registry;

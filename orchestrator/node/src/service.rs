@@ -60,7 +60,7 @@ pub enum Transport {
 }
 
 impl Transport {
-    fn parse(name: &str) -> Option<Self> {
+    pub(crate) fn parse(name: &str) -> Option<Self> {
         match name {
             "" | "TCP" => Some(Self::Tcp),
             "UDP" => Some(Self::Udp),
@@ -380,4 +380,4 @@ fn collect(
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -8,7 +8,7 @@ use crate::{
     condition::Condition,
     int_or_string::IntOrString,
     kind,
-    meta::ObjectReference,
+    meta::{LabelSelector, ObjectReference},
     view::{objects, views},
 };
 
@@ -30,9 +30,49 @@ objects! {
         pub endpoints: Vec<Endpoint>,
         pub ports: Vec<EndpointPort>,
     }
+
+    /// Who may speak with some pods of a namespace.
+    kind::NETWORK_POLICY => pub struct NetworkPolicy {
+        pub spec: NetworkPolicySpec,
+    }
 }
 
 views! {
+    /// Which pods a policy is about, and whom it lets them speak with.
+    pub struct NetworkPolicySpec {
+        pub pod_selector: LabelSelector,
+        pub policy_types: Vec<String>,
+        pub ingress: Vec<NetworkPolicyRule>,
+        pub egress: Vec<NetworkPolicyRule>,
+    }
+
+    /// One permission: these peers (`from` of ingress, `to` of egress) at these ports.
+    pub struct NetworkPolicyRule {
+        pub from: Vec<NetworkPolicyPeer>,
+        pub to: Vec<NetworkPolicyPeer>,
+        pub ports: Vec<NetworkPolicyPort>,
+    }
+
+    /// Some pods, or a block of addresses.
+    pub struct NetworkPolicyPeer {
+        pub pod_selector: Option<LabelSelector>,
+        pub namespace_selector: Option<LabelSelector>,
+        pub ip_block: Option<IpBlock>,
+    }
+
+    /// A block of addresses without some of them.
+    pub struct IpBlock {
+        pub cidr: String,
+        pub except: Vec<String>,
+    }
+
+    /// A port, a range of them, or all of a protocol.
+    pub struct NetworkPolicyPort {
+        pub protocol: String,
+        pub port: Option<IntOrString>,
+        pub end_port: Option<i64>,
+    }
+
     /// What a service is to be.
     pub struct ServiceSpec {
         pub ports: Vec<ServicePort>,

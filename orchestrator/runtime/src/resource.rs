@@ -164,6 +164,8 @@ resources! {
     REPLICA_SETS = namespaced("apps", "v1", "ReplicaSet", "replicasets");
     /// Endpoint slices.
     ENDPOINT_SLICES = namespaced("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices");
+    /// Network policies.
+    NETWORK_POLICIES = namespaced("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies");
     /// Leases.
     LEASES = namespaced("coordination.k8s.io", "v1", "Lease", "leases");
     /// Certificate signing requests.

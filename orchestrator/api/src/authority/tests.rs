@@ -241,6 +241,10 @@ fn every_part_of_ours_gets_what_it_asks_for() {
         ),
         (&node, "GET", "/api/v1/services?watch=1"),
         (&node, "GET", "/apis/discovery.k8s.io/v1/endpointslices?watch=1"),
+        // Network policies speak of pods anywhere.
+        (&node, "GET", "/apis/networking.k8s.io/v1/networkpolicies?watch=1"),
+        (&node, "GET", "/api/v1/namespaces?watch=1"),
+        (&node, "GET", "/api/v1/pods?watch=1"),
         // The boot server.
         (&boot, "GET", "/api/v1/nodes?watch=1"),
         (&boot, "PATCH", &format!("{machines}/m/status")),
@@ -282,8 +286,6 @@ fn no_part_of_ours_gets_more_than_its_work() {
     for (who, method, url) in [
         (&node, "PATCH", "/api/v1/nodes/n2/status"),
         (&node, "GET", "/api/v1/nodes"),
-        (&node, "GET", "/api/v1/pods"),
-        (&node, "GET", "/api/v1/pods?fieldSelector=spec.nodeName=n2"),
         (&node, "GET", "/api/v1/namespaces/a/pods/p2"),
         (&node, "PUT", "/api/v1/namespaces/a/pods/p2/status"),
         (&node, "DELETE", "/api/v1/namespaces/a/pods"),

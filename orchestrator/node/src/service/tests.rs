@@ -77,7 +77,7 @@ fn check(services: &[Service], slices: &[EndpointSlice], expected: Expect) {
 
 /// Lets nft judge a script inside a fresh user and network namespace, where the host allows one.
 #[track_caller]
-fn accepted_by_nft(script: &str) {
+pub(crate) fn accepted_by_nft(script: &str) {
     let child = Command::new("unshare")
         .args([
             "--map-root-user",

@@ -1,0 +1,261 @@
+//! Network policies on this node: policies, pods and namespaces in, nftables tables out.
+//!
+//! What the tables say is decided in `node::policy`; here they are applied, whole at first, later
+//! element by element, each time in one transaction. The tables stay when the agent ends.
+//!
+//! A cluster without policies costs one empty watch: pods and namespaces of the whole cluster are
+//! watched only while there is a policy, and of a pod only what policies need is kept.
+//!
+//! Tasks: one loop, and one cache of policies; while there are any, two caches more and one task
+//! that hands on their wake-ups.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::select_all;
+use kernel::nft::{self, NftError};
+use node::policy::{Guest, Loaded, Policies, Room, Skipped, TABLE, plan_policies, render_removal};
+use objects::network::NetworkPolicy;
+use runtime::Client;
+use runtime::backoff::Backoff;
+use runtime::cache::{Cache, CacheParams};
+use runtime::driver::{Pace, Plan, World};
+use runtime::resource::{NAMESPACES, PODS};
+use thiserror::Error;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+/// A burst of changes, such as a rollout's, becomes one transaction. Short: until then a new pod
+/// is not isolated.
+const SETTLE: Duration = Duration::from_millis(10);
+/// How often the tables are looked for in the kernel when nothing changes.
+const BEAT: Duration = Duration::from_secs(60);
+/// When tables of an earlier run are looked for, if there is no policy any more. Not at once:
+/// asking loads kernel modules, and a machine that has just started has better things to do.
+const SWEEP_AFTER: Duration = Duration::from_secs(60);
+/// Waits after a refused transaction.
+const BACKOFF_MIN: Duration = Duration::from_millis(200);
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
+
+/// Why a round failed.
+#[derive(Debug, Error)]
+pub(crate) enum PolicyError {
+    #[error("the tables of policies cannot be read")]
+    Read(#[source] NftError),
+    #[error("the tables of policies cannot be changed")]
+    Apply(#[source] NftError),
+}
+
+/// How the loop is driven.
+pub(crate) fn pace() -> Pace {
+    Pace { resync: BEAT, settle: SETTLE, backoff: Backoff::new(BACKOFF_MIN, BACKOFF_MAX) }
+}
+
+/// The node's policies as a world.
+pub(crate) struct Enforcer {
+    client: Client,
+    node: String,
+    policies: Cache<NetworkPolicy>,
+    /// What policies speak of; `None` while there are none.
+    peers: Option<Peers>,
+    /// Woken when peers change.
+    wake: watch::Sender<u64>,
+    /// What the kernel holds; `None` when it holds nothing of ours, or that is in doubt.
+    loaded: Option<Loaded>,
+    /// Whether tables of an earlier run were looked for.
+    swept: bool,
+    /// When the loop started.
+    since: tokio::time::Instant,
+    /// When the kernel was last asked for the tables.
+    looked: Option<tokio::time::Instant>,
+    /// What was said last about parts that permit nothing.
+    skipped: std::collections::BTreeSet<Skipped>,
+}
+
+/// The pods and namespaces of the whole cluster.
+struct Peers {
+    pods: Cache<Guest>,
+    rooms: Cache<Room>,
+    /// Ends with this value.
+    _tasks: JoinSet<()>,
+}
+
+impl Peers {
+    fn follow(client: &Client, wake: watch::Sender<u64>) -> Self {
+        let params = CacheParams::default;
+        let (pods, each_pod) = Cache::new(client.clone(), PODS, params());
+        let (rooms, each_room) = Cache::new(client.clone(), NAMESPACES, params());
+        let mut changes = [pods.changes(), rooms.changes()];
+        let mut tasks = JoinSet::new();
+        // Nobody stops these but the end of the set.
+        tasks.spawn(each_pod.run(CancellationToken::new()));
+        tasks.spawn(each_room.run(CancellationToken::new()));
+        tasks.spawn(async move {
+            loop {
+                let any = select_all(changes.iter_mut().map(|one| Box::pin(one.changed()))).await;
+                if any.0.is_err() {
+                    return;
+                }
+                wake.send_modify(|count| *count = count.wrapping_add(1));
+            }
+        });
+        Self { pods, rooms, _tasks: tasks }
+    }
+}
+
+/// What the loop sees.
+pub(crate) enum Seen {
+    /// Not everything is known yet: half of the pods would be half of the permissions.
+    TooLittle,
+    /// There is no policy.
+    Nothing,
+    /// What is to be enforced.
+    Wanted(Arc<Policies>),
+}
+
+/// One step.
+pub(crate) enum Action {
+    /// Make the tables enforce these.
+    Enforce(Arc<Policies>),
+    /// Remove the tables.
+    Remove,
+}
+
+impl std::fmt::Debug for Action {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Enforce(policies) => {
+                write!(f, "Enforce({} in, {} out)", policies.ingress.len(), policies.egress.len())
+            }
+            Self::Remove => f.write_str("Remove"),
+        }
+    }
+}
+
+impl Enforcer {
+    /// Knows nothing yet; `policies` is filled by somebody else.
+    pub(crate) fn new(client: Client, node: String, policies: Cache<NetworkPolicy>) -> Self {
+        Self {
+            client,
+            node,
+            policies,
+            peers: None,
+            wake: watch::channel(0).0,
+            loaded: None,
+            swept: false,
+            since: tokio::time::Instant::now(),
+            looked: None,
+            skipped: std::collections::BTreeSet::new(),
+        }
+    }
+
+    /// Wakes when anything changed.
+    pub(crate) fn changes(&self) -> Vec<watch::Receiver<u64>> {
+        vec![self.policies.changes(), self.wake.subscribe()]
+    }
+
+    /// Forgets the loaded tables when somebody has removed them: `nft flush ruleset` by hand.
+    async fn look(&mut self) -> Result<(), PolicyError> {
+        let recent = self.looked.is_some_and(|at| at.elapsed() < BEAT);
+        if self.loaded.is_none() || recent {
+            return Ok(());
+        }
+        self.looked = Some(tokio::time::Instant::now());
+        if !nft::has_table("ip", TABLE).await.map_err(PolicyError::Read)? {
+            warn!(table = TABLE, "the table of policies is gone; loading it again");
+            self.loaded = None;
+        }
+        Ok(())
+    }
+
+    fn tell(&mut self, planned: &Policies) {
+        if planned.skipped != self.skipped {
+            for Skipped { policy, reason } in &planned.skipped {
+                warn!(policy, reason, "part of a network policy permits nothing");
+            }
+            self.skipped.clone_from(&planned.skipped);
+        }
+    }
+
+    async fn remove(&mut self) -> Result<(), PolicyError> {
+        let ours = self.loaded.is_some();
+        if ours || nft::has_table("ip", TABLE).await.map_err(PolicyError::Read)? {
+            nft::apply(&render_removal()).await.map_err(PolicyError::Apply)?;
+            info!("there is no network policy any more");
+        }
+        self.loaded = None;
+        self.swept = true;
+        Ok(())
+    }
+}
+
+impl World for Enforcer {
+    type Seen = Seen;
+    type Action = Action;
+    type Error = PolicyError;
+
+    fn name(&self) -> &str {
+        "policies"
+    }
+
+    async fn observe(&mut self) -> Result<Seen, PolicyError> {
+        if !self.policies.synced() {
+            return Ok(Seen::TooLittle);
+        }
+        let policies = self.policies.snapshot();
+        if policies.is_empty() {
+            self.peers = None;
+            return Ok(Seen::Nothing);
+        }
+        let follow = || Peers::follow(&self.client, self.wake.clone());
+        let peers = self.peers.get_or_insert_with(follow);
+        if !peers.pods.synced() || !peers.rooms.synced() {
+            return Ok(Seen::TooLittle);
+        }
+        let (pods, rooms) = (peers.pods.snapshot(), peers.rooms.snapshot());
+        self.look().await?;
+        let planned = plan_policies(
+            &self.node,
+            policies.values().map(AsRef::as_ref),
+            pods.values().map(AsRef::as_ref),
+            rooms.values().map(AsRef::as_ref),
+        );
+        self.tell(&planned);
+        Ok(Seen::Wanted(Arc::new(planned)))
+    }
+
+    fn plan(&mut self, seen: &Seen) -> Plan<Action> {
+        match seen {
+            Seen::TooLittle => Plan::of(Vec::new()),
+            Seen::Nothing if self.loaded.is_some() => Plan::of(vec![Action::Remove]),
+            Seen::Nothing if self.swept => Plan::of(Vec::new()),
+            Seen::Nothing => match SWEEP_AFTER.checked_sub(self.since.elapsed()) {
+                Some(early) => Plan { actions: Vec::new(), again_after: Some(early) },
+                None => Plan::of(vec![Action::Remove]),
+            },
+            Seen::Wanted(policies) => match &self.loaded {
+                Some(loaded) if loaded.is(policies) => Plan::of(Vec::new()),
+                _ => Plan::of(vec![Action::Enforce(Arc::clone(policies))]),
+            },
+        }
+    }
+
+    async fn apply(&mut self, action: &Action) -> Result<(), PolicyError> {
+        let Action::Enforce(policies) = action else { return self.remove().await };
+        // Taken out first: after a failure nobody knows what the kernel holds.
+        let loaded = self.loaded.take();
+        let (script, loaded) = match &loaded {
+            Some(loaded) => loaded.render_change(policies),
+            None => Loaded::render_whole(policies),
+        };
+        if !script.is_empty() {
+            nft::apply(&script).await.map_err(PolicyError::Apply)?;
+            debug!(bytes = script.len(), "policies are in force");
+        }
+        self.loaded = Some(loaded);
+        self.looked = Some(tokio::time::Instant::now());
+        Ok(())
+    }
+}
