@@ -7,13 +7,11 @@
 //! The schema of a version is read three times: as [`structural`] tree, which prunes, defaults and
 //! validates; as the arena server-side apply walks; and as OpenAPI.
 //!
-//! *Limits*: conversion webhooks are not called: of a definition that wants one only the stored
-//! version can be used.
-//!
 //! Spec: upstream's apiextensions.k8s.io/v1, structural schemas.
 
 mod check;
 mod column;
+pub mod conversion;
 mod plan;
 mod publish;
 mod rules;
@@ -386,12 +384,6 @@ impl CustomVersion {
     #[must_use]
     pub fn shapes_reads(&self) -> bool {
         self.has_defaults || self.kind.version != self.version
-    }
-
-    /// Would objects have to be converted by a webhook, which nobody here does?
-    #[must_use]
-    pub fn needs_webhook(&self) -> bool {
-        matches!(self.conversion, Conversion::Webhook(_)) && self.kind.version != self.version
     }
 
     /// The `apiVersion` clients of this version speak.

@@ -234,10 +234,6 @@ async fn answer(
         }
         Route::Resource(request) => {
             let custom = request.custom.clone();
-            if let Some(custom) = custom.as_ref().filter(|custom| custom.needs_webhook()) {
-                let why = format!("conversion webhook for {} is not called", custom.definition);
-                return Err(Status::internal(why));
-            }
             let call = Call { server, user, headers: &parts.headers, request: *request };
             let mut answer = resource(call, parts, body).await?;
             if let Some(warning) = custom.as_ref().and_then(|custom| custom.warning.clone()) {

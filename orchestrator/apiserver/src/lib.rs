@@ -13,6 +13,7 @@ mod agent;
 mod audit;
 mod bootstrap;
 mod certificate;
+mod convert;
 mod custom;
 mod door;
 mod enroll;

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use store::{Item, Page, Query, RangeError};
 
+use crate::convert;
 use crate::handle::Call;
 use crate::object;
 use crate::respond::{self, Answer};
@@ -38,6 +39,7 @@ pub(crate) async fn get(call: &Call<'_>) -> Result<Answer, Status> {
     wait_until_fresh(call, &request.options.resource_version).await?;
     let item = call.server.item(request.kind, &request.namespace, &request.name);
     let item = item.ok_or_else(|| Status::not_found(request.kind, &request.name))?;
+    let item = convert::item(call.server, request, item).await?;
     Ok(object_answer(call, form, 200, &item))
 }
 
@@ -122,6 +124,7 @@ fn revision_of(object: &Value) -> u64 {
 pub(crate) async fn list(call: &Call<'_>) -> Result<Answer, Status> {
     let form = form_of(call)?;
     let (items, meta) = selection(call).await?;
+    let items = convert::items(call.server, &call.request, items).await?;
     Ok(list_answer(call, form, items, &meta))
 }
 

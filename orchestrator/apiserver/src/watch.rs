@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use store::{Change, Compacted, Item, Query, Watch};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
 
+use crate::convert;
 use crate::handle::Call;
 use crate::object;
 use crate::read::{form_of, parse_version, selected_prefix, wait_until_fresh};
@@ -46,7 +47,9 @@ pub(crate) async fn answer(call: &Call<'_>) -> Result<Answer, Status> {
         // What is there at first must not be older than what the client knows.
         wait_until_fresh(call, &options.resource_version).await?;
     }
-    let watching = Watching::begin(call, form, with_initial, version);
+    let mut watching = Watching::begin(call, form, with_initial, version);
+    let present = std::mem::take(&mut watching.present).collect();
+    watching.present = convert::items(call.server, &call.request, present).await?.into_iter();
     let stream = futures_util::stream::unfold(watching, |mut watching| async move {
         let piece = watching.next().await?;
         Some((piece, watching))
@@ -168,17 +171,17 @@ impl Watching {
                 () = stop.cancelled() => return None,
                 () = sleep_until(self.deadline) => {
                     self.ended = true;
-                    if self.request.options.allow_watch_bookmarks && self.drain(&mut out) {
+                    if self.request.options.allow_watch_bookmarks && self.drain(&mut out).await {
                         self.bookmark(&mut out, false);
                     }
                     return (!out.is_empty()).then(|| out.into());
                 }
                 changes = self.watch.next() => match changes {
-                    Ok(changes) => self.changes(&mut out, &changes),
+                    Ok(changes) => self.changes(&mut out, changes).await,
                     Err(compacted) => self.expire(&mut out, compacted),
                 },
                 _ = self.bookmarks.tick() => {
-                    if self.request.options.allow_watch_bookmarks && self.drain(&mut out) {
+                    if self.request.options.allow_watch_bookmarks && self.drain(&mut out).await {
                         self.bookmark(&mut out, false);
                     }
                 }
@@ -188,11 +191,11 @@ impl Watching {
     }
 
     /// Tells what is ready; whether the watch goes on.
-    fn drain(&mut self, out: &mut Vec<u8>) -> bool {
+    async fn drain(&mut self, out: &mut Vec<u8>) -> bool {
         match self.watch.ready() {
             Ok(changes) => {
                 let more = !changes.is_empty();
-                self.changes(out, &changes);
+                self.changes(out, changes).await;
                 // With changes still coming a bookmark can wait.
                 !more
             }
@@ -203,8 +206,13 @@ impl Watching {
         }
     }
 
-    fn changes(&mut self, out: &mut Vec<u8>, changes: &[Arc<Change>]) {
-        for change in changes {
+    async fn changes(&mut self, out: &mut Vec<u8>, changes: Vec<Arc<Change>>) {
+        let changes = match convert::changes(&self.server, &self.request, changes).await {
+            Ok(changes) => changes,
+            // Leaving events out would hide changes, so the watch ends and is begun anew.
+            Err(status) => return self.fail(out, &status),
+        };
+        for change in &changes {
             let before = matches(&self.request, change.previous.as_ref());
             let after = matches(&self.request, change.current.as_ref());
             let (what, item) = match (before, after) {
@@ -303,18 +311,22 @@ impl Watching {
     }
 
     fn expire(&mut self, out: &mut Vec<u8>, compacted: Compacted) {
-        self.ended = true;
         let Compacted { after, floor } = compacted;
-        let status = Status::expired(format!("too old resource version: {after} ({floor})"));
+        self.fail(out, &Status::expired(format!("too old resource version: {after} ({floor})")));
+    }
+
+    /// Ends the watch with an error.
+    fn fail(&mut self, out: &mut Vec<u8>, status: &Status) {
+        self.ended = true;
         match self.form {
             Form::Protobuf | Form::PartialProtobuf(_) => {
-                let status = serde_json::to_value(&status).unwrap_or_default();
+                let status = serde_json::to_value(status).unwrap_or_default();
                 if let Ok(bytes) = protobuf::encode_value(&status) {
                     protobuf::encode_event(out, "ERROR", &bytes);
                 }
             }
             Form::Json | Form::Yaml | Form::Table(_) | Form::Partial(_) => {
-                let status = serde_json::to_value(&status).unwrap_or_default();
+                let status = serde_json::to_value(status).unwrap_or_default();
                 frame(out, "ERROR", |out| put(out, &status));
             }
         }

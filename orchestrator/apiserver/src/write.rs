@@ -13,6 +13,7 @@ use serde_json::Value;
 use store::{Expect, Item, Write, WriteError, Written};
 
 use crate::admit;
+use crate::convert;
 use crate::handle::{Call, user_agent};
 use crate::object;
 use crate::read::{form_of, list_answer, object_answer, selection, value_answer};
@@ -117,7 +118,13 @@ async fn change(
         if item.is_none() && !creates {
             return Err(Status::not_found(request.kind, &request.name));
         }
-        let old = item.as_ref().map(|item| object::decode(item, item.modified()));
+        let old = match &item {
+            Some(item) => {
+                let old = object::decode(item, item.modified());
+                Some(convert::to_served(call.server, request, old).await?)
+            }
+            None => None,
+        };
         let prepared = prepare(old.as_ref())?;
         let conditional = prepared.conditional;
         let created = prepared.change == Change::Create;
@@ -165,7 +172,10 @@ async fn delete_one(
         let outcome = commit_as(call.server, request, prepared, Some(&item)).await?;
         settle(call, &outcome).await;
         match outcome {
-            Outcome::Done(done) => return Ok((change, done.into_value())),
+            Outcome::Done(done) => {
+                let object = convert::to_served(call.server, request, done.into_value()).await?;
+                return Ok((change, object));
+            }
             Outcome::Lost(_) if conditional => {
                 return Err(Status::stale(request.kind, &request.name));
             }
@@ -198,6 +208,7 @@ pub(crate) async fn delete_collection(call: &Call<'_>, bytes: &Bytes) -> Result<
         removed?;
     }
     drop(removals);
+    let selected = convert::items(call.server, &call.request, selected).await?;
     Ok(list_answer(call, form, selected, &meta))
 }
 
@@ -251,6 +262,21 @@ struct Done {
 }
 
 impl Done {
+    /// As the client's version has it.
+    async fn served(self, call: &Call<'_>) -> Result<Self, Status> {
+        let (server, request) = (call.server, &call.request);
+        let item = match self.item {
+            Some(item) => Some(convert::item(server, request, item).await?),
+            None => None,
+        };
+        let object = match item {
+            None => convert::to_served(server, request, self.object).await?,
+            // What the store holds is answered.
+            Some(_) => self.object,
+        };
+        Ok(Self { item, object, warnings: self.warnings })
+    }
+
     fn answer(self, call: &Call<'_>, form: api::Form, code: u16) -> Answer {
         let mut answer = match &self.item {
             Some(item) => object_answer(call, form, code, item),
@@ -280,9 +306,16 @@ async fn commit(
     if prepared.change == Change::Create && *call.request.kind == kind::SECRET {
         token::fill_secret(call.server, &mut prepared.object)?;
     }
+    if !call.request.options.dry_run {
+        let stored = convert::to_stored(call.server, &call.request, prepared.object);
+        prepared.object = stored.await?;
+    }
     let outcome = commit_as(call.server, &call.request, prepared, old).await?;
     settle(call, &outcome).await;
-    Ok(outcome)
+    match outcome {
+        Outcome::Done(done) => Ok(Outcome::Done(done.served(call).await?)),
+        lost @ Outcome::Lost(_) => Ok(lost),
+    }
 }
 
 /// What a definition adds is there before its writer is answered.

@@ -10,7 +10,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use objects::kind;
-use runtime::client::DeleteParams;
+use runtime::client::{DeleteParams, ListParams, Patch, WatchEvent};
 use runtime::pki::{Authority, Sans, Subject, Usage};
 use runtime::resource::{CONFIG_MAPS, Resource};
 use rustls::pki_types::pem::PemObject as _;
@@ -18,7 +18,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use crate::common::{Cluster, config_map, soon};
+use crate::common::{Cluster, config_map, soon, version, watch_from};
 
 const DEFAULT: Option<&str> = Some("default");
 
@@ -29,7 +29,33 @@ struct Hook {
     serving: JoinSet<()>,
 }
 
+/// Times in one text in v1, in two fields in v2.
+fn convert(review: &Value) -> Value {
+    let request = &review["request"];
+    let convert = |object: &Value| {
+        let mut object = object.clone();
+        object["apiVersion"] = request["desiredAPIVersion"].clone();
+        let text = |key: &str| object["spec"][key].as_str().map(str::to_owned);
+        object["spec"] = match (text("at"), text("hour"), text("minute")) {
+            (Some(at), ..) => {
+                let (hour, minute) = at.split_once(':').unwrap_or((&at, ""));
+                json!({"hour": hour, "minute": minute})
+            }
+            (None, hour, minute) => {
+                json!({"at": format!("{}:{}", hour.unwrap_or_default(), minute.unwrap_or_default())})
+            }
+        };
+        object
+    };
+    let objects: Vec<Value> = request["objects"].as_array().unwrap().iter().map(convert).collect();
+    json!({"apiVersion": review["apiVersion"], "kind": "ConversionReview", "response": {
+        "uid": request["uid"], "convertedObjects": objects, "result": {"status": "Success"}}})
+}
+
 fn answer(path: &str, review: &Value) -> Value {
+    if path == "/convert" {
+        return convert(review);
+    }
     let request = &review["request"];
     let mut response = json!({"uid": request["uid"], "allowed": true});
     if path == "/mutate" {
@@ -185,5 +211,69 @@ async fn policies_need_no_webhook() {
         format!("{refused:?}").contains("failed expression: object.data.value != 'bad'"),
         "{refused:?}"
     );
+    soon("stopping", cluster.stop()).await;
+}
+
+fn bells(hook: &Hook) -> Value {
+    let served = |name: &str, storage: bool, fields: Value| {
+        json!({"name": name, "served": true, "storage": storage, "schema": {"openAPIV3Schema": {
+            "type": "object", "properties": {"spec": {"type": "object", "properties": fields}}}}})
+    };
+    let text = json!({"type": "string"});
+    json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": "bells.example.com"},
+        "spec": {
+            "group": "example.com", "scope": "Namespaced",
+            "names": {"plural": "bells", "singular": "bell", "kind": "Bell"},
+            "versions": [served("v1", true, json!({"at": text})),
+                         served("v2", false, json!({"hour": text, "minute": text}))],
+            "conversion": {"strategy": "Webhook", "webhook": {
+                "conversionReviewVersions": ["v1"],
+                "clientConfig": {"url": format!("{}/convert", hook.url), "caBundle": hook.bundle}}},
+        },
+    })
+}
+
+#[tokio::test]
+async fn a_webhook_converts_between_versions() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    let mut hook = Hook::start().await;
+    let definitions = Resource::from(&kind::CUSTOM_RESOURCE_DEFINITION);
+    admin.create(&definitions, None, &bells(&hook)).await.unwrap();
+    let [old, new] =
+        ["v1", "v2"].map(|version| Resource::namespaced("example.com", version, "Bell", "bells"));
+    let bell = |version: &str, name: &str, spec: Value| {
+        json!({"apiVersion": format!("example.com/{version}"), "kind": "Bell",
+               "metadata": {"name": name, "namespace": "default"}, "spec": spec})
+    };
+    let made = admin.create(&old, DEFAULT, &bell("v1", "a", json!({"at": "7:30"}))).await.unwrap();
+    let mut watch = admin.watch(&new, DEFAULT, &watch_from(&version(&made))).await.unwrap();
+    let spec = json!({"hour": "8", "minute": "00"});
+    let made = admin.create(&new, DEFAULT, &bell("v2", "b", spec.clone())).await.unwrap();
+    assert_eq!((&made["apiVersion"], &made["spec"]), (&json!("example.com/v2"), &spec));
+    let told = soon("the event", watch.next()).await.unwrap().unwrap();
+    let WatchEvent::Added(told) = told else { panic!("{told:?}") };
+    assert_eq!(told["spec"], spec);
+    // The one is stored as the other sees it, and each sees all in its own version.
+    let seen = admin.get(&old, DEFAULT, "b").await.unwrap();
+    assert_eq!(
+        (&seen["apiVersion"], &seen["spec"]),
+        (&json!("example.com/v1"), &json!({"at": "8:00"}))
+    );
+    let all = admin.list(&new, DEFAULT, &ListParams::default()).await.unwrap();
+    let specs: Vec<&Value> = all.items.iter().map(|one| &one["spec"]).collect();
+    assert_eq!(specs, [&json!({"hour": "7", "minute": "30"}), &spec]);
+    let patch = Patch::merge(json!({"spec": {"minute": "45"}}));
+    let changed = admin.patch(&new, DEFAULT, "a", &patch).await.unwrap();
+    assert_eq!(changed["spec"], json!({"hour": "7", "minute": "45"}));
+    let seen = admin.get(&old, DEFAULT, "a").await.unwrap();
+    assert_eq!(seen["spec"], json!({"at": "7:45"}));
+    hook.serving.shutdown().await;
+    assert_eq!(admin.get(&old, DEFAULT, "a").await.unwrap()["spec"], json!({"at": "7:45"}));
+    let missed = admin.get(&new, DEFAULT, "a").await.unwrap_err();
+    let said = "conversion webhook for example.com/v1, Kind=Bell failed: Post";
+    assert!(format!("{missed:?}").contains(said), "{missed:?}");
     soon("stopping", cluster.stop()).await;
 }
