@@ -5,17 +5,22 @@ use std::path::Path;
 use cri::message::{ListImagesRequest, RuntimeCondition, StatusRequest, VersionRequest};
 use node::field::Allocatable;
 use node::machine::{Facts, Ids, Versions};
+use node::pressure::Reading;
 use runtime::report;
 
-use crate::Shared;
+use crate::{Config, Shared};
 
 /// The version the agent gives as the kubelet's.
 pub(crate) const VERSION: &str = concat!("v1.36.0+muster-", env!("CARGO_PKG_VERSION"));
 
 /// What a container gets to see as the node's own amounts.
-pub(crate) async fn allocatable() -> Allocatable {
+pub(crate) async fn allocatable(config: &Config) -> Allocatable {
     let (memory_bytes, _) = memory().await;
-    Allocatable { cpu_milli: cpus().saturating_mul(1000), memory_bytes }
+    let held = config.settings.held(memory_bytes, disk(&config.data_dir).0);
+    Allocatable {
+        cpu_milli: cpus().saturating_mul(1000).saturating_sub(held.cpu_milli),
+        memory_bytes: memory_bytes.saturating_sub(held.memory_bytes).max(0),
+    }
 }
 
 /// Reads everything the node's status tells.
@@ -23,8 +28,10 @@ pub(crate) async fn observe(
     shared: &Shared,
     labels: std::collections::BTreeMap<String, String>,
 ) -> Facts {
-    let (memory_bytes, memory_free_bytes) = memory().await;
-    let (disk_bytes, disk_free_bytes) = disk(&shared.config.data_dir);
+    let (memory_bytes, _) = memory().await;
+    let (disk_bytes, _) = disk(&shared.config.data_dir);
+    let settings = &shared.config.settings;
+    let pressures = shared.told.pressures.borrow().clone();
     let version = shared.runtime.version(VersionRequest::default()).await.unwrap_or_default();
     let runtime = format!("{}://{}", version.runtime_name, version.runtime_version);
     Facts {
@@ -34,10 +41,10 @@ pub(crate) async fn observe(
         labels,
         cpus: cpus(),
         memory_bytes,
-        memory_free_bytes,
         disk_bytes,
-        disk_free_bytes,
-        pids_free: pids_free().await,
+        held: settings.held(memory_bytes, disk_bytes),
+        pods_max: settings.pods_max,
+        pressures,
         ids: Ids {
             machine: text("/etc/machine-id").await,
             system: shared.node.uuid.clone(),
@@ -124,12 +131,20 @@ pub(crate) fn disk(path: &Path) -> (i64, i64) {
     (bytes(stat.blocks()), bytes(stat.blocks_available()))
 }
 
-async fn pids_free() -> Option<i64> {
+/// The inodes of a path's file system: all of them, and what is free.
+pub(crate) fn inodes(path: &Path) -> (i64, i64) {
+    let Ok(stat) = nix::sys::statvfs::statvfs(path) else { return (0, 0) };
+    let count = |inodes: u64| i64::try_from(inodes).unwrap_or(i64::MAX);
+    (count(stat.files()), count(stat.files_available()))
+}
+
+/// Process ids: all of them, and what is free.
+pub(crate) async fn pids() -> Option<Reading> {
     let max: i64 = text("/proc/sys/kernel/pid_max").await.parse().ok()?;
     // The fourth field of loadavg is "running/all".
     let load = text("/proc/loadavg").await;
     let all: i64 = load.split_whitespace().nth(3)?.split('/').nth(1)?.parse().ok()?;
-    Some(max.saturating_sub(all))
+    Some(Reading { available: max.saturating_sub(all), capacity: max })
 }
 
 async fn os_name() -> String {

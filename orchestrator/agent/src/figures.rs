@@ -13,6 +13,7 @@ use cri::message::{ContainerStats, ImageFsInfoRequest, ListContainerStatsRequest
 use jiff::Timestamp;
 use node::figures::{Container, Node, Reading, Sample};
 use node::names::{CONTAINER_NAME, POD_NAME, POD_NAMESPACE, POD_UID};
+use node::pressure::{Share, Usage};
 use runtime::report;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
@@ -65,6 +66,22 @@ impl Figures {
             state.containers.insert(id, (container, sample));
         }
         Ok(())
+    }
+
+    /// What the containers of a pod used when they were looked at last.
+    pub(crate) fn usage(&self, uid: &str) -> Usage {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let ours = state.containers.values().filter(|(container, _)| container.uid == uid);
+        let bytes = |amount: u64| i64::try_from(amount).unwrap_or(i64::MAX);
+        let containers = ours.filter_map(|(container, sample)| {
+            let last = sample.last()?;
+            let share = Share {
+                memory_bytes: bytes(last.working_set_bytes),
+                disk_bytes: bytes(last.disk_bytes),
+            };
+            Some((container.name.clone(), share))
+        });
+        Usage { containers: containers.collect(), volumes: BTreeMap::new() }
     }
 
     /// Everything known, for rendering.

@@ -17,6 +17,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream;
 use jiff::Timestamp;
 use node::machine::{Facts, Ids, Versions, compute_node_status, render_node};
+use node::settings::Settings;
 use objects::meta::Object as _;
 use objects::node::NodeStatus;
 use runtime::cache::{Cache, CacheParams, Changes, Key};
@@ -240,10 +241,10 @@ impl Hollow {
             labels: BTreeMap::from([("muster.dev/hollow".to_owned(), "true".to_owned())]),
             cpus: self.config.cpus,
             memory_bytes: self.config.memory_bytes,
-            memory_free_bytes: self.config.memory_bytes,
             disk_bytes: 1 << 40,
-            disk_free_bytes: 1 << 40,
-            pids_free: None,
+            held: Settings::default().held(self.config.memory_bytes, 1 << 40),
+            pods_max: node::machine::PODS_MAX,
+            pressures: BTreeSet::new(),
             ids: Ids { machine: format!("{number:032x}"), ..Ids::default() },
             versions: Versions {
                 kernel: "hollow".to_owned(),

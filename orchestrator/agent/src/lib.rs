@@ -6,7 +6,7 @@
 //!
 //! Tasks of [`run`]: `pods` (cache of this node's pods), `workers` (one task per pod, woken by
 //! the cache and by the runtime), `services` (their variables), `figures` (readings of what is
-//! used), `relist` and `events` (the runtime's news), `beat` (lease and
+//! used), `pressure` (room on the node), `relist` and `events` (the runtime's news), `beat` (lease and
 //! node status), `logs` (HTTPS), `tell` (events for people), `renew` (certificate).
 //!
 //! A stopped or killed agent leaves everything running; started again, it finds its pods by the
@@ -30,6 +30,7 @@ mod news;
 mod observe;
 mod pods;
 mod policy;
+mod pressure;
 mod probe;
 mod proxy;
 mod start;
@@ -53,6 +54,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use image::Imports;
+pub use node::settings::Settings;
+
 pub use join::{JoinError, Joined, NodeInfo, join};
 
 /// Where the agent finds and keeps things.
@@ -74,6 +77,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where people watching the machine read; `None` keeps quiet.
     pub console: Option<PathBuf>,
+    /// What the operator set for this node.
+    pub settings: Settings,
     /// The cluster's DNS servers, as `services` tells them; empty while there are none.
     pub cluster_dns: watch::Receiver<Vec<String>>,
 }
@@ -90,6 +95,7 @@ impl Default for Config {
             image_dir: "/usr/share/muster/images".into(),
             listen: SocketAddr::from(([0, 0, 0, 0], node::machine::AGENT_PORT)),
             console: Some("/dev/console".into()),
+            settings: Settings::default(),
             cluster_dns: watch::channel(Vec::new()).1,
         }
     }
@@ -131,6 +137,7 @@ struct Shared {
     imports: Imports,
     services: Cache<Service>,
     figures: figures::Figures,
+    told: pressure::Told,
     started: jiff::Timestamp,
     /// Why no pod can run here now; empty when all is well.
     problems: watch::Sender<Vec<String>>,
@@ -169,7 +176,7 @@ pub async fn run_joined(
     let (pods, reflector) = Cache::new(client.clone(), resource::PODS, params);
     let (services, links) = Cache::new(client.clone(), resource::SERVICES, CacheParams::default());
     let (events, teller) = tell::Teller::new(client.clone(), &joined.node.name);
-    let allocatable = facts::allocatable().await;
+    let allocatable = facts::allocatable(&config).await;
     let (listener, listen) = logs::listen(config.listen).await.map_err(RunError::Logs)?;
     let config = Config { listen, ..config };
     let node = joined.node.clone();
@@ -187,6 +194,7 @@ pub async fn run_joined(
         imports,
         services,
         figures: figures::Figures::default(),
+        told: pressure::Told::default(),
         started: jiff::Timestamp::now(),
         problems,
     });
@@ -198,6 +206,7 @@ pub async fn run_joined(
     tasks.spawn("pods", reflector.run(stop.clone()));
     tasks.spawn("services", links.run(stop.clone()));
     tasks.spawn("figures", figures::run(stop.clone(), Arc::clone(&shared)));
+    tasks.spawn("pressure", pressure::run(stop.clone(), Arc::clone(&shared)));
     tasks.spawn("tell", teller.run(stop.clone()));
     tasks.spawn("relist", news::relist(stop.clone(), Arc::clone(&shared), wakes.clone()));
     tasks.spawn("events", news::events(stop.clone(), Arc::clone(&shared), wakes));

@@ -63,17 +63,20 @@ impl Teller {
         self.tell(pod, container, ("Warning", reason, message));
     }
 
-    fn tell(
-        &self,
-        pod: &Pod,
-        container: Option<&str>,
-        (severity, reason, message): (&str, &str, &str),
-    ) {
-        let now = Timestamp::now();
-        let mut event = Event::blank();
-        let name = format!("{}.{:016x}", pod.metadata.name, rand::random::<u64>());
-        event.metadata = ObjectMeta::in_namespace(&pod.metadata.namespace, &name);
-        event.involved_object = ObjectReference {
+    /// Tells what happened to the node itself.
+    pub(crate) fn node(&self, severity: &str, reason: &str, message: &str) {
+        let object = ObjectReference {
+            kind: "Node".to_owned(),
+            name: self.node.clone(),
+            // Upstream's events about nodes carry the name where the uid belongs.
+            uid: self.node.clone(),
+            ..ObjectReference::default()
+        };
+        self.send(object, (severity, reason, message));
+    }
+
+    fn tell(&self, pod: &Pod, container: Option<&str>, words: (&str, &str, &str)) {
+        let object = ObjectReference {
             api_version: "v1".to_owned(),
             kind: "Pod".to_owned(),
             namespace: pod.metadata.namespace.clone(),
@@ -83,6 +86,16 @@ impl Teller {
             field_path: container.map(|c| format!("spec.containers{{{c}}}")).unwrap_or_default(),
             ..ObjectReference::default()
         };
+        self.send(object, words);
+    }
+
+    fn send(&self, object: ObjectReference, (severity, reason, message): (&str, &str, &str)) {
+        let now = Timestamp::now();
+        let mut event = Event::blank();
+        let name = format!("{}.{:016x}", object.name, rand::random::<u64>());
+        let namespace = if object.namespace.is_empty() { "default" } else { &object.namespace };
+        event.metadata = ObjectMeta::in_namespace(namespace, &name);
+        event.involved_object = object;
         reason.clone_into(&mut event.reason);
         event.message = message.chars().take(1024).collect();
         event.source = EventSource {

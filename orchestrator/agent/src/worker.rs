@@ -14,6 +14,7 @@ use cri::message::{RemoveContainerRequest, RemovePodSandboxRequest, StopPodSandb
 use futures_util::future::join_all;
 use jiff::Timestamp;
 use node::plan::{Action, Plan, StopCause, plan_orphan, plan_pod, remember};
+use node::pressure::refuse;
 use node::probe;
 use node::seen::{Memory, Seen, Volumes};
 use node::status::{Place, compute_status};
@@ -29,6 +30,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use crate::pressure::Evictions;
 use crate::probe::Verdict;
 use crate::start::Materials;
 use crate::{Shared, disk, hook, observe, start};
@@ -57,6 +59,7 @@ pub(crate) struct Worker {
     news: watch::Receiver<Option<Arc<Pod>>>,
     wake: Arc<Notify>,
     problems: watch::Receiver<Vec<String>>,
+    evictions: watch::Receiver<Evictions>,
     /// The pod as the API has it, as far as we know; the answer to our own write counts too.
     pod: Option<Arc<Pod>>,
     /// The status written last, and the version of the pod that came of it.
@@ -78,12 +81,14 @@ impl Worker {
         wake: Arc<Notify>,
     ) -> Self {
         let problems = shared.problems.subscribe();
+        let evictions = shared.told.evictions.subscribe();
         Self {
             shared,
             uid,
             news,
             wake,
             problems,
+            evictions,
             pod: None,
             written: None,
             memory: Memory::default(),
@@ -116,6 +121,7 @@ impl Worker {
                 Some(verdict) = self.probes.join_next() => self.take(verdict.ok()),
                 Ok(()) = self.news.changed() => {}
                 Ok(()) = self.problems.changed() => {}
+                Ok(()) = self.evictions.changed() => {}
                 () = self.wake.notified() => {}
                 () = tokio::time::sleep(pause) => {}
             }
@@ -143,6 +149,7 @@ impl Worker {
         let blocked = !problems.is_empty() && !pod.spec.host_network;
         self.memory.blocked = blocked.then_some(problems);
         remember(&pod, &seen, &mut self.memory, now);
+        self.take_verdict(&pod, &seen);
         self.refresh(&pod).await;
         self.adopt_probes(&pod, &seen);
         let told = self.tell(&pod, &seen, now).await;
@@ -168,6 +175,21 @@ impl Worker {
         if newer {
             self.pod = latest;
         }
+    }
+
+    /// Takes what was decided about the pod elsewhere, and refuses it when the node is too short
+    /// of something to begin with it.
+    fn take_verdict(&mut self, pod: &Pod, seen: &Seen) {
+        if self.memory.verdict.is_some() || pod.is_finished() || pod.metadata.is_deleting() {
+            return;
+        }
+        let evicted = self.evictions.borrow_and_update().get(&self.uid).cloned();
+        let is_new = pod.status.start_time.is_none() && *seen == Seen::default();
+        self.memory.verdict = evicted.or_else(|| {
+            let verdict = refuse(pod, &self.shared.told.pressures.borrow()).filter(|_| is_new)?;
+            self.shared.events.warning(pod, None, &verdict.reason, &verdict.message);
+            Some(verdict)
+        });
     }
 
     /// Reads config maps and secrets again from time to time, and renews the files made of them.

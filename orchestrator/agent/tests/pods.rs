@@ -15,7 +15,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use agent::{Config, Imports, Joined, NodeInfo};
+use agent::{Config, Imports, Joined, NodeInfo, Settings};
 use containerd::{BUSYBOX, Containerd};
 use cri::Runtime;
 use cri::message::{ListContainersRequest, ListPodSandboxRequest};
@@ -27,6 +27,12 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// Settings under which the machine that tests run on is never short of anything.
+fn roomy() -> Settings {
+    let value = json!({"evictionHard": {}, "imageGCHighThresholdPercent": 100});
+    Settings::decode(&value).unwrap()
+}
 
 /// A node of one containerd and one API.
 struct Node {
@@ -54,6 +60,10 @@ impl Node {
     }
 
     fn start_agent(&mut self) {
+        self.start_agent_with(roomy());
+    }
+
+    fn start_agent_with(&mut self, settings: Settings) {
         let dir = self.containerd.dir();
         let config = Config {
             pki_dir: dir.join("pki"),
@@ -63,6 +73,7 @@ impl Node {
             image_dir: dir.join("none"),
             listen: "127.0.0.1:0".parse().unwrap(),
             console: None,
+            settings,
             ..Config::default()
         };
         let server = format!("http://{}", self.api.address);
@@ -349,4 +360,86 @@ async fn no_pod_is_lost_or_doubled_wherever_its_life_is_cut() {
         }
     }
     node.kill_agent().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_runs_short_makes_room() {
+    let Some(mut node) = Node::start().await else { return };
+    let archive = node.containerd.dir().join("old.tar");
+    std::fs::write(&archive, containerd::image("example.org/old:1", &["/bin/true"])).unwrap();
+    node.containerd.import(&archive);
+    let asking = |priority: i64, resources: Value| {
+        let mut spec = one("sleep 1000");
+        spec["priority"] = json!(priority);
+        spec["containers"][0]["resources"] = resources;
+        spec
+    };
+    let much = json!({"requests": {"memory": "1Gi"}});
+    node.create("burstable", asking(0, much));
+    node.create("best-effort", asking(0, json!({})));
+    node.create("system", asking(2_000_001_000, json!({})));
+    let mut scratch = one("dd if=/dev/zero of=/s/f bs=1M count=3; sleep 1000");
+    scratch["volumes"] = json!([{"name": "s", "emptyDir": {"sizeLimit": "1Mi"}}]);
+    scratch["containers"][0]["volumeMounts"] = json!([{"name": "s", "mountPath": "/s"}]);
+    node.create("scratch", scratch);
+    for name in ["burstable", "best-effort", "system", "scratch"] {
+        node.await_pod(name, is_ready).await;
+    }
+    let file = node.containerd.dir().join("data/pods/uid-scratch/volumes/s/f");
+    let limit = Instant::now() + Duration::from_secs(20);
+    while std::fs::metadata(&file).map_or(0, |meta| meta.len()) < 3 << 20 {
+        assert!(Instant::now() < limit, "the pod never filled its volume");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+
+    // No machine has so much memory, nor so empty a disk.
+    node.kill_agent().await;
+    let short = json!({"evictionHard": {"memory.available": "1Pi"}, "imageMinimumGCAge": "0s",
+        "imageGCHighThresholdPercent": 1, "imageGCLowThresholdPercent": 0});
+    node.start_agent_with(Settings::decode(&short).unwrap());
+    let ended = |pod: &Value| pod["status"]["phase"] == "Failed";
+    let first = node.await_pod("best-effort", ended).await;
+    assert_eq!(first["status"]["reason"], "Evicted");
+    let words = first["status"]["message"].as_str().unwrap();
+    let start = "The node was low on resource: memory. Threshold quantity: 1Pi, available: ";
+    assert!(words.starts_with(start), "{words}");
+    let has = |pod: &Value, kind: &str| {
+        let all = pod["status"]["conditions"].as_array().unwrap();
+        all.iter().any(|one| one["type"] == kind && one["status"] == "True")
+    };
+    assert!(has(&first, "DisruptionTarget"));
+    // What asked for its memory comes later, and one at a time.
+    assert!(is_ready(&node.api.get(&path("burstable")).unwrap()));
+    let scratch = node.await_pod("scratch", ended).await;
+    assert_eq!(
+        scratch["status"]["message"],
+        "Usage of EmptyDir volume \"s\" exceeds the limit \"1Mi\". "
+    );
+    node.create("refused", one("sleep 1000"));
+    let refused = node.await_pod("refused", ended).await;
+    assert_eq!(
+        refused["status"]["message"],
+        "Pod was rejected: The node had condition: [MemoryPressure]. "
+    );
+    assert_eq!(node.count("refused").await, 0);
+    let limit = Instant::now() + Duration::from_secs(40);
+    loop {
+        let told = node.api.get("/api/v1/nodes/w1").is_some_and(|it| has(&it, "MemoryPressure"));
+        let images = containerd_images(&node.containerd).await;
+        let gone = !images.iter().any(|name| name.contains("example.org/old"));
+        if told && gone {
+            assert!(images.iter().any(|name| name == BUSYBOX), "{images:?}");
+            break;
+        }
+        assert!(Instant::now() < limit, "told: {told}; images: {images:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(is_ready(&node.api.get(&path("system")).unwrap()));
+    node.kill_agent().await;
+}
+
+async fn containerd_images(containerd: &Containerd) -> Vec<String> {
+    let runtime = Runtime::at(&containerd.socket()).unwrap();
+    let images = runtime.list_images(cri::message::ListImagesRequest::default()).await.unwrap();
+    images.images.into_iter().flat_map(|image| image.repo_tags).collect()
 }

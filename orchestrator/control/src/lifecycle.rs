@@ -27,6 +27,12 @@ pub const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
 pub const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
 /// Taint an operator sets when a node is surely off.
 pub const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
+/// Taints of nodes that run short of something, by the condition that says so.
+const PRESSURES: [(&str, &str); 3] = [
+    ("MemoryPressure", "node.kubernetes.io/memory-pressure"),
+    ("DiskPressure", "node.kubernetes.io/disk-pressure"),
+    ("PIDPressure", "node.kubernetes.io/pid-pressure"),
+];
 /// The namespace of node heartbeats.
 const LEASES: &str = "kube-node-lease";
 /// How much longer than its grace a pod may take to vanish from a silent node.
@@ -211,7 +217,13 @@ fn taint(node: &Node, now: Timestamp, steps: &mut Steps) {
     if node.spec.unschedulable {
         wanted.push((UNSCHEDULABLE, "NoSchedule"));
     }
-    let ours = [NOT_READY, UNREACHABLE, UNSCHEDULABLE];
+    for (condition, taint) in PRESSURES {
+        if objects::condition::is_condition_true(&node.status.conditions, condition) {
+            wanted.push((taint, "NoSchedule"));
+        }
+    }
+    let mut ours = vec![NOT_READY, UNREACHABLE, UNSCHEDULABLE];
+    ours.extend(PRESSURES.map(|(_, taint)| taint));
     let is =
         |taint: &Taint, (key, effect): (&str, &str)| taint.key == key && taint.effect == effect;
     let mut taints: Vec<Taint> = node.spec.taints.clone();

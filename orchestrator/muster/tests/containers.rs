@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use agent::{Config, Imports, Joined, NodeInfo};
+use agent::{Config, Imports, Joined, NodeInfo, Settings};
 use containerd::{BUSYBOX, Containerd};
 use runtime::pki::{Authority, Sans, Subject, Usage};
 use runtime::resource::{ENDPOINT_SLICES, PODS, SERVICE_ACCOUNTS, SERVICES};
@@ -32,6 +32,12 @@ use tokio_util::sync::CancellationToken;
 
 const DAY: Duration = Duration::from_secs(86_400);
 const LIMIT: Duration = Duration::from_secs(60);
+
+/// Settings under which the machine that tests run on is never short of anything.
+fn roomy() -> Settings {
+    let value = json!({"evictionHard": {}, "imageGCHighThresholdPercent": 100});
+    Settings::decode(&value).unwrap()
+}
 
 /// A cluster of one node.
 struct Cluster {
@@ -75,6 +81,7 @@ impl Cluster {
             image_dir: dir.join("none"),
             listen: "127.0.0.1:0".parse().unwrap(),
             console: None,
+            settings: roomy(),
             ..Config::default()
         };
         let authority = Authority::load(&self.data.path().join("pki")).unwrap();

@@ -85,6 +85,12 @@ impl Sample {
         *self = Self { before, last: Some(reading) };
     }
 
+    /// The last reading.
+    #[must_use]
+    pub fn last(&self) -> Option<Reading> {
+        self.last
+    }
+
     /// CPU used per second between the two readings, in nanoseconds; `None` before the second.
     #[must_use]
     pub fn cpu_rate(&self) -> Option<u64> {

@@ -3,8 +3,9 @@
 //! Everything here is a pure function of what was seen and the time it was seen at: which step
 //! a pod needs next ([`plan`]), what is told about it ([`status`]), what its containers get
 //! ([`env`], [`resources`], [`config`]), when to ask it how it is ([`probe`]), and what its log
-//! lines say ([`log`]), which service's packets go where ([`service`]), who may speak with whom
-//! ([`policy`]), and what its names mean
+//! lines say ([`log`]), who must go when the node runs short ([`pressure`], [`images`]), which
+//! service's packets go where ([`service`]), who may speak with whom ([`policy`]), and what its
+//! names mean
 //! ([`dns`]). `agent` sees and does; nothing here touches a socket, disk or clock.
 //!
 //! Spec: upstream's kubelet, whose reasons, names and times are kept wherever a user can see them.
@@ -16,16 +17,19 @@ pub mod dns;
 pub mod env;
 pub mod field;
 pub mod figures;
+pub mod images;
 pub mod links;
 pub mod log;
 pub mod machine;
 pub mod names;
 pub mod plan;
 pub mod policy;
+pub mod pressure;
 pub mod probe;
 pub mod query;
 pub mod registry;
 pub mod resources;
 pub mod seen;
 pub mod service;
+pub mod settings;
 pub mod status;

@@ -1,9 +1,9 @@
 //! What a node tells about itself: its object, its capacity and its conditions.
 //!
 //! Spec: upstream's Node object. `Ready` follows the runtime: runtime and network must be up.
-//! The pressure conditions follow memory, disk and process ids; thresholds are upstream's.
+//! Pressures are judged in [`crate::pressure`] and only told here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use jiff::Timestamp;
@@ -14,14 +14,13 @@ use objects::node::{
 };
 use objects::{Condition, Quantity, Time};
 
+use crate::pressure::Pressure;
+use crate::settings::Held;
+
 /// The port of the agent's HTTPS server, unless told otherwise.
 pub const AGENT_PORT: u16 = 10250;
 /// Pods a node takes.
 pub const PODS_MAX: i64 = 110;
-/// Memory that must stay free, in bytes.
-const MEMORY_FREE_MIN: i64 = 100 << 20;
-/// Part of the disk that must stay free, as a divisor: a tenth.
-const DISK_FREE_PART: i64 = 10;
 /// Images told about in the status; more would only make it long.
 const IMAGES_MAX: usize = 50;
 
@@ -40,14 +39,14 @@ pub struct Facts {
     pub cpus: i64,
     /// Memory in bytes.
     pub memory_bytes: i64,
-    /// Memory that could be had at once, in bytes.
-    pub memory_free_bytes: i64,
     /// The file system of the pods, in bytes.
     pub disk_bytes: i64,
-    /// What is free on it, in bytes.
-    pub disk_free_bytes: i64,
-    /// Process ids that could be given out; `None` when not known.
-    pub pids_free: Option<i64>,
+    /// What of all this is not for pods.
+    pub held: Held,
+    /// Pods the node takes.
+    pub pods_max: i64,
+    /// What runs short.
+    pub pressures: BTreeSet<Pressure>,
     /// Machine id, SMBIOS UUID, boot id.
     pub ids: Ids,
     /// Versions of what runs here.
@@ -125,13 +124,21 @@ pub fn compute_node_status(before: &NodeStatus, facts: &Facts, now: Timestamp) -
         ("cpu".to_owned(), Quantity::from_whole(facts.cpus)),
         ("memory".to_owned(), kibibytes(facts.memory_bytes)),
         ("ephemeral-storage".to_owned(), kibibytes(facts.disk_bytes)),
-        ("pods".to_owned(), Quantity::from_whole(PODS_MAX)),
+        ("pods".to_owned(), Quantity::from_whole(facts.pods_max)),
     ]);
     status.allocatable = status.capacity.clone();
-    let spared = facts.memory_bytes.saturating_sub(MEMORY_FREE_MIN).max(0);
-    status.allocatable.insert("memory".to_owned(), kibibytes(spared));
-    let disk = facts.disk_bytes.saturating_sub(facts.disk_bytes / DISK_FREE_PART);
-    status.allocatable.insert("ephemeral-storage".to_owned(), kibibytes(disk));
+    let held = facts.held;
+    let left = |all: i64, held: i64| all.saturating_sub(held).max(0);
+    let cpu = left(facts.cpus.saturating_mul(1000), held.cpu_milli);
+    let memory = left(facts.memory_bytes, held.memory_bytes);
+    let disk = left(facts.disk_bytes, held.disk_bytes);
+    for (name, amount) in [
+        ("cpu", Quantity::from_milli(cpu)),
+        ("memory", kibibytes(memory)),
+        ("ephemeral-storage", kibibytes(disk)),
+    ] {
+        status.allocatable.insert(name.to_owned(), amount);
+    }
     let address = |kind: &str, address: String| NodeAddress {
         kind: kind.to_owned(),
         address,
@@ -198,10 +205,8 @@ fn system_info(facts: &Facts) -> NodeSystemInfo {
 }
 
 fn conditions(facts: &Facts) -> [Condition; 4] {
-    let memory = facts.memory_free_bytes < MEMORY_FREE_MIN;
-    let disk = facts.disk_free_bytes < facts.disk_bytes / DISK_FREE_PART;
-    let pids = facts.pids_free.is_some_and(|free| free < 1000);
-    let pressure = |kind: &str, pressed: bool, has: &str, has_not: &str, what: &str| {
+    let pressure = |which: Pressure, has: &str, has_not: &str, what: &str| {
+        let (kind, pressed) = (which.condition(), facts.pressures.contains(&which));
         let (reason, word) = if pressed { (has, "insufficient") } else { (has_not, "sufficient") };
         Condition::new(kind, pressed, reason, &format!("kubelet has {word} {what} available"))
     };
@@ -212,26 +217,18 @@ fn conditions(facts: &Facts) -> [Condition; 4] {
     };
     [
         pressure(
-            "MemoryPressure",
-            memory,
+            Pressure::Memory,
             "KubeletHasInsufficientMemory",
             "KubeletHasSufficientMemory",
             "memory",
         ),
         pressure(
-            "DiskPressure",
-            disk,
+            Pressure::Disk,
             "KubeletHasDiskPressure",
             "KubeletHasNoDiskPressure",
             "disk space",
         ),
-        pressure(
-            "PIDPressure",
-            pids,
-            "KubeletHasInsufficientPID",
-            "KubeletHasSufficientPID",
-            "PID",
-        ),
+        pressure(Pressure::Pids, "KubeletHasInsufficientPID", "KubeletHasSufficientPID", "PID"),
         ready,
     ]
 }
@@ -253,10 +250,10 @@ mod tests {
             labels: BTreeMap::from([("topology.kubernetes.io/zone".into(), "a".into())]),
             cpus: 2,
             memory_bytes: 1 << 30,
-            memory_free_bytes: 512 << 20,
             disk_bytes: 1 << 30,
-            disk_free_bytes: 1 << 29,
-            pids_free: Some(30_000),
+            held: Held { cpu_milli: 100, memory_bytes: 100 << 20, disk_bytes: 0 },
+            pods_max: PODS_MAX,
+            pressures: BTreeSet::new(),
             ids: Ids::default(),
             versions: Versions::default(),
             runtime_problems: Vec::new(),
@@ -276,9 +273,7 @@ mod tests {
     fn conditions_follow_the_facts() {
         check(&facts(), "MemoryPressure=False DiskPressure=False PIDPressure=False Ready=True");
         let pressed = Facts {
-            memory_free_bytes: 1,
-            disk_free_bytes: 1,
-            pids_free: Some(1),
+            pressures: BTreeSet::from([Pressure::Memory, Pressure::Disk, Pressure::Pids]),
             runtime_problems: vec!["network plugin is not ready".into()],
             ..facts()
         };
@@ -293,5 +288,7 @@ mod tests {
         assert!(first != second && !differs(&first, &second));
         assert_eq!(first.images[0].names, ["large"]);
         assert_eq!(first.capacity["memory"].to_string(), "1Gi");
+        assert_eq!(first.allocatable["memory"].to_string(), "924Mi");
+        assert_eq!(first.allocatable["cpu"].to_string(), "1900m");
     }
 }

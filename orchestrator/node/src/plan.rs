@@ -154,7 +154,8 @@ pub fn plan_pod(pod: &Pod, seen: &Seen, memory: &Memory, now: Timestamp) -> Plan
         return plan;
     }
     if pod.is_finished() || memory.verdict.is_some() || outcome(pod, seen).is_some() {
-        return plan_end(pod, seen, grace_seconds(pod));
+        let given = memory.verdict.as_ref().and_then(|verdict| verdict.grace_seconds);
+        return plan_end(pod, seen, given.unwrap_or(grace_seconds(pod)));
     }
     plan_run(pod, seen, memory, now)
 }
@@ -224,6 +225,7 @@ pub fn remember(pod: &Pod, seen: &Seen, memory: &mut Memory, now: Timestamp) {
         memory.verdict = Some(Verdict {
             reason: "DeadlineExceeded".to_owned(),
             message: "Pod was active on the node longer than the specified deadline".to_owned(),
+            grace_seconds: None,
         });
     }
 }

@@ -134,6 +134,16 @@ pub struct Verdict {
     pub reason: String,
     /// The cause in words.
     pub message: String,
+    /// Seconds between the stop signal and the kill; `None` for the pod's own.
+    pub grace_seconds: Option<i64>,
+}
+
+impl Verdict {
+    /// Tells whether the node ends a pod that it had taken, for its own sake.
+    #[must_use]
+    pub fn is_eviction(&self) -> bool {
+        self.reason == "Evicted" && self.grace_seconds.is_some()
+    }
 }
 
 impl Life {

@@ -57,6 +57,11 @@ pub fn compute_status(pod: &Pod, seen: &Seen, memory: &Memory, place: Place) -> 
     status.host_ip = host;
     set_phase(&mut status, pod, seen, memory);
     set_conditions(&mut status, pod, seen, place.now);
+    if let Some(verdict) = memory.verdict.as_ref().filter(|verdict| verdict.is_eviction()) {
+        let kind = "DisruptionTarget";
+        let condition = Condition::new(kind, true, "TerminationByKubelet", &verdict.message);
+        set_condition(&mut status.conditions, condition, place.now);
+    }
     status
 }
 

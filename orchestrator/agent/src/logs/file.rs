@@ -29,8 +29,6 @@ const BLOCK: usize = 32 << 10;
 const FOLLOW_BEAT: Duration = Duration::from_millis(200);
 /// How often log sizes are looked at.
 const ROTATE_BEAT: Duration = Duration::from_secs(30);
-/// A log this long is begun anew; the file system of a node may be its memory.
-const LOG_BYTES_MAX: u64 = 10 << 20;
 
 /// A container's logs, one file per life.
 #[derive(Debug, Clone)]
@@ -211,11 +209,12 @@ async fn rotate_all(shared: &Shared) -> Result<(), cri::CallError> {
         let Ok(answer) = shared.runtime.container_status(request).await else { continue };
         let path = PathBuf::from(answer.status.unwrap_or_default().log_path);
         let length = tokio::fs::metadata(&path).await.map_or(0, |meta| meta.len());
-        if length < LOG_BYTES_MAX {
+        if length < shared.config.settings.log_bytes_max {
             continue;
         }
-        // One old file is kept; its name cannot be taken for a life's log.
-        let old = path.with_extension("log.old");
+        // Its name cannot be taken for a life's log, and tells its age.
+        let stamp = jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S");
+        let old = path.with_extension(format!("log.{stamp}"));
         if let Err(err) = tokio::fs::rename(&path, &old).await {
             warn!(path = %path.display(), err = report(&err), "cannot move a log away");
             continue;
@@ -224,6 +223,30 @@ async fn rotate_all(shared: &Shared) -> Result<(), cri::CallError> {
         if let Err(err) = shared.runtime.reopen_container_log(request).await {
             warn!(path = %path.display(), err = report(&err), "the runtime did not reopen a log");
         }
+        // The one that is written counts too.
+        let kept = shared.config.settings.log_files_max.saturating_sub(1);
+        if let Err(err) = remove_old(&path, kept).await {
+            warn!(path = %path.display(), err = report(&err), "cannot remove an old log");
+        }
+    }
+    Ok(())
+}
+
+/// Removes all but the newest files that a log was moved to.
+async fn remove_old(path: &Path, kept: usize) -> io::Result<()> {
+    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else { return Ok(()) };
+    let prefix = format!("{}.", name.to_string_lossy());
+    let mut old = Vec::new();
+    let mut entries = tokio::fs::read_dir(dir).await?;
+    while let Some(entry) = entries.next_entry().await? {
+        if entry.file_name().to_string_lossy().starts_with(&prefix) {
+            old.push(entry.path());
+        }
+    }
+    old.sort();
+    let gone = old.len().saturating_sub(kept);
+    for path in old.into_iter().take(gone) {
+        tokio::fs::remove_file(path).await?;
     }
     Ok(())
 }
@@ -231,6 +254,37 @@ async fn rotate_all(shared: &Shared) -> Result<(), cri::CallError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn the_newest_old_logs_are_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in [
+            "0.log",
+            "1.log",
+            "0.log.20260101-000001",
+            "0.log.20260101-000003",
+            "0.log.20260101-000002",
+            "10.log.20260101-000000",
+        ] {
+            std::fs::write(dir.path().join(name), "x").unwrap();
+        }
+        remove_old(&dir.path().join("0.log"), 2).await.unwrap();
+        let mut left: Vec<String> = std::fs::read_dir(dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort();
+        assert_eq!(
+            left,
+            [
+                "0.log",
+                "0.log.20260101-000002",
+                "0.log.20260101-000003",
+                "1.log",
+                "10.log.20260101-000000"
+            ]
+        );
+    }
 
     #[tokio::test]
     async fn the_tail_of_a_long_file_is_found() {

@@ -116,6 +116,25 @@ fn a_cordon_is_a_taint_and_an_operators_taint_stays() {
 }
 
 #[test]
+fn a_node_that_runs_short_keeps_new_pods_away() {
+    let mut world = world();
+    let keys = |world: &World| -> Vec<String> {
+        node(world, "a").spec.taints.into_iter().map(|one| one.key).collect()
+    };
+    for (status, expected) in
+        [("True", &["node.kubernetes.io/memory-pressure"][..]), ("False", &[][..])]
+    {
+        let mut conditions = serde_json::to_value(node(&world, "a").status.conditions).unwrap();
+        let all = conditions.as_array_mut().unwrap();
+        all.retain(|condition| condition["type"] != "MemoryPressure");
+        all.push(json!({"type": "MemoryPressure", "status": status}));
+        world.change(&kind::NODE, "", "a", &json!({"status": {"conditions": conditions}}));
+        world.settle(&[]);
+        assert_eq!(keys(&world), expected);
+    }
+}
+
+#[test]
 fn after_a_blackout_those_who_come_back_last_keep_their_pods() {
     let mut world = world();
     add_pod(&mut world, "p", "a", &json!({}));

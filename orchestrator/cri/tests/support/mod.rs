@@ -86,7 +86,8 @@ impl Containerd {
         self.await_socket();
     }
 
-    fn import(&self, archive: &Path) {
+    /// Imports an image archive.
+    pub(crate) fn import(&self, archive: &Path) {
         let out = Command::new("ctr")
             .arg("-a")
             .arg(self.socket())

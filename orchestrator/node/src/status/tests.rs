@@ -148,7 +148,11 @@ fn failures_give_their_reasons() {
     check(0, "Pending | a0: waiting ErrImagePull");
     check(5, "Pending | a0: waiting ImagePullBackOff");
     let mut memory = Memory {
-        verdict: Some(Verdict { reason: "Evicted".into(), message: "full".into() }),
+        verdict: Some(Verdict {
+            reason: "Evicted".into(),
+            message: "full".into(),
+            grace_seconds: Some(1),
+        }),
         ..Memory::default()
     };
     check_with(
