@@ -2,7 +2,7 @@
 //!
 //! Everything of a pod is below `DATA/pods/UID`; logs are below `LOGS/NAMESPACE_NAME_UID`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown, symlink};
@@ -17,14 +17,18 @@ use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tracing::warn;
 use volumes::layout::{DATA, Existing, Step, plan_update};
-use volumes::{File, FileSet, HostPathKind, Problem, Source, SubPath, Volume};
+use volumes::{File, FileSet, HostPathKind, Mount, Problem, Source, SubPath, Volume};
 
 use crate::Shared;
+use crate::remote::{self, RemoteError};
 
 /// The longest last words taken, in bytes; upstream's.
 const WORDS_BYTES_MAX: usize = 4096;
 /// What a file system for secrets holds at most, in bytes.
 const SECRET_BYTES_MAX: i64 = 16 << 20;
+
+/// Where volumes are that are outside the pod's own directories, by the name in the pod.
+pub(crate) type Places = BTreeMap<String, PathBuf>;
 
 /// Why a pod's files could not be made.
 #[derive(Debug, Error)]
@@ -58,6 +62,9 @@ pub(crate) enum DiskError {
     /// The kernel refused a mount.
     #[error("cannot mount memory for a volume")]
     Mount(#[source] MountError),
+    /// A volume outside the node's own directories.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
 }
 
 /// Everything of one pod.
@@ -82,11 +89,25 @@ pub(crate) fn log_dir(shared: &Shared, pod: &Pod) -> PathBuf {
 }
 
 /// Makes the volumes of a pod; may be done again at any time, and then refreshes their files.
+///
+/// Gives the places of those that are outside the pod's own directories, by name.
 pub(crate) async fn prepare(
     shared: &Shared,
     pod: &Pod,
     volumes: Vec<Volume>,
-) -> Result<(), DiskError> {
+) -> Result<Places, DiskError> {
+    let suits = volumes::check_modes(pod, &volumes);
+    suits.map_err(|source| DiskError::Volume { volume: pod.metadata.name.clone(), source })?;
+    let mut places = Places::new();
+    for volume in &volumes {
+        let place = match &volume.source {
+            Ok(Source::Remote(found)) => remote::set_up(shared, pod, found).await?,
+            // A claim may lead to a path of the node.
+            Ok(Source::HostPath { path, .. }) => PathBuf::from(path),
+            _ => continue,
+        };
+        places.insert(volume.name.clone(), place);
+    }
     let dir = pod_dir(shared, &pod.metadata.uid);
     let logs = log_dir(shared, pod);
     let group = pod.spec.security_context.as_ref().and_then(|context| context.fs_group);
@@ -100,27 +121,29 @@ pub(crate) async fn prepare(
                 .map_err(|source| DiskError::Volume { volume: volume.name.clone(), source })?;
             apply(&dir.join("volumes").join(&volume.name), &source, group)?;
         }
-        Ok(())
+        Ok(places)
     })
     .await
 }
 
-/// Where a volume is on the node.
-pub(crate) fn volume_path(shared: &Shared, pod: &Pod, volume: &str, sub_path: &SubPath) -> PathBuf {
-    let given = pod.spec.volumes.iter().find(|v| v.name == volume);
-    let base = match given.and_then(|v| v.host_path.as_ref()) {
-        Some(host) => PathBuf::from(&host.path),
-        None => pod_dir(shared, &pod.metadata.uid).join("volumes").join(volume),
-    };
-    match sub_path {
-        SubPath::Whole => base,
-        SubPath::Part(part) => base.join(part),
-    }
-}
-
-/// Makes the directory of a sub-path when nothing is there.
-pub(crate) async fn ensure_sub_path(path: PathBuf) -> Result<(), DiskError> {
-    blocking(move || if path.exists() { Ok(()) } else { make_dir(&path, 0o755) }).await
+/// Where a mount of a container is on the node; `index` tells the container's mounts apart.
+///
+/// A part of a volume gets a mount of its own, made safely: a container may have put a link to
+/// elsewhere in its place.
+pub(crate) async fn mount_path(
+    shared: &Shared,
+    pod: &Pod,
+    places: &Places,
+    (container, index, mount): (&str, usize, &Mount),
+) -> Result<PathBuf, DiskError> {
+    let dir = pod_dir(shared, &pod.metadata.uid);
+    let own = || dir.join("volumes").join(&mount.volume);
+    let base = places.get(&mount.volume).cloned().unwrap_or_else(own);
+    let SubPath::Part(part) = &mount.sub_path else { return Ok(base) };
+    let target =
+        dir.join("volume-subpaths").join(&mount.volume).join(container).join(index.to_string());
+    remote::show_part(base, part.clone(), target.clone()).await?;
+    Ok(target)
 }
 
 /// Writes a small file and the directories above it.
@@ -137,6 +160,7 @@ pub(crate) async fn write(path: PathBuf, text: String, mode: u32) -> Result<(), 
 
 /// Removes everything of a pod, the mounts first.
 pub(crate) async fn remove(shared: &Shared, uid: &str) -> Result<(), DiskError> {
+    remote::release(shared, uid).await?;
     let dir = pod_dir(shared, uid);
     let logs = shared.config.log_dir.clone();
     let suffix = format!("_{uid}");
@@ -162,6 +186,9 @@ pub(crate) async fn sweep(shared: &Shared, known: &(dyn Fn(&str) -> bool + Sync)
         if let Err(err) = remove(shared, uid).await {
             warn!(uid, err = report(&err), "cannot remove the files of a pod that is gone");
         }
+    }
+    if let Err(err) = remote::collect(shared).await {
+        warn!(err = report(&err), "cannot take a disk away that no pod sees");
     }
 }
 
@@ -199,7 +226,7 @@ async fn read_end(path: &Path) -> io::Result<String> {
 }
 
 /// Runs file work off the async threads; a panic in it is one of ours and goes on up.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
         Err(err) => std::panic::resume_unwind(err.into_panic()),
@@ -228,10 +255,8 @@ fn apply(path: &Path, source: &Source, group: Option<u32>) -> Result<(), DiskErr
             make_dir(path, 0o755)?;
             update(path, files, group)
         }
-        Source::Remote(remote) => {
-            let source = Problem::Kind { kind: remote.plugin().replace("kubernetes.io~", "") };
-            Err(DiskError::Volume { volume: remote.name.clone(), source })
-        }
+        // Done before, for it may ask the API.
+        Source::Remote(_) => Ok(()),
     }
 }
 

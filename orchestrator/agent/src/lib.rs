@@ -33,6 +33,7 @@ mod policy;
 mod pressure;
 mod probe;
 mod proxy;
+mod remote;
 mod start;
 mod streams;
 mod tell;
@@ -141,6 +142,8 @@ struct Shared {
     started: jiff::Timestamp,
     /// Why no pod can run here now; empty when all is well.
     problems: watch::Sender<Vec<String>>,
+    /// Volumes of the network and disks in use here.
+    disks: remote::Disks,
 }
 
 /// Joins and runs the agent until `stop`.
@@ -197,6 +200,7 @@ pub async fn run_joined(
         told: pressure::Told::default(),
         started: jiff::Timestamp::now(),
         problems,
+        disks: remote::Disks::default(),
     });
 
     let server = logs::Server::new(Arc::clone(&shared), listener, &joined);

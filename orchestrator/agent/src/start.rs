@@ -7,11 +7,12 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use cri::message::{
-    Capability, ContainerConfig, ContainerMetadata, CreateContainerRequest, DnsConfig, Int64Value,
-    KeyValue, LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext,
-    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, Mount, MountPropagation, NamespaceMode,
-    NamespaceOption, PodSandboxConfig, PodSandboxMetadata, PodSandboxStatusRequest, PortMapping,
-    ProfileType, Protocol, RunPodSandboxRequest, SecurityProfile, StartContainerRequest,
+    Capability, ContainerConfig, ContainerMetadata, CreateContainerRequest, Device, DnsConfig,
+    Int64Value, KeyValue, LinuxContainerConfig, LinuxContainerResources,
+    LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, Mount,
+    MountPropagation, NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata,
+    PodSandboxStatusRequest, PortMapping, ProfileType, Protocol, RunPodSandboxRequest,
+    SecurityProfile, StartContainerRequest,
 };
 use jiff::Timestamp;
 use node::config::{Names, Profile, Rights, dns, parse_resolv, render_hosts, rights, sysctls};
@@ -25,10 +26,11 @@ use node::resources::limits;
 use node::seen::Volumes;
 use objects::meta::Object;
 use objects::pod::{Container, Pod};
+use objects::storage::{PersistentVolume, PersistentVolumeClaim};
 use runtime::{ClientError, report, resource};
 use serde::de::DeserializeOwned;
 use tracing::{info, warn};
-use volumes::{Facts, Propagation, plan_mounts, plan_volumes};
+use volumes::{Facts, Problem, Propagation, Source, plan_devices, plan_mounts, plan_volumes};
 
 use crate::token::Tokens;
 use crate::worker::Worker;
@@ -58,6 +60,7 @@ const READ_ONLY: [&str; 5] =
 pub(crate) struct Materials {
     sources: Sources,
     tokens: Tokens,
+    places: disk::Places,
 }
 
 /// Why a container did not start: upstream's reason, and words.
@@ -80,9 +83,9 @@ pub(crate) async fn prepare_volumes(worker: &mut Worker, pod: &Pod) -> Result<()
     worker.materials.sources = sources;
     let tokens = worker.materials.tokens.refresh(&worker.shared, pod).await;
     tokens.map_err(|err| report(&err))?;
-    let Materials { sources, tokens } = &worker.materials;
+    let claims = claims(&worker.shared, pod).await.map_err(|err| report(&err))?;
+    let Materials { sources, tokens, .. } = &worker.materials;
     let node = worker.shared.allocatable;
-    let claims = BTreeMap::new();
     let facts = Facts {
         config_maps: &sources.config_maps,
         secrets: &sources.secrets,
@@ -92,7 +95,33 @@ pub(crate) async fn prepare_volumes(worker: &mut Worker, pod: &Pod) -> Result<()
         token: &|request| tokens.get(request),
     };
     let planned = plan_volumes(pod, facts);
-    disk::prepare(&worker.shared, pod, planned).await.map_err(|err| report(&err))
+    let places = disk::prepare(&worker.shared, pod, planned).await;
+    worker.materials.places = places.map_err(|err| report(&err))?;
+    Ok(())
+}
+
+/// Follows the claims of the pod's volumes to what they have.
+async fn claims(
+    shared: &Shared,
+    pod: &Pod,
+) -> Result<BTreeMap<String, Result<Source, Problem>>, ClientError> {
+    let mut found = BTreeMap::new();
+    for wanted in volumes::claim::wanted(pod) {
+        let namespace = &pod.metadata.namespace;
+        let claim: Option<PersistentVolumeClaim> =
+            get(shared, &resource::PERSISTENT_VOLUME_CLAIMS, namespace, &wanted.claim).await?;
+        let source = match volumes::claim::bound_to(pod, &wanted, claim.as_ref()) {
+            Err(problem) => Err(problem),
+            Ok(name) => {
+                let volume: Option<PersistentVolume> =
+                    get(shared, &resource::PERSISTENT_VOLUMES, "", &name).await?;
+                let claim = claim.unwrap_or_default();
+                volumes::claim::source_of(&wanted, &claim, volume.as_ref())
+            }
+        };
+        found.insert(wanted.volume, source);
+    }
+    Ok(found)
 }
 
 /// Fetches every config map and secret the pod refers to; one that is absent is left out.
@@ -351,8 +380,15 @@ async fn container_config(
         args: words(&container.args),
         working_dir: container.working_dir.clone(),
         envs: list.into_iter().map(|(key, value)| KeyValue { key, value }).collect(),
-        mounts: mounts(shared, pod, (container, attempt), &addresses, &env).await?,
-        devices: Vec::new(),
+        mounts: mounts(
+            (shared, &worker.materials.places),
+            pod,
+            (container, attempt),
+            &addresses,
+            &env,
+        )
+        .await?,
+        devices: devices(&worker.materials.places, pod, container)?,
         labels: names::container_labels(pod, container),
         annotations: names::container_annotations(pod, container, attempt),
         log_path: names::log_file(&container.name, attempt),
@@ -375,7 +411,7 @@ async fn addresses(shared: &Shared, sandbox: &str) -> Result<Vec<String>, Failed
 }
 
 async fn mounts(
-    shared: &Shared,
+    (shared, places): (&Shared, &disk::Places),
     pod: &Pod,
     (container, attempt): (&Container, u32),
     addresses: &[String],
@@ -385,12 +421,10 @@ async fn mounts(
     let planned = plan_mounts(pod, container, &|text| expand(text, env))
         .map_err(|err| failed(report(&err)))?;
     let mut mounts = Vec::new();
-    for planned in planned {
-        let path = disk::volume_path(shared, pod, &planned.volume, &planned.sub_path);
-        if planned.sub_path != volumes::SubPath::Whole {
-            let made = disk::ensure_sub_path(path.clone()).await;
-            made.map_err(|err| failed(report(&err)))?;
-        }
+    for (index, planned) in planned.into_iter().enumerate() {
+        let place = (container.name.as_str(), index, &planned);
+        let path = disk::mount_path(shared, pod, places, place).await;
+        let path = path.map_err(|err| failed(report(&err)))?;
         let propagation = match planned.propagation {
             Propagation::Private => MountPropagation::Private,
             Propagation::HostToContainer => MountPropagation::HostToContainer,
@@ -415,6 +449,23 @@ async fn mounts(
     made.map_err(|err| failed(report(&err)))?;
     mounts.push(mount(words, names::termination_path(container).to_owned(), false));
     Ok(mounts)
+}
+
+/// The block devices of a container.
+fn devices(places: &disk::Places, pod: &Pod, container: &Container) -> Result<Vec<Device>, Failed> {
+    let failed = |message: String| Failed(CONFIG_ERROR, message);
+    let planned = plan_devices(pod, container).map_err(|err| failed(report(&err)))?;
+    let find = |device: volumes::Device| {
+        let missing = || failed(format!("volume {} has no device", device.volume));
+        let link = places.get(&device.volume).ok_or_else(missing)?;
+        let path = std::fs::canonicalize(link).map_err(|err| failed(report(&err)))?;
+        Ok(Device {
+            container_path: device.container_path,
+            host_path: path.to_string_lossy().into_owned(),
+            permissions: "mrw".to_owned(),
+        })
+    };
+    planned.into_iter().map(find).collect()
 }
 
 fn mount(host: PathBuf, container_path: String, readonly: bool) -> Mount {

@@ -263,6 +263,61 @@ async fn ends_are_told_with_their_reasons() {
     node.kill_agent().await;
 }
 
+/// A claim leads to a directory of the node: the pod waits until it is bound, sees parts of it,
+/// not what a link in it points at, writes as its group, and leaves everything there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_claim_brings_its_volume_and_what_is_written_stays() {
+    let Some(mut node) = Node::start().await else { return };
+    let disk = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink("/etc", disk.path().join("escape")).unwrap();
+    let claim = "/api/v1/namespaces/default/persistentvolumeclaims/data";
+    let pending = json!({"metadata": {"name": "data", "namespace": "default", "uid": "claim-1"},
+        "spec": {"volumeName": "pv-1"}, "status": {"phase": "Pending"}});
+    node.api.put(claim, pending.clone());
+    node.api.put(
+        "/api/v1/persistentvolumes/pv-1",
+        json!({"metadata": {"name": "pv-1"},
+        "spec": {"accessModes": ["ReadWriteOnce"], "claimRef": {"uid": "claim-1"},
+            "local": {"path": disk.path()}}}),
+    );
+    let with_claim = |script: &str, part: &str| {
+        let mut spec = one(script);
+        spec["securityContext"] = json!({"fsGroup": 4242});
+        spec["volumes"] = json!([{"name": "v", "persistentVolumeClaim": {"claimName": "data"}}]);
+        spec["containers"][0]["volumeMounts"] = json!([
+            {"name": "v", "mountPath": "/all"}, {"name": "v", "mountPath": "/part", "subPath": part}]);
+        spec
+    };
+    node.create(
+        "writer",
+        with_claim("echo kept > /part/file; cat /all/a/b/file; sleep 1000", "a/b"),
+    );
+    node.create("thief", with_claim("cat /part/passwd", "escape"));
+    node.await_pod("writer", |pod| pod["status"]["phase"] == "Pending").await;
+    let mut bound = pending;
+    bound["status"]["phase"] = json!("Bound");
+    node.api.put(claim, bound);
+    node.await_pod("writer", is_ready).await;
+    node.await_log("writer", "kept\n").await;
+    let thief = node
+        .await_pod("thief", |pod| {
+            first(pod)["state"]["waiting"]["reason"] == "CreateContainerConfigError"
+        })
+        .await;
+    let message = first(&thief)["state"]["waiting"]["message"].to_string();
+    assert!(message.contains("cannot reach escape inside of the volume"), "{message}");
+    let place = "data/pods/uid-writer/volumes/kubernetes.io~local-volume/pv-1/a/b/file";
+    assert_eq!(std::fs::read_to_string(node.containerd.dir().join(place)).unwrap(), "kept\n");
+    let group = std::os::unix::fs::MetadataExt::gid(&std::fs::metadata(disk.path()).unwrap());
+    assert_eq!(group, 4242);
+    for name in ["writer", "thief"] {
+        node.api.delete_gracefully(&path(name), 1);
+        node.await_gone(name).await;
+    }
+    assert_eq!(std::fs::read_to_string(disk.path().join("a/b/file")).unwrap(), "kept\n");
+    node.kill_agent().await;
+}
+
 /// How far a pod's life has come, as the runtime shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Phase {

@@ -225,12 +225,52 @@ impl Facts for Server {
                     let attachment = object::decode(&item, 0);
                     field::str_at(&attachment, "spec.nodeName") == Some(node)
                 }),
-            _ => self.items(&kind::POD, namespace).iter().any(|item| {
-                object::known(&kind::POD, item).field("spec.nodeName") == Some(node)
-                    && names(&object::decode(item, 0), plural, name)
-            }),
+            _ => {
+                let named = self.items(&kind::POD, namespace).iter().any(|item| {
+                    object::known(&kind::POD, item).field("spec.nodeName") == Some(node)
+                        && names(&object::decode(item, 0), plural, name)
+                });
+                named || (plural == "secrets" && self.volume_needs(node, namespace, name))
+            }
         }
     }
+}
+
+impl Server {
+    /// Does a volume that a pod of the node claims need this secret?
+    fn volume_needs(&self, node: &str, namespace: &str, secret: &str) -> bool {
+        self.items(&kind::PERSISTENT_VOLUME, "").iter().any(|item| {
+            let volume = object::decode(item, 0);
+            let own = field::str_at(&volume, "spec.claimRef.namespace").unwrap_or_default();
+            let name = field::str_at(&volume, "metadata.name").unwrap_or_default();
+            volume.get("spec").is_some_and(|spec| {
+                volume_secret(spec, (own, namespace), secret)
+                    && self.node_needs(node, "persistentvolumes", "", name)
+            })
+        })
+    }
+}
+
+/// Does a volume name a secret for use on nodes? One without a namespace is the claim's.
+fn volume_secret(spec: &Value, (own, namespace): (&str, &str), secret: &str) -> bool {
+    const REFERENCES: [(&str, &str); 8] = [
+        ("rbd", "secretRef"),
+        ("cephfs", "secretRef"),
+        ("iscsi", "secretRef"),
+        ("csi", "nodeStageSecretRef"),
+        ("csi", "nodePublishSecretRef"),
+        ("csi", "nodeExpandSecretRef"),
+        ("flexVolume", "secretRef"),
+        ("scaleIO", "secretRef"),
+    ];
+    REFERENCES.iter().any(|(source, reference)| {
+        let Some(found) = spec.get(source).and_then(|source| source.get(reference)) else {
+            return false;
+        };
+        let text = |key: &str| found.get(key).and_then(Value::as_str).unwrap_or_default();
+        let place = if text("namespace").is_empty() { own } else { text("namespace") };
+        text("name") == secret && place == namespace
+    })
 }
 
 /// Does a pod name this object of its namespace?
@@ -255,7 +295,21 @@ fn names(pod: &Value, plural: &str, name: &str) -> bool {
         "resourceclaims" => &[("resourceClaims", "resourceClaimName")],
         _ => return false,
     };
+    if plural == "persistentvolumeclaims" && owns_claim(pod, name) {
+        return true;
+    }
     pod.get("spec").is_some_and(|spec| refers(spec, keys, name))
+}
+
+/// Is this the claim of a generic ephemeral volume of the pod?
+fn owns_claim(pod: &Value, claim: &str) -> bool {
+    let own = field::str_at(pod, "metadata.name").unwrap_or_default();
+    let volumes = pod.pointer("/spec/volumes").and_then(Value::as_array).into_iter().flatten();
+    let mut names = volumes.filter(|volume| volume.get("ephemeral").is_some());
+    names.any(|volume| {
+        let volume = volume.get("name").and_then(Value::as_str).unwrap_or_default();
+        claim.strip_prefix(own).and_then(|rest| rest.strip_prefix('-')) == Some(volume)
+    })
 }
 
 fn refers(value: &Value, keys: &[(&str, &str)], name: &str) -> bool {

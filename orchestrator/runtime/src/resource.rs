@@ -158,6 +158,14 @@ resources! {
     REPLICATION_CONTROLLERS = namespaced("", "v1", "ReplicationController", "replicationcontrollers");
     /// Persistent volume claims.
     PERSISTENT_VOLUME_CLAIMS = namespaced("", "v1", "PersistentVolumeClaim", "persistentvolumeclaims");
+    /// Volumes of the cluster.
+    PERSISTENT_VOLUMES = cluster("", "v1", "PersistentVolume", "persistentvolumes");
+    /// Which drivers a node has.
+    CSI_NODES = cluster("storage.k8s.io", "v1", "CSINode", "csinodes");
+    /// How drivers want to be treated.
+    CSI_DRIVERS = cluster("storage.k8s.io", "v1", "CSIDriver", "csidrivers");
+    /// Volumes that are, or are to be, at a node.
+    VOLUME_ATTACHMENTS = cluster("storage.k8s.io", "v1", "VolumeAttachment", "volumeattachments");
     /// Deployments.
     DEPLOYMENTS = namespaced("apps", "v1", "Deployment", "deployments");
     /// Replica sets.

@@ -1,4 +1,4 @@
-//! The one crate that touches the kernel: links, routes, namespaces, nftables, mounts, modules, device mapper.
+//! The one crate that touches the kernel: links, routes, namespaces, nftables, mounts, disks, keys, modules, device mapper.
 //!
 //! A door: it does what it is told and decides nothing. Each module is one part of the kernel.
 //! The asynchronous side is [`Netlink`]; [`sync::Network`] is the same for programs without a
@@ -9,12 +9,15 @@
 mod netlink;
 
 pub mod conntrack;
+pub mod disk;
+pub mod keyring;
 pub mod loopback;
 pub mod module;
 pub mod mount;
 pub mod netns;
 pub mod nft;
 pub mod packet;
+pub mod rbd;
 pub mod sync;
 pub mod sysctl;
 pub mod verity;

@@ -147,7 +147,7 @@ pub fn switch_root(root: &Path) -> Result<(), MountError> {
     nix::unistd::chdir("/").map_err(fail)
 }
 
-fn mount_with(
+pub(crate) fn mount_with(
     kind: &str,
     source: &str,
     target: &Path,
