@@ -194,6 +194,13 @@ pub enum Action {
         /// The node.
         node: String,
     },
+    /// Ask for a pod's end; its disruption budgets may refuse.
+    Evict {
+        /// The pod.
+        target: Target,
+        /// What to tell once it is granted.
+        note: Option<Box<Note>>,
+    },
     /// Delete everything in a namespace that is going away, then let it go.
     Empty {
         /// The namespace.
@@ -218,10 +225,25 @@ impl Action {
             | Self::Collect { target, .. }
             | Self::Release { target, .. }
             | Self::Bind { target, .. }
+            | Self::Evict { target, .. }
             | Self::Empty { target }
             | Self::Sign { target } => Some(target),
             Self::Create { .. } => None,
         }
+    }
+
+    /// May the server refuse the step, or do a part of it, without any change to be seen? Then
+    /// its key is looked at again when it asks for that, not at once.
+    #[must_use]
+    pub const fn may_be_refused(&self) -> bool {
+        matches!(
+            self,
+            Self::Evict { .. }
+                | Self::Empty { .. }
+                | Self::DeleteIfGone { .. }
+                | Self::Collect { .. }
+                | Self::Release { .. }
+        )
     }
 
     /// A change of an object itself.

@@ -132,6 +132,16 @@ fn scale(view: &View, pods: &[&Arc<Pod>]) -> Result<i64, String> {
         let (ns, name) = (&pod.metadata.namespace, &pod.metadata.name);
         let owner = pod.metadata.controller();
         let owner = owner.ok_or_else(|| format!("found no controller ref for pod \"{name}\""))?;
+        // A deployment's sets are one maker, with its size, also in the middle of a rollout.
+        let set = view.replica_sets.get(ns, &owner.name).filter(|_| owner.kind == "ReplicaSet");
+        let above = set.and_then(|set| set.metadata.controller());
+        if let Some(above) = above.filter(|one| one.kind == "Deployment")
+            && let Some(found) = view.deployments.get(ns, &above.name)
+            && found.metadata.uid == above.uid
+        {
+            makers.insert(&above.uid, found.spec.replicas.unwrap_or(1));
+            continue;
+        }
         let replicas = match owner.kind.as_str() {
             "ReplicaSet" => view.replica_sets.get(ns, &owner.name).map(|one| one.spec.replicas),
             "StatefulSet" => view.stateful_sets.get(ns, &owner.name).map(|one| one.spec.replicas),

@@ -13,7 +13,7 @@ use crate::scaling::Recommendations;
 use crate::view::{Key, View};
 use crate::wake::{Touch, Wake, Woken, nodes_of_pod, same_name};
 use crate::{
-    aggregation, approval, autoscaler, budget, cron_job, daemon_set, deployment, endpoints,
+    aggregation, approval, autoscaler, budget, cron_job, daemon_set, deployment, drain, endpoints,
     garbage, job, lifecycle, load_balancer, membership, namespace, pod_gc, quota, replica_set,
     service_account, stateful_set, volume_binder,
 };
@@ -32,6 +32,9 @@ pub struct Controller {
     pub reconcile: fn(&View, &Key, Timestamp) -> Steps,
     /// What it must remember from look to look.
     pub remembers: Remembers,
+    /// Does it give away what there is only once? Then no key is planned while the view lacks
+    /// any of its writes, not those of that key alone.
+    pub serial: bool,
 }
 
 /// What a controller remembers that is not in objects.
@@ -130,6 +133,8 @@ impl Controller {
 
 impl Memory {
     fn note(&mut self, view: &mut View, news: &News) -> BTreeSet<Key> {
+        // The view's own hold on the graph would make this a copy.
+        view.graph = Arc::default();
         let graph = Arc::make_mut(&mut self.graph);
         let mut uids: BTreeSet<String> = BTreeSet::new();
         let mut kept: BTreeMap<&Kind, BTreeSet<String>> =
@@ -161,6 +166,7 @@ const BASE: Controller = Controller {
     keys: |_| Vec::new(),
     reconcile: |_, _, _| Steps::none(),
     remembers: Remembers::Nothing,
+    serial: false,
 };
 
 /// Every controller; each runs in its own loop.
@@ -220,7 +226,7 @@ pub static CONTROLLERS: &[Controller] = &[
     Controller {
         name: "job-controller",
         needs: &[(&kind::JOB, Wake::Own), (&kind::POD, Wake::By(job::of_pod))],
-        keys: |view| view.jobs.keys(),
+        keys: job::keys,
         reconcile: job::reconcile,
         ..BASE
     },
@@ -271,12 +277,17 @@ pub static CONTROLLERS: &[Controller] = &[
         keys: |view| view.nodes.keys(),
         reconcile: lifecycle::reconcile,
         remembers: Remembers::Heartbeats,
+        ..BASE
     },
     Controller {
         name: "node-membership-controller",
-        needs: &[(&kind::NODE, Wake::Own), (&kind::MACHINE, Wake::By(same_name))],
+        needs: &[
+            (&kind::NODE, Wake::By(membership::nodes_of_node)),
+            (&kind::MACHINE, Wake::By(same_name)),
+        ],
         keys: |view| view.nodes.keys(),
         reconcile: membership::reconcile,
+        serial: true,
         ..BASE
     },
     Controller {
@@ -305,6 +316,18 @@ pub static CONTROLLERS: &[Controller] = &[
         needs: &[(&kind::SERVICE, Wake::Every)],
         keys: |view| view.services.keys(),
         reconcile: load_balancer::reconcile,
+        serial: true,
+        ..BASE
+    },
+    Controller {
+        name: "drain-controller",
+        needs: &[
+            (&kind::NODE, Wake::By(drain::of_node)),
+            (&kind::POD, Wake::By(drain::of_pod)),
+            (&kind::DAEMON_SET, Wake::Never),
+        ],
+        keys: |view| view.nodes.keys(),
+        reconcile: drain::reconcile,
         ..BASE
     },
     Controller {
@@ -338,6 +361,7 @@ pub static CONTROLLERS: &[Controller] = &[
         keys: |view| view.autoscalers.keys(),
         reconcile: autoscaler::reconcile,
         remembers: Remembers::Scaling,
+        ..BASE
     },
     Controller {
         name: "serviceaccount-controller",
@@ -371,6 +395,7 @@ pub static CONTROLLERS: &[Controller] = &[
         needs: &[
             (&kind::POD_DISRUPTION_BUDGET, Wake::Own),
             (&kind::POD, Wake::By(budget::of_pod)),
+            (&kind::DEPLOYMENT, Wake::Namespace),
             (&kind::REPLICA_SET, Wake::Namespace),
             (&kind::STATEFUL_SET, Wake::Namespace),
             (&kind::REPLICATION_CONTROLLER, Wake::Namespace),

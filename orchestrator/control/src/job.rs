@@ -32,6 +32,8 @@ pub use ttl::reconcile as reconcile_ttl;
 
 /// Finalizer of pods that are not counted yet.
 pub(crate) const TRACKING: &str = "batch.kubernetes.io/job-tracking";
+/// The name of the key for pods that were let go by their job.
+const NOBODY: &str = "";
 /// The only value of `managedBy` that is us.
 const MANAGER: &str = "kubernetes.io/job-controller";
 
@@ -45,9 +47,26 @@ pub fn of_pod(view: &View, touch: &Touch) -> Vec<Key> {
                 keys.push(Key::new(&touch.key.namespace, &owner.name));
             }
             Some(_) => (),
-            None => keys.extend(view.jobs.keys_inside(&touch.key.namespace)),
+            None => {
+                keys.extend(view.jobs.keys_inside(&touch.key.namespace));
+                keys.push(Key::new(&touch.key.namespace, NOBODY));
+            }
         }
     }
+    keys.dedup();
+    keys
+}
+
+/// The jobs, and those that pods still name; with the key of what belongs to no job any more.
+#[must_use]
+pub fn keys(view: &View) -> Vec<Key> {
+    let mut keys = view.jobs.keys();
+    for pod in view.pods.iter().filter(|pod| is_tracked(pod)) {
+        let owner = pod.metadata.controller().filter(|one| one.kind == "Job");
+        let name = owner.map_or(NOBODY, |one| one.name.as_str());
+        keys.push(Key::new(&pod.metadata.namespace, name));
+    }
+    keys.sort();
     keys.dedup();
     keys
 }
@@ -96,6 +115,8 @@ pub fn reconcile(view: &View, key: &Key, now: Timestamp) -> Steps {
         return steps;
     }
     let Some(selector) = family::selector(job.spec.selector.as_ref()) else { return steps };
+    // Of an earlier job of this name.
+    release_others(view, job, &mut steps);
     let pods = family::claim(view, &job.metadata, &kind::JOB, &selector, |_| true, &mut steps);
     let work = Work { job, pods, now };
     if job.metadata.is_deleting() || job.finished().is_some() {
@@ -110,14 +131,41 @@ pub fn reconcile(view: &View, key: &Key, now: Timestamp) -> Steps {
     steps
 }
 
-/// Pods of a job that is gone need not be counted by anybody.
+/// Pods of a job that is gone, or that let them go, need not be counted by anybody.
 fn release_orphans(view: &View, key: &Key, steps: &mut Steps) {
     for pod in view.pods.inside(&key.namespace) {
-        let owner = pod.metadata.controller();
-        if owner.is_some_and(|one| one.kind == "Job" && one.name == key.name) {
+        let free = match pod.metadata.controller() {
+            Some(owner) => owner.kind == "Job" && owner.name == key.name,
+            None => key.name == NOBODY && !may_be_adopted(view, pod),
+        };
+        if free {
             release(pod, steps);
         }
     }
+}
+
+/// Pods of an earlier job of the same name need not be counted either.
+fn release_others(view: &View, job: &Job, steps: &mut Steps) {
+    for pod in view.pods.inside(&job.metadata.namespace) {
+        let owner = pod.metadata.controller().filter(|one| one.kind == "Job");
+        let other = |one: &objects::OwnerReference| {
+            one.name == job.metadata.name && one.uid != job.metadata.uid
+        };
+        if owner.is_some_and(other) {
+            release(pod, steps);
+        }
+    }
+}
+
+/// Will a job take a pod that nobody controls?
+fn may_be_adopted(view: &View, pod: &Pod) -> bool {
+    let takes = |job: &Arc<Job>| {
+        let selector = family::selector(job.spec.selector.as_ref());
+        let open = !job.metadata.is_deleting() && job.finished().is_none();
+        open && selector.is_some_and(|one| one.matches(&pod.metadata.labels))
+    };
+    let free = !pod.is_finished() && !pod.metadata.is_deleting();
+    free && view.jobs.inside(&pod.metadata.namespace).any(takes)
 }
 
 /// Takes the finalizer off a pod.

@@ -21,6 +21,7 @@ pub mod budget;
 pub mod cron_job;
 pub mod daemon_set;
 pub mod deployment;
+pub mod drain;
 pub mod endpoints;
 pub mod garbage;
 pub mod job;

@@ -37,7 +37,7 @@ pub fn reconcile(view: &View, key: &Key, _now: Timestamp) -> Steps {
         return steps;
     }
     let kept = address(service).is_some_and(|ip| wish(service).is_none_or(|wish| wish == ip));
-    if kept {
+    if kept && !is_taken(view, service) {
         return steps;
     }
     match give(view, service) {
@@ -48,7 +48,7 @@ pub fn reconcile(view: &View, key: &Key, _now: Timestamp) -> Steps {
             steps.push(step.telling(note));
         }
         None if !has.is_empty() => {
-            steps.push(Action::patch_status(target, json!({"loadBalancer": Value::Null})));
+            steps.push(Action::patch_status(target, json!({"loadBalancer": {"ingress": null}})));
         }
         None => (),
     }
@@ -70,6 +70,16 @@ fn wish(service: &Service) -> Option<IpAddr> {
     service.spec.load_balancer_ip.parse().ok()
 }
 
+/// Does an older service have the same address? It cannot have come about by us alone, but
+/// someone may have written it.
+fn is_taken(view: &View, service: &Service) -> bool {
+    let age = |one: &Service| (one.metadata.creation_timestamp, one.metadata.uid.clone());
+    let same = |one: &&Arc<Service>| {
+        is_ours(one) && address(one).is_some() && address(one) == address(service)
+    };
+    view.services.iter().filter(same).any(|one| age(one) < age(service))
+}
+
 /// Chooses the address of a service.
 ///
 /// All services that wait are given theirs in one order, so that two that are planned from
@@ -77,9 +87,11 @@ fn wish(service: &Service) -> Option<IpAddr> {
 fn give(view: &View, service: &Arc<Service>) -> Option<IpAddr> {
     let pools = &view.settings.load_balancer_pools;
     let ours = || view.services.iter().filter(|one| is_ours(one));
-    let fits = |one: &Service| wish(one).is_none_or(|wish| address(one) == Some(wish));
-    let mut taken: BTreeSet<IpAddr> =
-        ours().filter(|one| fits(one)).filter_map(|one| address(one)).collect();
+    let fits = |one: &Service| {
+        wish(one).is_none_or(|wish| address(one) == Some(wish)) && !is_taken(view, one)
+    };
+    // Also the address of one that is no longer ours, until it has given it back.
+    let mut taken: BTreeSet<IpAddr> = view.services.iter().filter_map(|one| address(one)).collect();
     // Wishes first: anyone else can take another address.
     let waiting = || ours().filter(|one| address(one).is_none() || !fits(one));
     let (wishing, any): (Vec<_>, Vec<_>) = waiting().partition(|one| wish(one).is_some());

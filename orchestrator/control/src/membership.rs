@@ -9,11 +9,24 @@ use serde_json::{Map, Value, json};
 
 use crate::action::{Action, Steps, Target};
 use crate::view::{Key, View};
+use crate::wake::Touch;
 
 /// Label: the failure domain, which is the rack.
 pub const ZONE: &str = "topology.kubernetes.io/zone";
 /// Prefix of labels that `kubectl get nodes` shows as roles.
 const ROLE: &str = "node-role.kubernetes.io/";
+
+/// The node; every node when one went or got its network, because another may wait for that.
+#[must_use]
+pub fn nodes_of_node(view: &View, touch: &Touch) -> Vec<Key> {
+    let networks: Vec<&str> =
+        touch.typed::<Node>().map(|node| node.spec.pod_cidr.as_str()).collect();
+    match networks.as_slice() {
+        [before, after] if before == after => vec![touch.key.clone()],
+        [network] if touch.after.is_some() && network.is_empty() => vec![touch.key.clone()],
+        _ => view.nodes.keys(),
+    }
+}
 
 /// Plans the write to one node.
 #[must_use]
@@ -38,7 +51,7 @@ pub fn reconcile(view: &View, key: &Key, _now: Timestamp) -> Steps {
     want(ZONE.to_owned(), &plan.rack);
     want(format!("{ROLE}{role}"), "");
     want("kubernetes.io/hostname".to_owned(), &plan.name);
-    let network = network(node, &plan.pod_cidr.to_string());
+    let network = network(view, node, plan.pod_cidr);
     let mut body = Map::new();
     if !labels.is_empty() {
         body.insert("metadata".to_owned(), json!({ "labels": labels }));
@@ -52,10 +65,25 @@ pub fn reconcile(view: &View, key: &Key, _now: Timestamp) -> Steps {
     steps
 }
 
-/// The pod network to write; a node that has one keeps it, because pods may live in it.
-fn network(node: &Node, cidr: &str) -> Option<Value> {
-    let spec = json!({"podCIDR": cidr, "podCIDRs": [cidr]});
-    node.spec.pod_cidr.is_empty().then_some(spec)
+/// The pod network to write.
+///
+/// A node that has one keeps it, because pods may live in it. One that another node still has,
+/// because the plan was changed under it, is not given a second time: the node waits until the
+/// other is reinstalled or gone.
+fn network(view: &View, node: &Node, planned: ipnet::Ipv4Net) -> Option<Value> {
+    let overlaps = |text: &String| {
+        let had: Result<ipnet::Ipv4Net, _> = text.parse();
+        had.is_ok_and(|had| had.contains(&planned) || planned.contains(&had))
+    };
+    let held = view.nodes.iter().any(|other| {
+        other.metadata.name != node.metadata.name
+            && (overlaps(&other.spec.pod_cidr) || other.spec.pod_cidrs.iter().any(overlaps))
+    });
+    if !node.spec.pod_cidr.is_empty() || held {
+        return None;
+    }
+    let cidr = planned.to_string();
+    Some(json!({"podCIDR": cidr, "podCIDRs": [cidr]}))
 }
 
 #[cfg(test)]
@@ -108,6 +136,22 @@ mod tests {
         let view = view(json!({"rack": 3}), node);
         let steps = reconcile(&view, &Key::new("", "a"), Timestamp::UNIX_EPOCH);
         assert_eq!(steps, Steps::none());
+    }
+
+    #[test]
+    fn a_network_that_another_node_still_has_is_not_given_again() {
+        let node = Node { metadata: ObjectMeta::named("a"), ..Node::blank() };
+        let mut other = Node { metadata: ObjectMeta::named("b"), ..Node::blank() };
+        other.spec.pod_cidr = "172.20.11.128/25".to_owned();
+        let mut view = view(plan(), node);
+        view.nodes.put("", "b", Some(Arc::new(other)));
+        let steps = reconcile(&view, &Key::new("", "a"), Timestamp::UNIX_EPOCH);
+        let [Action::Patch { body, .. }] = steps.actions.as_slice() else { panic!("{steps:?}") };
+        assert!(body.get("spec").is_none(), "{body}");
+        view.nodes.put("", "b", None);
+        let steps = reconcile(&view, &Key::new("", "a"), Timestamp::UNIX_EPOCH);
+        let [Action::Patch { body, .. }] = steps.actions.as_slice() else { panic!("{steps:?}") };
+        assert_eq!(body["spec"]["podCIDR"], "172.20.11.0/24");
     }
 
     use crate::world::merge as json_merge;

@@ -309,6 +309,10 @@ impl World {
                 let patch = json!({"spec": {"nodeName": node}});
                 self.change(&kind::POD, &target.namespace, &target.name, &patch);
             }
+            Action::Evict { target, note } => {
+                self.told.extend(note.map(|note| format!("{} {}", note.reason, note.message)));
+                self.delete(&target, None);
+            }
             Action::Empty { .. } | Action::Sign { .. } => (),
         }
     }

@@ -179,6 +179,13 @@ impl Hand {
                 self.patch(target, None, body).await
             }
             Action::Bind { target, node } => self.bind(target, node).await,
+            Action::Evict { target, note } => {
+                let done = self.evict(target).await?;
+                if let (Some(_), Some(note)) = (&done, note) {
+                    self.events.tell(by, note);
+                }
+                Ok(done)
+            }
             Action::Empty { target } => self.empty(target).await,
             Action::Sign { target } => self.sign(target).await,
         }
@@ -240,12 +247,7 @@ impl Hand {
     ) -> Result<Option<Pending>, StepError> {
         let (resource, namespace) = (Resource::from(target.kind), Some(&*target.namespace));
         let done = self.client.delete(&resource, namespace, &target.name, &params).await;
-        Ok(overtaken(done)?.map(|_| Pending::Gone {
-            kind: target.kind,
-            namespace: target.namespace.clone(),
-            name: target.name.clone(),
-            uid: target.uid.clone(),
-        }))
+        Ok(overtaken(done)?.map(|_| gone(target)))
     }
 
     /// Asks the server itself whether all of these owners are gone.
@@ -302,6 +304,27 @@ impl Hand {
         match done {
             Err(err) if !err.is_not_found() => Err(err.into()),
             _ => Ok(None),
+        }
+    }
+
+    /// Asks for a pod's end; a budget that refuses is asked again later.
+    async fn evict(&self, target: &Target) -> Result<Option<Pending>, StepError> {
+        let eviction = json!({
+            "apiVersion": "policy/v1",
+            "kind": "Eviction",
+            "metadata": {"name": target.name, "namespace": target.namespace},
+            "deleteOptions": {"preconditions": {"uid": target.uid}},
+        });
+        let (resource, namespace) = (Resource::from(target.kind), Some(&*target.namespace));
+        let name = &target.name;
+        let done =
+            self.client.create_subresource(&resource, namespace, name, "eviction", &eviction).await;
+        match done {
+            Err(err) if err.status().is_some_and(|status| status.code == 429) => {
+                debug!(name, err = report(&err), "eviction refused");
+                Ok(None)
+            }
+            done => Ok(overtaken(done)?.map(|_| gone(target))),
         }
     }
 
@@ -396,6 +419,16 @@ fn ends_with_its_namespace(err: &ClientError) -> bool {
     err.status().is_some_and(|status| {
         status.code == 403 && status.message.contains("because it is being terminated")
     })
+}
+
+/// What the view must reach to have seen the end of an object begin.
+fn gone(target: &Target) -> Pending {
+    Pending::Gone {
+        kind: target.kind,
+        namespace: target.namespace.clone(),
+        name: target.name.clone(),
+        uid: target.uid.clone(),
+    }
 }
 
 /// What the view must reach to have seen an answer.

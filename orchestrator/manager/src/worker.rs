@@ -118,8 +118,12 @@ impl Worker {
 
     /// May the key be planned now?
     fn is_free(&self, key: &Key, now: Instant) -> bool {
-        !self.unseen.contains_key(key)
-            && self.failed.get(key).is_none_or(|(_, until)| now >= *until)
+        let waits = if self.controller.serial {
+            !self.unseen.is_empty()
+        } else {
+            self.unseen.contains_key(key)
+        };
+        !waits && self.failed.get(key).is_none_or(|(_, until)| now >= *until)
     }
 
     /// Forgets writes that the view shows by now.
@@ -198,7 +202,8 @@ impl World for Worker {
         for key in std::mem::take(&mut self.round) {
             let steps = self.plan_key(view, &key, *now);
             self.ask(&key, steps.again_at);
-            if steps.actions.is_empty() {
+            // What the server may refuse is asked again when the key wants it, not at once.
+            if steps.actions.iter().all(Action::may_be_refused) {
                 self.dirty.remove(&key);
                 self.failed.remove(&key);
             }

@@ -1,59 +1,143 @@
-//! One controller with its own view of the server, which may lag, skip and go back.
+//! One controller with its own views of the server, which may lag, skip and go back.
+//!
+//! There is a view for each kind, as in life: one may be older than another.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use control::action::Action;
 use control::controller::{Controller, Memory, News};
+use control::scaling::Observed;
 use control::view::{Key, Settings, View};
 use control::view_kinds;
 use control::wake::{Seen, Touch};
 use jiff::Timestamp;
-use objects::Kind;
 use objects::meta::Object;
 
+use crate::agent;
 use crate::dice::Dice;
-use crate::server::{Server, Written};
+use crate::rule::Restarts;
+use crate::server::{Pending, Server, Typed, Written};
+
+type Spot = (&'static str, Key);
+
+/// How far a view of each kind has come, and what it holds.
+#[derive(Default)]
+pub(crate) struct Sight {
+    seen: BTreeMap<&'static str, usize>,
+    held: BTreeMap<Spot, Typed>,
+}
+
+/// One object as a view sees it change.
+pub(crate) struct Change<'a> {
+    pub(crate) written: &'a Written,
+    pub(crate) before: Option<Typed>,
+}
+
+impl Sight {
+    /// Takes in the history of a kind up to a revision; what lies between is skipped over.
+    pub(crate) fn look<'a>(
+        &mut self,
+        server: &'a Server,
+        plural: &'static str,
+        until: usize,
+        changes: &mut Vec<Change<'a>>,
+    ) {
+        let Some(revisions) = server.revisions.get(plural) else { return };
+        let seen = self.seen.entry(plural).or_default();
+        let from = revisions.partition_point(|one| one <= seen);
+        *seen = until.max(*seen);
+        let mut latest: BTreeMap<&Key, &Written> = BTreeMap::new();
+        for revision in revisions.iter().skip(from).take_while(|one| **one <= until) {
+            if let Some(written) = server.log.get(revision - 1) {
+                latest.insert(&written.key, written);
+            }
+        }
+        for (key, written) in latest {
+            let spot = (plural, key.clone());
+            let before = match &written.object {
+                Some(typed) => self.held.insert(spot, typed.clone()),
+                None => self.held.remove(&spot),
+            };
+            if before.is_some() || written.object.is_some() {
+                changes.push(Change { written, before });
+            }
+        }
+    }
+
+    /// Does the view show a write?
+    pub(crate) fn shows(&self, pending: &Pending) -> bool {
+        self.seen.get(pending.kind.plural).is_some_and(|seen| *seen >= pending.revision)
+    }
+
+    /// One object of the view.
+    pub(crate) fn find<T: 'static + Send + Sync>(
+        &self,
+        plural: &'static str,
+        key: &Key,
+    ) -> Option<Arc<T>> {
+        let (any, _) = self.held.get(&(plural, key.clone()))?;
+        Arc::clone(any).downcast().ok()
+    }
+}
+
+/// Where each kind's view stands: behind the head by chance, or at it.
+pub(crate) fn horizon(server: &Server, dice: Option<&mut Dice>, most: usize) -> usize {
+    let head = server.head();
+    dice.map_or(head, |dice| head.saturating_sub(dice.below(most)))
+}
 
 /// A controller at work.
 pub(crate) struct Actor {
     pub(crate) controller: &'static Controller,
     pub(crate) view: View,
-    /// What the view holds, for the sides of changes.
-    held: BTreeMap<(&'static Kind, Key), Arc<dyn Seen>>,
-    /// How much of the history the view shows.
-    pub(crate) seen: usize,
+    looks: Vec<&'static str>,
+    sight: Sight,
     memory: Memory,
     pub(crate) dirty: BTreeSet<Key>,
-    timers: BTreeMap<Key, Timestamp>,
+    pub(crate) timers: BTreeMap<Key, Timestamp>,
     /// What the view must show before a key is planned again.
-    unseen: BTreeMap<Key, usize>,
+    unseen: BTreeMap<Key, Vec<Pending>>,
 }
 
 /// Puts one write into a view.
-pub(crate) fn show(view: &mut View, written: &Written) {
+fn show(view: &mut View, written: &Written) {
     let Written { kind, key, object } = written;
     macro_rules! by_kind {
         ($($field:ident: $type:ty,)*) => {
-            $(if <$type as Object>::KIND == *kind {
+            $(if <$type as Object>::KIND.plural == kind.plural {
                 let typed = object.as_ref().and_then(|(any, _)| Arc::clone(any).downcast::<$type>().ok());
                 view.$field.put(&key.namespace, &key.name, typed);
             })*
         };
     }
     view_kinds!(by_kind);
-    if kind.kind == "Pod" {
+    if kind.plural == "pods" {
         view.index = Arc::default();
     }
 }
 
+fn plurals() -> Vec<&'static str> {
+    let mut all = Vec::new();
+    macro_rules! every {
+        ($($field:ident: $type:ty,)*) => { $(all.push(<$type as Object>::KIND.plural);)* };
+    }
+    view_kinds!(every);
+    all
+}
+
 impl Actor {
     pub(crate) fn new(controller: &'static Controller, settings: &Settings) -> Self {
+        let needs = controller.needs.iter().map(|(kind, _)| kind.plural);
+        let mut looks: Vec<&'static str> = needs.collect();
+        if looks.is_empty() {
+            looks = plurals();
+        }
         Self {
             controller,
             view: View { settings: settings.clone(), ..View::default() },
-            held: BTreeMap::new(),
-            seen: 0,
+            looks,
+            sight: Sight::default(),
             memory: Memory::default(),
             dirty: BTreeSet::new(),
             timers: BTreeMap::new(),
@@ -61,45 +145,51 @@ impl Actor {
         }
     }
 
-    /// The process ends and begins again, with a view of an earlier time.
-    pub(crate) fn crash(&mut self, server: &Server, back_to: usize) {
+    /// The process ends and begins again, with views of now or of an earlier time.
+    pub(crate) fn crash(&mut self, server: &Server, dice: &mut Dice) {
         let settings = self.view.settings.clone();
         *self = Self::new(self.controller, &settings);
-        self.see(server, back_to);
+        // Those who give away what there is once must know what they gave.
+        let old = server.rules.restarts == Restarts::Old && !self.controller.serial;
+        self.see(server, old.then_some(dice), 60);
         self.dirty.extend((self.controller.keys)(&self.view));
     }
 
-    /// Takes in the history up to a revision; what lies between is skipped over.
-    pub(crate) fn see(&mut self, server: &Server, until: usize) {
-        let mut latest: BTreeMap<(&'static Kind, Key), &Written> = BTreeMap::new();
-        for written in server.log.iter().take(until).skip(self.seen) {
-            if self.controller.looks_at(written.kind) {
-                latest.insert((written.kind, written.key.clone()), written);
-            }
+    /// Takes in some of the history: all of it without dice.
+    pub(crate) fn see(&mut self, server: &Server, mut dice: Option<&mut Dice>, most: usize) {
+        let mut changes = Vec::new();
+        for plural in &self.looks {
+            let until = horizon(server, dice.as_deref_mut(), most);
+            self.sight.look(server, plural, until, &mut changes);
         }
-        self.seen = self.seen.max(until);
         let mut news = News::default();
-        for (place, written) in latest {
+        for Change { written, before } in changes {
             show(&mut self.view, written);
-            let after = written.object.as_ref().map(|(_, seen)| Arc::clone(seen));
-            let before = match &after {
-                Some(after) => self.held.insert(place.clone(), Arc::clone(after)),
-                None => self.held.remove(&place),
+            let side = |typed: Option<&Typed>| -> Option<Arc<dyn Seen>> {
+                typed.map(|(_, seen)| Arc::clone(seen))
             };
-            if before.is_none() && after.is_none() {
-                continue;
-            }
-            let (kind, key) = place;
-            news.touches.push(Touch { kind, key, before, after });
+            news.touches.push(Touch {
+                kind: written.kind,
+                key: written.key.clone(),
+                before: side(before.as_ref()),
+                after: side(written.object.as_ref()),
+            });
+        }
+        if !self.view.autoscalers.is_empty() {
+            let usage = agent::usage(server);
+            self.view.observed = Arc::new(Observed { usage, ..Observed::default() });
         }
         let woken = self.controller.wake(&mut self.view, &news, &mut self.memory, server.now);
         self.dirty.extend(woken);
-        let seen = self.seen;
-        self.unseen.retain(|_, revision| *revision > seen);
+        let sight = &self.sight;
+        self.unseen.retain(|_, writes| {
+            writes.retain(|one| !sight.shows(one));
+            !writes.is_empty()
+        });
     }
 
     /// Keys whose time has come.
-    pub(crate) fn ring(&mut self, now: Timestamp) {
+    fn ring(&mut self, now: Timestamp) {
         let due: Vec<Key> =
             self.timers.iter().filter(|(_, at)| **at <= now).map(|(key, _)| key.clone()).collect();
         for key in due {
@@ -112,30 +202,37 @@ impl Actor {
     /// `false` when there was nothing to do.
     pub(crate) fn round(&mut self, server: &mut Server, dice: &mut Dice, falls: bool) -> bool {
         self.ring(server.now);
-        let free: Vec<Key> =
-            self.dirty.iter().filter(|key| !self.unseen.contains_key(*key)).cloned().collect();
-        if free.is_empty() {
+        if self.controller.serial && !self.unseen.is_empty() {
             return false;
         }
-        let Some(key) = free.get(dice.below(free.len())).cloned() else { return false };
+        let free: Vec<&Key> =
+            self.dirty.iter().filter(|key| !self.unseen.contains_key(*key)).collect();
+        let Some(key) = free.get(dice.below(free.len())).map(|key| Key::clone(key)) else {
+            return false;
+        };
         let steps = self.controller.plan(&self.view, &key, server.now);
         match steps.again_at {
             Some(at) => _ = self.timers.insert(key.clone(), at),
             None => _ = self.timers.remove(&key),
         }
-        if steps.actions.is_empty() {
+        // What the server may refuse is asked again when the key wants it, not at once.
+        if steps.actions.iter().all(Action::may_be_refused) {
             self.dirty.remove(&key);
-            return true;
         }
+        server.who = self.controller.name;
         for action in &steps.actions {
             if falls && dice.once_in(40) {
-                let back = self.seen.saturating_sub(dice.below(30));
-                self.crash(server, back);
+                server.say(|| "falls".to_owned());
+                self.crash(server, dice);
                 return true;
             }
-            if let Some(pending) = server.carry_out(action) {
-                let seen = self.unseen.entry(key.clone()).or_default();
-                *seen = (*seen).max(pending.0);
+            let done = server.carry_out(action);
+            if done.is_none() {
+                server.say(|| format!("too late: {}", name_of(action)));
+            }
+            let Some(pending) = done else { continue };
+            if self.looks.contains(&pending.kind.plural) {
+                self.unseen.entry(key.clone()).or_default().push(pending);
             }
         }
         true
@@ -146,4 +243,12 @@ impl Actor {
         let keys = (self.controller.keys)(&self.view);
         keys.iter().flat_map(|key| self.controller.plan(&self.view, key, now).actions).collect()
     }
+}
+
+fn name_of(action: &Action) -> String {
+    let text = format!("{action:?}");
+    let verb: String = text.chars().take_while(|one| one.is_alphanumeric()).collect();
+    let target = action.target();
+    let name = target.map_or(String::new(), |one| format!("{}/{}", one.namespace, one.name));
+    format!("{verb} {name}")
 }
