@@ -1,6 +1,7 @@
 //! Stock kubectl, run as a user runs it.
 
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -32,14 +33,19 @@ impl Kubectl {
         Self { program, config }
     }
 
-    /// Runs it and gives what it printed; failure carries what it said.
-    pub(super) fn run(&self, args: &[&str]) -> Result<String> {
+    /// What runs it with the site's credentials.
+    pub(super) fn command(&self, args: &[&str]) -> Result<Command> {
         let program = self.program.to_str().context("a path that is no UTF-8")?;
         let mut command = process::command(program);
         command.arg("--kubeconfig").arg(&self.config).arg(REQUEST_LIMIT).args(args);
         // Discovery is cached below HOME, where a service may have none.
         command.env("HOME", self.config.parent().unwrap_or(&self.config));
-        let output = process::output(&mut command)?;
+        Ok(command)
+    }
+
+    /// Runs it and gives what it printed; failure carries what it said.
+    pub(super) fn run(&self, args: &[&str]) -> Result<String> {
+        let output = process::output(&mut self.command(args)?)?;
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 

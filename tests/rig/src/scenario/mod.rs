@@ -12,6 +12,7 @@ mod measure;
 mod ospf;
 mod secret;
 mod story;
+mod workloads;
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -40,6 +41,12 @@ pub const ALL: &[Scenario] = &[
         summary: "a rack that speaks OSPF, with the seed on its own wire, comes up and runs pods",
         plan: "examples/university/rack.yaml",
         run: ospf::run,
+    },
+    Scenario {
+        name: "workloads",
+        summary: "what people run: tiers, updates under load, probes, limits, scalers, clocks",
+        plan: "examples/lab/rack.yaml",
+        run: workloads::run,
     },
 ];
 
