@@ -1,7 +1,7 @@
 //! Containers seen and touched from outside: probes, config, limits, exec, cp, port-forward.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::process::Stdio;
 
@@ -100,18 +100,22 @@ fn forwards_a_port(kubectl: &Kubectl) -> Result<()> {
     // kubectl chooses the port and prints it.
     let mut command = kubectl.command(&["port-forward", "pod/patient", ":8080"])?;
     let mut child = command.stdout(Stdio::piped()).spawn().context("running kubectl")?;
-    let asked = child.stdout.take().context("kubectl's words").and_then(|out| {
-        let mut line = String::new();
-        BufReader::new(out).read_line(&mut line).context("reading kubectl's words")?;
-        let port = line.split("127.0.0.1:").nth(1).and_then(|rest| rest.split(' ').next());
-        let port = port.and_then(|port| port.parse().ok());
-        let port = port.with_context(|| format!("kubectl names no port: {line:?}"))?;
-        let server = SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);
-        http::send(http::Request { server, path: "/word", json: None, limit: LIMIT })
-    });
+    // It ends when nobody hears what it says, so its words are held until it has served.
+    let mut words = child.stdout.take().map(BufReader::new).context("kubectl's words")?;
+    let asked = ask_through(&mut words);
     child.kill().context("stopping kubectl")?;
     child.wait().context("waiting for kubectl")?;
     let answer = asked?;
     ensure!(answer.body == "second", "through the forwarded port: {answer:?}");
     Ok(())
+}
+
+fn ask_through(words: &mut impl BufRead) -> Result<http::Response> {
+    let mut line = String::new();
+    words.read_line(&mut line).context("reading kubectl's words")?;
+    let port = line.split("127.0.0.1:").nth(1).and_then(|rest| rest.split(' ').next());
+    let port = port.and_then(|port| port.parse().ok());
+    let port = port.with_context(|| format!("kubectl names no port: {line:?}"))?;
+    let server = SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);
+    http::send(http::Request { server, path: "/word", json: None, limit: LIMIT })
 }
