@@ -394,6 +394,7 @@ impl<T: DeserializeOwned + Send + Sync + 'static> Reflector<T> {
         if let Some(meta) = object.get_mut("metadata").and_then(Value::as_object_mut) {
             meta.remove("managedFields");
         }
+        forget_nulls(&mut object);
         match serde_json::from_value(object) {
             Ok(object) => Some((key, Arc::new(object))),
             Err(err) => {
@@ -415,6 +416,19 @@ fn revision_text(object: &Value) -> String {
 /// Waits for caches to have their first list, for at most `limit`; `false` when that passed.
 pub async fn all_synced(waits: impl Future<Output = ()>, limit: Duration) -> bool {
     tokio::time::timeout(limit, waits).await.is_ok()
+}
+
+/// Drops fields that are null: Go programs write an empty list so, and typed views know empty
+/// lists only.
+fn forget_nulls(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            fields.retain(|_, field| !field.is_null());
+            fields.values_mut().for_each(forget_nulls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(forget_nulls),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => (),
+    }
 }
 
 #[cfg(test)]

@@ -169,6 +169,32 @@ async fn a_broken_object_is_left_out_and_stops_nothing() {
     assert_eq!(run::<Strict>(script, 7).await, ["n/c"]);
 }
 
+/// A view that has a list, as a Go program's empty one must become.
+#[derive(serde::Deserialize)]
+struct Listed {
+    status: ListedStatus,
+}
+
+#[derive(serde::Deserialize)]
+struct ListedStatus {
+    #[serde(default)]
+    conditions: Vec<String>,
+}
+
+impl Listed {
+    fn is_empty(&self) -> bool {
+        self.status.conditions.is_empty()
+    }
+}
+
+#[test]
+fn a_null_is_as_good_as_nothing() {
+    let mut object = json!({"status": {"conditions": null, "more": [{"x": null}, null]}});
+    forget_nulls(&mut object);
+    assert_eq!(object, json!({"status": {"more": [{}, null]}}));
+    assert!(serde_json::from_value::<Listed>(object).unwrap().is_empty());
+}
+
 #[test]
 fn followers_see_each_change_once_and_start_over_after_a_new_list() {
     let state = State { objects: Snapshot::default(), journal: VecDeque::new(), first: 1 };
