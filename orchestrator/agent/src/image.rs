@@ -136,6 +136,15 @@ async fn pull_secrets(shared: &Shared, pod: &Pod) -> Vec<Secret> {
     secrets
 }
 
+/// The user an image names: its number, or its name.
+pub(crate) async fn user(
+    shared: &Shared,
+    image: &str,
+) -> Result<(Option<i64>, String), ImageError> {
+    let found = observe(shared, image).await?.unwrap_or_default();
+    Ok((found.uid.map(|uid| uid.value), found.username))
+}
+
 async fn observe(shared: &Shared, image: &str) -> Result<Option<Image>, ImageError> {
     let request = ImageStatusRequest { image: Some(spec(image)), verbose: false };
     match shared.runtime.image_status(request).await {

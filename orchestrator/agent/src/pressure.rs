@@ -328,7 +328,7 @@ async fn usage(shared: &Shared, pod: &Pod, with_files: bool) -> Usage {
         let Some(dir) = &volume.empty_dir else { continue };
         let on_disk = dir.medium.is_empty();
         if on_disk || dir.size_limit.is_some() {
-            let path = disk::volume_path(shared, pod, &volume.name, &volumes::SubPath::Whole);
+            let path = disk::pod_dir(shared, &pod.metadata.uid).join("volumes").join(&volume.name);
             usage.volumes.insert(volume.name.clone(), weigh(path).await);
         }
     }

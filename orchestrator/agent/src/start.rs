@@ -15,14 +15,16 @@ use cri::message::{
     SecurityProfile, StartContainerRequest,
 };
 use jiff::Timestamp;
-use node::config::{Names, Profile, Rights, dns, parse_resolv, render_hosts, rights, sysctls};
+use node::config::{
+    Names, Profile, Rights, dns, parse_resolv, refuse_root, render_hosts, rights, sysctls,
+};
 use node::dns::DOMAIN;
 use node::env::{Sources, expand, resolve};
 use node::field::{field_value, resource_value};
 use node::links::service_env;
 use node::names;
 use node::plan::CONFIG_ERROR;
-use node::resources::limits;
+use node::resources::{Limits, limits, overhead, pod_limits};
 use node::seen::Volumes;
 use objects::meta::Object;
 use objects::pod::{Container, Pod};
@@ -36,7 +38,9 @@ use crate::token::Tokens;
 use crate::worker::Worker;
 use crate::{Shared, disk, hook, image, observe};
 
-/// The cluster's domain.
+/// The kinds of sandbox there are.
+const RUNTIME_CLASSES: resource::Resource =
+    resource::Resource::cluster("node.k8s.io", "v1", "RuntimeClass", "runtimeclasses");
 /// What an unprivileged container must not see of `/proc` and `/sys`; the usual list.
 const MASKED: [&str; 11] = [
     "/proc/asound",
@@ -162,16 +166,37 @@ async fn get<T: DeserializeOwned>(
 /// Makes the pod's sandbox and notes a failure.
 pub(crate) async fn sandbox(worker: &mut Worker, pod: &Pod, attempt: u32) {
     let config = sandbox_config(&worker.shared, pod, attempt).await;
-    let runtime_handler = pod.spec.runtime_class_name.clone().unwrap_or_default();
-    let request = RunPodSandboxRequest { config: Some(config), runtime_handler };
-    match worker.shared.runtime.run_pod_sandbox(request).await {
-        Ok(_) => info!(pod = pod.key(), uid = worker.uid, attempt, "sandbox runs"),
+    let made = match runtime_handler(&worker.shared, pod).await {
+        Ok(runtime_handler) => {
+            let request = RunPodSandboxRequest { config: Some(config), runtime_handler };
+            let made = worker.shared.runtime.run_pod_sandbox(request).await;
+            made.map(drop).map_err(|err| report(&err))
+        }
+        Err(why) => Err(why),
+    };
+    match made {
+        Ok(()) => info!(pod = pod.key(), uid = worker.uid, attempt, "sandbox runs"),
         Err(err) => {
-            let message = format!("Failed to create pod sandbox: {}", report(&err));
-            warn!(pod = pod.key(), err = report(&err), "cannot make a sandbox; retrying");
+            let message = format!("Failed to create pod sandbox: {err}");
+            warn!(pod = pod.key(), err, "cannot make a sandbox; retrying");
             worker.shared.events.warning(pod, None, "FailedCreatePodSandBox", &message);
             worker.memory.fail_sandbox(message, Timestamp::now());
         }
+    }
+}
+
+/// The runtime's own name for the pod's class; empty for the default.
+async fn runtime_handler(shared: &Shared, pod: &Pod) -> Result<String, String> {
+    let Some(class) = pod.spec.runtime_class_name.as_deref().filter(|name| !name.is_empty()) else {
+        return Ok(String::new());
+    };
+    match shared.client.get(&RUNTIME_CLASSES, None, class).await {
+        Ok(found) => {
+            let handler = found.get("handler").and_then(serde_json::Value::as_str);
+            Ok(handler.unwrap_or_default().to_owned())
+        }
+        Err(err) if err.is_not_found() => Err(format!("RuntimeClass \"{class}\" not found")),
+        Err(err) => Err(report(&err)),
     }
 }
 
@@ -266,7 +291,7 @@ async fn sandbox_config(shared: &Shared, pod: &Pod, attempt: u32) -> PodSandboxC
         run_as_user: group.run_as_user.map(|value| Int64Value { value }),
         run_as_group: group.run_as_user.and(group.run_as_group).map(|value| Int64Value { value }),
         supplemental_groups: group.supplemental_groups,
-        seccomp: Some(seccomp(&Profile::RuntimeDefault)),
+        seccomp: Some(seccomp(shared, &Profile::RuntimeDefault)),
         ..LinuxSandboxSecurityContext::default()
     };
     PodSandboxConfig {
@@ -290,6 +315,8 @@ async fn sandbox_config(shared: &Shared, pod: &Pod, attempt: u32) -> PodSandboxC
         linux: Some(LinuxPodSandboxConfig {
             security_context: Some(security),
             sysctls: sysctls(&pod.spec).into_iter().collect(),
+            overhead: Some(amounts(overhead(&pod.spec))),
+            resources: Some(amounts(pod_limits(&pod.spec))),
             ..LinuxPodSandboxConfig::default()
         }),
     }
@@ -353,11 +380,9 @@ async fn container_config(
         .map_err(|err| failed(report(&err)))?;
     let env: BTreeMap<String, String> = list.iter().cloned().collect();
     let rights = rights(&pod.spec, container);
-    if rights.non_root && rights.user == Some(0) {
-        return Err(failed("container's runAsUser breaks non-root policy".to_owned()));
-    }
+    check_user(shared, pod, container, &rights).await?;
     let words = |all: &[String]| all.iter().map(|word| expand(word, &env)).collect::<Vec<_>>();
-    let mut security = security(pod, &rights);
+    let mut security = security(shared, pod, &rights);
     if let Some(target) = container.target_container_name.as_deref().filter(|t| !t.is_empty()) {
         let meta = &pod.metadata;
         let owner = (meta.namespace.as_str(), meta.name.as_str());
@@ -399,6 +424,24 @@ async fn container_config(
     })
 }
 
+/// Makes sure that a container which must not run as root does not.
+async fn check_user(
+    shared: &Shared,
+    pod: &Pod,
+    container: &Container,
+    rights: &Rights,
+) -> Result<(), Failed> {
+    if !rights.non_root {
+        return Ok(());
+    }
+    let found = image::user(shared, &container.image).await;
+    let (uid, user) = found.map_err(|err| Failed(err.reason(), report(&err)))?;
+    match refuse_root(pod, &container.name, rights, (uid, &user)) {
+        Some(why) => Err(Failed(CONFIG_ERROR, why)),
+        None => Ok(()),
+    }
+}
+
 async fn addresses(shared: &Shared, sandbox: &str) -> Result<Vec<String>, Failed> {
     let request = PodSandboxStatusRequest { pod_sandbox_id: sandbox.to_owned(), verbose: false };
     let answer = shared
@@ -407,7 +450,10 @@ async fn addresses(shared: &Shared, sandbox: &str) -> Result<Vec<String>, Failed
         .await
         .map_err(|err| Failed("CreateContainerError", report(&err)))?;
     let network = answer.status.unwrap_or_default().network.unwrap_or_default();
-    Ok(if network.ip.is_empty() { Vec::new() } else { vec![network.ip] })
+    let mut addresses = vec![network.ip];
+    addresses.extend(network.additional_ips.into_iter().map(|ip| ip.ip));
+    addresses.retain(|address| !address.is_empty());
+    Ok(addresses)
 }
 
 async fn mounts(
@@ -474,7 +520,10 @@ fn mount(host: PathBuf, container_path: String, readonly: bool) -> Mount {
 }
 
 fn resources(shared: &Shared, pod: &Pod, container: &Container) -> LinuxContainerResources {
-    let limits = limits(&pod.spec, container, shared.allocatable.memory_bytes);
+    amounts(limits(&pod.spec, container, shared.allocatable.memory_bytes))
+}
+
+fn amounts(limits: Limits) -> LinuxContainerResources {
     LinuxContainerResources {
         cpu_period: limits.cpu_period_us,
         cpu_quota: limits.cpu_quota_us,
@@ -485,7 +534,7 @@ fn resources(shared: &Shared, pod: &Pod, container: &Container) -> LinuxContaine
     }
 }
 
-fn security(pod: &Pod, rights: &Rights) -> LinuxContainerSecurityContext {
+fn security(shared: &Shared, pod: &Pod, rights: &Rights) -> LinuxContainerSecurityContext {
     let list = |paths: &[&str]| {
         if rights.unmasked_proc {
             Vec::new()
@@ -493,6 +542,12 @@ fn security(pod: &Pod, rights: &Rights) -> LinuxContainerSecurityContext {
             paths.iter().map(|path| (*path).to_owned()).collect()
         }
     };
+    let unsaid = if shared.config.settings.seccomp_default {
+        Profile::RuntimeDefault
+    } else {
+        Profile::Unconfined
+    };
+    let filter = rights.seccomp.as_ref().unwrap_or(&unsaid);
     LinuxContainerSecurityContext {
         capabilities: Some(Capability {
             add_capabilities: rights.add.clone(),
@@ -510,12 +565,22 @@ fn security(pod: &Pod, rights: &Rights) -> LinuxContainerSecurityContext {
         no_new_privs: rights.no_new_privileges,
         masked_paths: list(&MASKED),
         readonly_paths: list(&READ_ONLY),
-        seccomp: Some(seccomp(&rights.seccomp)),
-        apparmor: rights.app_armor.as_ref().map(seccomp),
+        seccomp: Some(seccomp(shared, filter)),
+        apparmor: rights.app_armor.as_ref().map(security_profile),
     }
 }
 
-fn seccomp(profile: &Profile) -> SecurityProfile {
+/// A filter of the node is a file below the agent's own directory.
+fn seccomp(shared: &Shared, profile: &Profile) -> SecurityProfile {
+    let mut profile = security_profile(profile);
+    if !profile.localhost_ref.is_empty() {
+        let path = shared.config.data_dir.join("seccomp").join(&profile.localhost_ref);
+        profile.localhost_ref = path.to_string_lossy().into_owned();
+    }
+    profile
+}
+
+fn security_profile(profile: &Profile) -> SecurityProfile {
     let (kind, localhost_ref) = match profile {
         Profile::Unconfined => (ProfileType::Unconfined, String::new()),
         Profile::RuntimeDefault => (ProfileType::RuntimeDefault, String::new()),

@@ -13,6 +13,7 @@ use std::time::Duration;
 use cri::message::{RemoveContainerRequest, RemovePodSandboxRequest, StopPodSandboxRequest};
 use futures_util::future::join_all;
 use jiff::Timestamp;
+use node::config::refuse_sysctls;
 use node::plan::{Action, Plan, StopCause, plan_orphan, plan_pod, remember};
 use node::pressure::refuse;
 use node::probe;
@@ -186,7 +187,10 @@ impl Worker {
         let evicted = self.evictions.borrow_and_update().get(&self.uid).cloned();
         let is_new = pod.status.start_time.is_none() && *seen == Seen::default();
         self.memory.verdict = evicted.or_else(|| {
-            let verdict = refuse(pod, &self.shared.told.pressures.borrow()).filter(|_| is_new)?;
+            let allowed = &self.shared.config.settings.sysctls;
+            let refused = refuse_sysctls(&pod.spec, allowed);
+            let refused = refused.or_else(|| refuse(pod, &self.shared.told.pressures.borrow()));
+            let verdict = refused.filter(|_| is_new)?;
             self.shared.events.warning(pod, None, &verdict.reason, &verdict.message);
             Some(verdict)
         });

@@ -249,10 +249,44 @@ async fn ends_are_told_with_their_reasons() {
     node.create("absent", absent);
     node.create("crash", one("exit 1"));
 
+    let mut greedy = one("exec dd if=/dev/zero of=/dev/null bs=256M count=1");
+    greedy["restartPolicy"] = json!("Never");
+    greedy["containers"][0]["resources"] = json!({"limits": {"memory": "32Mi"}});
+    node.create("greedy", greedy);
+    let mut root = one("true");
+    root["securityContext"] = json!({"runAsNonRoot": true});
+    node.create("root", root);
+    let mut sysctl = one("true");
+    sysctl["securityContext"] = json!({"sysctls": [{"name": "kernel.sem", "value": "1"}]});
+    node.create("sysctl", sysctl);
+    let mut class = one("sleep 1000");
+    class["runtimeClassName"] = json!("plain");
+    node.create("class", class);
+
     let failed = node.await_pod("failed", |pod| pod["status"]["phase"] == "Failed").await;
     let ended = &first(&failed)["state"]["terminated"];
     assert_eq!((&ended["exitCode"], &ended["reason"]), (&json!(3), &json!("Error")));
     assert_eq!(ended["message"], "last words\n");
+    let greedy = node.await_pod("greedy", |pod| pod["status"]["phase"] == "Failed").await;
+    let ended = &first(&greedy)["state"]["terminated"];
+    assert_eq!((&ended["exitCode"], &ended["reason"]), (&json!(137), &json!("OOMKilled")));
+    let root = node
+        .await_pod("root", |pod| {
+            first(pod)["state"]["waiting"]["reason"] == "CreateContainerConfigError"
+        })
+        .await;
+    let words = first(&root)["state"]["waiting"]["message"].as_str().unwrap();
+    assert!(words.starts_with("container has runAsNonRoot and image will run as root"), "{words}");
+    let sysctl = node.await_pod("sysctl", |pod| pod["status"]["phase"] == "Failed").await;
+    assert_eq!(sysctl["status"]["reason"], "SysctlForbidden");
+    // The pod waits for its class, and the class names the runtime's own word.
+    node.await_pod("class", |pod| {
+        let words = first(pod)["state"]["waiting"]["message"].as_str();
+        words.is_some_and(|words| words.contains("RuntimeClass \"plain\" not found"))
+    })
+    .await;
+    node.api.put("/apis/node.k8s.io/v1/runtimeclasses/plain", json!({"handler": "runc"}));
+    node.await_pod("class", is_ready).await;
     node.await_pod("done", |pod| pod["status"]["phase"] == "Succeeded").await;
     assert_eq!(node.log("done", "follow=true").await, "done\n");
     let reason = |pod: &Value| first(pod)["state"]["waiting"]["reason"].clone();

@@ -391,6 +391,9 @@ pub(crate) struct AgentArgs {
     /// The container runtime's socket
     #[arg(long, value_name = "PATH", default_value = "/run/containerd/containerd.sock")]
     pub runtime: PathBuf,
+    /// A KubeletConfiguration, as YAML or JSON; evictions, reservations and the like are read
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// Act for this many nodes that are not there, for tests of scale
     #[arg(long, value_name = "N", requires = "kubeconfig")]
     pub hollow: Option<u32>,

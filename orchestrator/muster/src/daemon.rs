@@ -74,6 +74,18 @@ pub(crate) fn manager(args: ManagerArgs) -> Result<()> {
     serve(|stop| async move { Ok(manager::run(stop, config).await?) })
 }
 
+/// What the operator set for this node; the defaults without a file.
+fn node_settings(path: Option<&Path>) -> Result<agent::Settings> {
+    let Some(path) = path else { return Ok(agent::Settings::default()) };
+    let place = || path.display().to_string();
+    let text = std::fs::read_to_string(path).with_context(place)?;
+    let value: serde_json::Value = serde_saphyr::from_str(&text).with_context(place)?;
+    agent::Settings::decode(&value).map_err(|mistakes| {
+        let told: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
+        anyhow::anyhow!("{}: {}", place(), told.join("; "))
+    })
+}
+
 /// Joins the cluster, then runs agent, router, proxy and DNS of this node.
 pub(crate) fn agent(args: AgentArgs) -> Result<()> {
     if let (Some(nodes), Some(kubeconfig)) = (args.hollow, &args.kubeconfig) {
@@ -86,6 +98,7 @@ pub(crate) fn agent(args: AgentArgs) -> Result<()> {
         node_json: args.node,
         cri_socket: args.runtime,
         cluster_dns,
+        settings: node_settings(args.config.as_deref())?,
         ..agent::Config::default()
     };
     serve(|stop| async move {

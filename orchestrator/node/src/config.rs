@@ -6,6 +6,24 @@
 use objects::pod::{Container, Pod, PodSpec};
 use serde_json::Value;
 
+use crate::seen::Verdict;
+
+/// Kernel settings that touch nobody but the pod itself; upstream's list.
+const SAFE_SYSCTLS: [&str; 12] = [
+    "kernel.shm_rmid_forced",
+    "net.ipv4.ip_local_port_range",
+    "net.ipv4.ip_local_reserved_ports",
+    "net.ipv4.ip_unprivileged_port_start",
+    "net.ipv4.ping_group_range",
+    "net.ipv4.tcp_fin_timeout",
+    "net.ipv4.tcp_keepalive_intvl",
+    "net.ipv4.tcp_keepalive_probes",
+    "net.ipv4.tcp_keepalive_time",
+    "net.ipv4.tcp_rmem",
+    "net.ipv4.tcp_syncookies",
+    "net.ipv4.tcp_wmem",
+];
+
 /// Rights of a container, pod and container settings merged.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Rights {
@@ -27,8 +45,8 @@ pub struct Rights {
     pub add: Vec<String>,
     /// Capabilities taken from the runtime's default.
     pub drop: Vec<String>,
-    /// System call filter.
-    pub seccomp: Profile,
+    /// System call filter; `None` when nothing is said.
+    pub seccomp: Option<Profile>,
     /// AppArmor profile; `None` leaves it to the runtime.
     pub app_armor: Option<Profile>,
     /// `/proc` without masks.
@@ -99,7 +117,11 @@ pub fn rights(spec: &PodSpec, container: &Container) -> Rights {
         no_new_privileges: own.allow_privilege_escalation == Some(false) && !privileged,
         add: capabilities.add,
         drop: capabilities.drop,
-        seccomp: profile(own.seccomp_profile.as_ref().or(pod.seccomp_profile.as_ref())),
+        seccomp: own
+            .seccomp_profile
+            .as_ref()
+            .or(pod.seccomp_profile.as_ref())
+            .map(|given| profile(Some(given))),
         app_armor: own
             .app_armor_profile
             .as_ref()
@@ -118,6 +140,63 @@ pub fn sysctls(spec: &PodSpec) -> Vec<(String, String)> {
         Some((text("name")?, text("value")?))
     })
     .collect()
+}
+
+/// Why a pod may not have the kernel settings it asks for; `None` when it may.
+///
+/// `allowed` are those that the operator allows besides the safe ones; `*` ends a prefix.
+#[must_use]
+pub fn refuse_sysctls(spec: &PodSpec, allowed: &[String]) -> Option<Verdict> {
+    let refuse = |why: String| {
+        let message = format!("Pod was rejected: forbidden sysctl: {why}");
+        Some(Verdict { reason: "SysctlForbidden".to_owned(), message, grace_seconds: None })
+    };
+    for (name, _) in sysctls(spec) {
+        let is_named = |pattern: &String| match pattern.strip_suffix('*') {
+            Some(prefix) => name.starts_with(prefix),
+            None => *pattern == name,
+        };
+        if !SAFE_SYSCTLS.contains(&name.as_str()) && !allowed.iter().any(is_named) {
+            return refuse(format!("\"{name}\" not allowlisted"));
+        }
+        if spec.host_network && name.starts_with("net.") {
+            return refuse(format!("\"{name}\" not allowed with host net enabled"));
+        }
+        if spec.host_ipc && (name.starts_with("kernel.shm") || name.starts_with("kernel.msg")) {
+            return refuse(format!("\"{name}\" not allowed with host ipc enabled"));
+        }
+    }
+    None
+}
+
+/// Why a container that must not run as root would; `None` when it would not.
+///
+/// `image` is the user the image names: its number, or its name.
+#[must_use]
+pub fn refuse_root(
+    pod: &Pod,
+    name: &str,
+    rights: &Rights,
+    image: (Option<i64>, &str),
+) -> Option<String> {
+    if !rights.non_root {
+        return None;
+    }
+    let meta = &pod.metadata;
+    let place =
+        format!("(pod: \"{}_{}({})\", container: {name})", meta.name, meta.namespace, meta.uid);
+    match (rights.user, image) {
+        (Some(0), _) => Some(format!("container's runAsUser breaks non-root policy {place}")),
+        (Some(_), _) => None,
+        (None, (Some(0), _) | (None, "")) => {
+            Some(format!("container has runAsNonRoot and image will run as root {place}"))
+        }
+        (None, (Some(_), _)) => None,
+        (None, (None, user)) => Some(format!(
+            "container has runAsNonRoot and image has non-numeric user ({user}), cannot verify \
+             user is non-root {place}"
+        )),
+    }
 }
 
 /// The pull policy of a container: `Always` for `:latest` or no tag, unless said otherwise.
@@ -268,8 +347,62 @@ mod tests {
         assert!(rights.non_root && rights.no_new_privileges);
         assert_eq!(
             (rights.drop, rights.seccomp),
-            (vec!["ALL".to_owned()], Profile::RuntimeDefault)
+            (vec!["ALL".to_owned()], Some(Profile::RuntimeDefault))
         );
+    }
+
+    #[test]
+    fn only_safe_or_allowed_sysctls_are_taken() {
+        let check = |name: &str, more: Value, expected: &str| {
+            let mut spec = json!({"securityContext": {"sysctls": [{"name": name, "value": "1"}]}});
+            spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            let spec: PodSpec = serde_json::from_value(spec).unwrap();
+            let refused = refuse_sysctls(&spec, &["kernel.msg*".to_owned()]);
+            assert_eq!(refused.map(|verdict| verdict.message).unwrap_or_default(), expected);
+        };
+        check("net.ipv4.tcp_syncookies", json!({}), "");
+        check("kernel.msgmax", json!({}), "");
+        check(
+            "kernel.sem",
+            json!({}),
+            "Pod was rejected: forbidden sysctl: \"kernel.sem\" not allowlisted",
+        );
+        check(
+            "net.ipv4.tcp_syncookies",
+            json!({"hostNetwork": true}),
+            "Pod was rejected: forbidden sysctl: \"net.ipv4.tcp_syncookies\" not allowed with host net enabled",
+        );
+        check(
+            "kernel.msgmax",
+            json!({"hostIPC": true}),
+            "Pod was rejected: forbidden sysctl: \"kernel.msgmax\" not allowed with host ipc enabled",
+        );
+    }
+
+    #[test]
+    fn root_is_found_wherever_it_comes_from() {
+        let pod: Pod = serde_json::from_value(
+            json!({"metadata": {"name": "p", "namespace": "n", "uid": "u"}}),
+        )
+        .unwrap();
+        let check = |user: Option<i64>, image: (Option<i64>, &str), expected: &str| {
+            let rights = Rights { non_root: true, user, ..Rights::default() };
+            let why = refuse_root(&pod, "c", &rights, image).unwrap_or_default();
+            let place = " (pod: \"p_n(u)\", container: c)";
+            assert_eq!(why.strip_suffix(place).unwrap_or(&why), expected, "{user:?} {image:?}");
+        };
+        check(Some(0), (Some(5), ""), "container's runAsUser breaks non-root policy");
+        check(Some(7), (Some(0), ""), "");
+        check(None, (Some(7), ""), "");
+        check(None, (Some(0), ""), "container has runAsNonRoot and image will run as root");
+        check(None, (None, ""), "container has runAsNonRoot and image will run as root");
+        check(
+            None,
+            (None, "web"),
+            "container has runAsNonRoot and image has non-numeric user (web), cannot verify user is non-root",
+        );
+        let free = Rights { user: Some(0), ..Rights::default() };
+        assert_eq!(refuse_root(&pod, "c", &free, (Some(0), "")), None);
     }
 
     #[test]

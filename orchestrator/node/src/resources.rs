@@ -50,6 +50,41 @@ pub fn limits(spec: &PodSpec, container: &Container, node_memory_bytes: i64) -> 
     }
 }
 
+/// The limits of all containers of a pod together, for runtimes that size a machine by them.
+#[must_use]
+pub fn pod_limits(spec: &PodSpec) -> Limits {
+    let sum = |name: &str, pick: fn(&Container) -> &ResourceList, value: fn(&Quantity) -> i64| {
+        let amounts = spec.containers.iter().map(|c| pick(c).get(name).map(value));
+        amounts
+            .collect::<Option<Vec<i64>>>()
+            .map(|all| all.into_iter().fold(0, i64::saturating_add))
+    };
+    let cpu = sum("cpu", |c| &c.resources.requests, Quantity::milli_value);
+    let quota = sum("cpu", |c| &c.resources.limits, Quantity::milli_value);
+    let memory = sum("memory", |c| &c.resources.limits, Quantity::value);
+    Limits {
+        cpu_shares: shares(cpu.unwrap_or(0)),
+        cpu_quota_us: quota.map_or(0, |milli| milli.saturating_mul(PERIOD_US) / 1000),
+        cpu_period_us: PERIOD_US,
+        // One container without a limit is a pod without one.
+        memory_bytes: memory.unwrap_or(0),
+        oom_score_adj: 0,
+    }
+}
+
+/// What a pod costs besides its containers.
+#[must_use]
+pub fn overhead(spec: &PodSpec) -> Limits {
+    let milli = amount(&spec.overhead, "cpu").map_or(0, |cpu| cpu.milli_value());
+    Limits {
+        cpu_shares: if milli > 0 { shares(milli) } else { 0 },
+        cpu_quota_us: milli.saturating_mul(PERIOD_US) / 1000,
+        cpu_period_us: PERIOD_US,
+        memory_bytes: amount(&spec.overhead, "memory").map_or(0, |memory| memory.value()),
+        oom_score_adj: 0,
+    }
+}
+
 /// The quality-of-service class: `Guaranteed`, `Burstable` or `BestEffort`.
 #[must_use]
 pub fn qos_class(spec: &PodSpec) -> &'static str {
@@ -109,6 +144,26 @@ mod tests {
             [got.cpu_shares, got.cpu_quota_us, got.memory_bytes, got.oom_score_adj],
             expected
         );
+    }
+
+    #[test]
+    fn a_pod_is_as_large_as_its_containers_and_its_overhead() {
+        let spec: PodSpec = serde_json::from_value(json!({
+            "overhead": {"cpu": "100m", "memory": "64Mi"},
+            "containers": [
+                {"name": "a", "resources": {"requests": {"cpu": "500m"}, "limits": {"cpu": "1", "memory": "1Mi"}}},
+                {"name": "b", "resources": {"requests": {"cpu": "500m"}, "limits": {"cpu": "1"}}},
+            ],
+        }))
+        .unwrap();
+        let pod = pod_limits(&spec);
+        assert_eq!((pod.cpu_shares, pod.cpu_quota_us, pod.memory_bytes), (1024, 200_000, 0));
+        let more = overhead(&spec);
+        assert_eq!(
+            (more.cpu_shares, more.cpu_quota_us, more.memory_bytes),
+            (102, 10_000, 64 << 20)
+        );
+        assert_eq!(overhead(&PodSpec::default()).cpu_shares, 0);
     }
 
     #[test]
