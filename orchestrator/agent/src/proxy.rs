@@ -130,7 +130,7 @@ impl Proxy {
     fn site(&self) -> Option<Site> {
         let networks = self.watched.networks()?;
         let dns = networks.dns();
-        let Networks { pods, services } = networks;
+        let Networks { pods, services, .. } = networks;
         Some(Site { node: self.watched.node.clone(), pods, services, dns })
     }
 

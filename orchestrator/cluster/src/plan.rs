@@ -128,6 +128,10 @@ pub struct Networks {
     pub pods: Ipv4Net,
     /// The range of service addresses.
     pub services: Ipv4Net,
+    /// Ranges that services of type `LoadBalancer` get their outside addresses from; nodes
+    /// announce each address while they may answer for it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub load_balancers: Vec<Ipv4Net>,
 }
 
 impl Networks {
@@ -164,6 +168,34 @@ pub struct Rack {
     pub gateway: Ipv4Addr,
     /// How pod networks are announced.
     pub routing: RackRouting,
+    /// Whether sessions need the rack's key (`Rack::KEYS`).
+    #[serde(default, skip_serializing_if = "Authentication::is_none")]
+    pub authentication: Authentication,
+}
+
+impl Rack {
+    /// Where the keys of racks stand: a Secret with one key for each rack, under its name. Keys
+    /// are neither in `rack.yaml` nor on the boot network: nodes read them over TLS.
+    pub const KEYS: (&str, &str) = ("kube-system", "muster-routing");
+}
+
+/// How routers and nodes of a rack prove to each other that they belong to it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Authentication {
+    /// Not at all.
+    #[default]
+    None,
+    /// By a shared key: TCP MD5 signatures for BGP, HMAC-SHA-256 for OSPF.
+    Key,
+}
+
+impl Authentication {
+    /// Whether no key is needed.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        *self == Self::None
+    }
 }
 
 /// The routing protocol of a rack.
@@ -174,6 +206,17 @@ pub enum RackRouting {
     Bgp {
         /// AS number of the ToR router.
         tor_asn: u32,
+        /// All ToR routers of the rack, the gateway first; empty means the gateway alone.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        tors: Vec<Ipv4Addr>,
+    },
+    /// iBGP among the nodes of a flat network, by way of route reflectors; its router speaks no
+    /// routing protocol with them.
+    Ibgp {
+        /// AS number of all nodes of the rack.
+        asn: u32,
+        /// The machines that reflect: masters first unless said, at most two.
+        reflectors: Vec<String>,
     },
     /// OSPFv2 between nodes and ToR router.
     Ospf {

@@ -29,7 +29,10 @@ pub fn render_table(plan: &Plan) -> String {
         seed.address, seed.api_port, seed.http_port, plan.networks.pods, plan.networks.services
     ));
     for rack in &plan.racks {
-        let routing = describe_routing(&rack.routing);
+        let mut routing = describe_routing(&rack.routing);
+        if !rack.authentication.is_none() {
+            routing.push_str(", with the rack's key");
+        }
         text.push_str(&format!(
             "rack {}: {}, router {}, {routing}\n",
             rack.name, rack.subnet, rack.gateway
@@ -139,7 +142,14 @@ fn describe_disk(disk: &DiskSelector) -> String {
 
 fn describe_routing(routing: &RackRouting) -> String {
     match routing {
-        RackRouting::Bgp { tor_asn } => format!("BGP with AS {tor_asn}"),
+        RackRouting::Bgp { tor_asn, tors } if tors.len() > 1 => {
+            let tors: Vec<String> = tors.iter().map(ToString::to_string).collect();
+            format!("BGP with AS {tor_asn} at {}", tors.join(", "))
+        }
+        RackRouting::Bgp { tor_asn, .. } => format!("BGP with AS {tor_asn}"),
+        RackRouting::Ibgp { asn, reflectors } => {
+            format!("iBGP in AS {asn}, reflected by {}", reflectors.join(", "))
+        }
         RackRouting::Ospf { area, tor_asn: None } => format!("OSPF area {area}"),
         RackRouting::Ospf { area, tor_asn: Some(asn) } => {
             format!("OSPF area {area}, BGP to other racks with AS {asn}")

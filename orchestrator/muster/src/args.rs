@@ -234,6 +234,9 @@ pub(crate) struct ControlArgs {
     /// A KubeSchedulerConfiguration: profiles, plugins, weights
     #[arg(long, value_name = "FILE")]
     pub scheduler_config: Option<PathBuf>,
+    /// A range that services of type LoadBalancer get their outside addresses from
+    #[arg(long, value_name = "CIDR")]
+    pub load_balancer_pool: Vec<ipnet::IpNet>,
     /// Silence after which a node counts as Unknown, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 40)]
     pub node_monitor_grace_period: u32,

@@ -61,7 +61,7 @@ fn manager_config(
         },
         controllers: manager::Choice::parse(&args.controllers)?,
         metrics: manager::Metrics::default(),
-        load_balancer_pools: Vec::new(),
+        load_balancer_pools: args.load_balancer_pool.clone(),
         scheduler: read.transpose()?.unwrap_or_default(),
     })
 }

@@ -137,6 +137,9 @@ impl Up<'_> {
         command.args(["--advertise", &seed.address.to_string()]);
         command.args(["--advertise", &self.ground.api_address().to_string()]);
         command.args(["--service-cidr", &self.plan.networks.services.to_string()]);
+        for pool in &self.plan.networks.load_balancers {
+            command.args(["--load-balancer-pool", &pool.to_string()]);
+        }
         let grace = timings.node_monitor_grace_period_seconds.to_string();
         command.args(["--node-monitor-grace-period", &grace]);
         let eviction = timings.pod_eviction_timeout_seconds.to_string();

@@ -2,15 +2,23 @@
 
 use std::collections::BTreeMap;
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use cluster::plan::{Machine, Networks, Rack};
 use ipnet::Ipv4Net;
+use objects::condition::Condition;
+use objects::network::{EndpointSlice, Service};
+use routes::announce::{self, Standing};
+use routes::{Key, KeyError};
 use runtime::cache::CacheParams;
-use runtime::resource::{CONFIG_MAPS, MACHINES, NODES, RACKS};
+use runtime::resource::{CONFIG_MAPS, ENDPOINT_SLICES, MACHINES, NODES, RACKS, SECRETS, SERVICES};
 use runtime::{Cache, Client, Resource, Supervisor};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tracing::warn;
+
+/// The operator's word that a node is no door to the cluster.
+const EXCLUDE: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
 
 /// An object of which only the `spec` matters here.
 #[derive(Debug, Clone, Deserialize)]
@@ -22,13 +30,52 @@ struct Planned<T> {
 #[derive(Debug, Clone, Deserialize)]
 struct Node {
     #[serde(default)]
+    metadata: Metadata,
+    #[serde(default)]
     spec: NodeSpec,
+    #[serde(default)]
+    status: NodeStatus,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+struct Metadata {
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+struct NodeStatus {
+    #[serde(default)]
+    conditions: Vec<Condition>,
+}
+
+/// The keys of racks. Its content is not for logs, so there is no `Debug`.
+#[derive(Clone, Deserialize)]
+struct Secret {
+    #[serde(default)]
+    data: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
 struct NodeSpec {
     #[serde(default, rename = "podCIDR")]
     pod_cidr: Option<Ipv4Net>,
+    #[serde(default)]
+    unschedulable: bool,
+}
+
+impl Node {
+    /// Whether the node may answer for the outside.
+    fn standing(&self) -> Standing {
+        let ready = |one: &Condition| one.kind == "Ready" && one.is_true();
+        if self.metadata.labels.contains_key(EXCLUDE) || !self.status.conditions.iter().any(ready) {
+            Standing::Out
+        } else if self.spec.unschedulable {
+            Standing::Draining
+        } else {
+            Standing::Serving
+        }
+    }
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -44,6 +91,9 @@ pub(crate) struct Site {
     racks: Cache<Planned<Rack>>,
     node: Cache<Node>,
     networks: Cache<ConfigMap>,
+    keys: Cache<Secret>,
+    services: Cache<Service>,
+    slices: Cache<EndpointSlice>,
     node_name: String,
 }
 
@@ -55,6 +105,10 @@ pub(crate) struct Known {
     pub(crate) networks: Networks,
     /// `Node.spec.podCIDR`; `None` until the node has one.
     pub(crate) pods: Option<Ipv4Net>,
+    /// Keys by rack.
+    pub(crate) keys: BTreeMap<String, Result<Key, KeyError>>,
+    /// Outside addresses of services that this node may answer for.
+    pub(crate) announce: Vec<Ipv4Net>,
 }
 
 impl Site {
@@ -63,11 +117,16 @@ impl Site {
         let by_name = |name: &str| CacheParams::fields(format!("metadata.name={name}"));
         let (namespace, name) = Networks::CONFIG_MAP;
         let in_namespace = CacheParams { namespace: Some(namespace.to_owned()), ..by_name(name) };
+        let (namespace, name) = Rack::KEYS;
+        let keys = CacheParams { namespace: Some(namespace.to_owned()), ..by_name(name) };
         Self {
             machines: cache(client, MACHINES, CacheParams::default(), tasks),
             racks: cache(client, RACKS, CacheParams::default(), tasks),
             node: cache(client, NODES, by_name(node), tasks),
             networks: cache(client, CONFIG_MAPS, in_namespace, tasks),
+            keys: cache(client, SECRETS, keys, tasks),
+            services: cache(client, SERVICES, CacheParams::default(), tasks),
+            slices: cache(client, ENDPOINT_SLICES, CacheParams::default(), tasks),
             node_name: node.to_owned(),
         }
     }
@@ -79,6 +138,9 @@ impl Site {
             self.racks.changes(),
             self.node.changes(),
             self.networks.changes(),
+            self.keys.changes(),
+            self.services.changes(),
+            self.slices.changes(),
         ]
     }
 
@@ -87,17 +149,51 @@ impl Site {
         let (namespace, name) = Networks::CONFIG_MAP;
         let map = self.networks.get(namespace, name).ok_or("config map kube-system/muster-site")?;
         let text = map.data.get("networks").ok_or("networks in config map muster-site")?;
-        let networks = serde_json::from_str(text).map_err(|err| {
+        let networks: Networks = serde_json::from_str(text).map_err(|err| {
             warn!(%err, "the site's networks do not decode");
             "readable networks in config map muster-site"
         })?;
         let node = self.node.get("", &self.node_name);
-        let pods = node.and_then(|node| node.spec.pod_cidr);
+        let pods = node.as_ref().and_then(|node| node.spec.pod_cidr);
+        let announce = match node {
+            // Before everything is known, nothing that is announced may be withdrawn.
+            Some(_) if !networks.load_balancers.is_empty() && !self.knows_services() => {
+                return Err("services and their endpoints");
+            }
+            Some(node) => self.announce(&networks, node.standing()),
+            None => Vec::new(),
+        };
         let machines: Vec<Machine> = specs(&self.machines);
         if !machines.iter().any(|machine| machine.name == self.node_name) {
             return Err("this node's Machine object");
         }
-        Ok(Known { machines, racks: specs(&self.racks), networks, pods })
+        let racks = specs(&self.racks);
+        Ok(Known { machines, racks, networks, pods, keys: self.keys(), announce })
+    }
+
+    fn knows_services(&self) -> bool {
+        self.services.synced() && self.slices.synced()
+    }
+
+    fn announce(&self, networks: &Networks, standing: Standing) -> Vec<Ipv4Net> {
+        if networks.load_balancers.is_empty() {
+            return Vec::new();
+        }
+        let (services, slices) = (self.services.snapshot(), self.slices.snapshot());
+        let slices: Vec<&EndpointSlice> = slices.values().map(AsRef::as_ref).collect();
+        let services = services.values().map(AsRef::as_ref);
+        let chosen = announce::choose(&self.node_name, standing, networks, services, &slices);
+        chosen.into_iter().collect()
+    }
+
+    fn keys(&self) -> BTreeMap<String, Result<Key, KeyError>> {
+        let (namespace, name) = Rack::KEYS;
+        let Some(secret) = self.keys.get(namespace, name) else { return BTreeMap::new() };
+        let one = |(rack, text): (&String, &String)| {
+            let bytes = BASE64_STANDARD.decode(text).unwrap_or_default();
+            (rack.clone(), Key::new(&String::from_utf8_lossy(&bytes)))
+        };
+        secret.data.iter().map(one).collect()
     }
 }
 

@@ -1,10 +1,14 @@
 //! The router's round: look at API, BIRD, kernel and files, decide, act.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::io::{ErrorKind, Write as _};
 use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use kernel::nft::{self, NftError};
 use kernel::{
     Family, Link, LinkIndex, Netlink, NetlinkError, Route, RouteKind, RouteOrigin, sysctl,
 };
@@ -51,6 +55,8 @@ pub(crate) struct Node {
     configured: Option<Instant>,
     /// What was reported last: a fault is logged when it comes and when it goes.
     reported: Reported,
+    /// The differences of the round before.
+    seen_before: Vec<Difference>,
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -78,12 +84,22 @@ pub(crate) struct Everything {
     routes: Vec<Route>,
     loopback: LinkIndex,
     bird: BirdView,
-    bird_config: Option<String>,
+    bird_config: Option<BirdConfig>,
     pod_network: Option<String>,
     list: Option<String>,
     survey: Option<String>,
     /// How long BIRD has had our configuration.
     configured_for: Option<Duration>,
+}
+
+/// BIRD's configuration. It may hold the rack's key and is not printed.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct BirdConfig(String);
+
+impl std::fmt::Debug for BirdConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "BirdConfig({} bytes)", self.0.len())
+    }
 }
 
 /// One step.
@@ -94,7 +110,7 @@ pub(crate) enum Action {
     /// Give service addresses a route, so that local clients get as far as nat.
     RouteServices { route: Box<Route> },
     /// Put a configuration into force.
-    Configure { text: String },
+    Configure { text: BirdConfig },
     /// Tell the plugin the pod network.
     PublishPodNetwork { text: String },
     /// Tell the runtime that pods may come.
@@ -108,6 +124,8 @@ pub(crate) enum Action {
 pub(crate) enum RouterError {
     #[error("the kernel does not tell its links or routes")]
     Kernel(#[source] NetlinkError),
+    #[error("the table of services cannot be read")]
+    Table(#[source] NftError),
     #[error("no link has the node's address {0}")]
     NoUplink(std::net::Ipv4Addr),
     #[error("no loopback link")]
@@ -126,7 +144,8 @@ impl Node {
     pub(crate) fn new(name: String, paths: Paths, site: Site) -> Self {
         let bird = Bird::at(&paths.bird_socket);
         let reported = Reported::default();
-        Self { name, paths, site, bird, netlink: None, configured: None, reported }
+        let seen_before = Vec::new();
+        Self { name, paths, site, bird, netlink: None, configured: None, reported, seen_before }
     }
 
     fn intent(&self, seen: &Everything) -> Result<Intent, IntentError> {
@@ -137,10 +156,12 @@ impl Node {
             racks: &seen.known.racks,
             machines: &seen.known.machines,
             networks: &seen.known.networks,
+            keys: &seen.known.keys,
         })
+        .map(|intent| Intent { announce: seen.known.announce.clone(), ..intent })
     }
 
-    async fn look(&mut self, known: Known) -> Result<Everything, RouterError> {
+    async fn look(&mut self, mut known: Known) -> Result<Everything, RouterError> {
         let netlink = match self.netlink.take() {
             Some(netlink) => netlink,
             None => Netlink::open().map_err(RouterError::Kernel)?,
@@ -152,6 +173,12 @@ impl Node {
         let settings = SETTINGS
             .iter()
             .map(|(name, value)| sysctl::read(name).is_ok_and(|current| current == *value));
+        // Nobody is invited before there is somebody to open the door.
+        if !known.announce.is_empty()
+            && !nft::has_table("ip", node::service::TABLE).await.map_err(RouterError::Table)?
+        {
+            known.announce.clear();
+        }
         let bird = self.bird.view().await.map_err(RouterError::Bird)?;
         let configured_for = self.configured.map(|at| at.elapsed());
         Ok(Everything {
@@ -161,7 +188,7 @@ impl Node {
             loopback,
             routes,
             bird,
-            bird_config: fs::read_to_string(&self.paths.bird_config).ok(),
+            bird_config: fs::read_to_string(&self.paths.bird_config).ok().map(BirdConfig),
             pod_network: fs::read_to_string(&self.paths.pod_network).ok(),
             list: fs::read_to_string(&self.paths.cni_config).ok(),
             survey: fs::read_to_string(&self.paths.survey).ok(),
@@ -204,11 +231,11 @@ impl Node {
         self.reported = now;
     }
 
-    async fn configure(&mut self, text: &str) -> Result<(), RouterError> {
+    async fn configure(&mut self, BirdConfig(text): &BirdConfig) -> Result<(), RouterError> {
         let file = self.paths.bird_config.clone();
         let new = beside(&file);
         let io = |operation, path, err| RouterError::Publish(FileError::io(operation, path, err));
-        fs::write(&new, text).map_err(|err| io("write", &new, err))?;
+        write_private(&new, text).map_err(|err| io("write", &new, err))?;
         self.bird.check(&new).await.map_err(RouterError::Bird)?;
         fs::rename(&new, &file).map_err(|err| io("replace", &file, err))?;
         self.bird.configure(&file).await.map_err(RouterError::Bird)?;
@@ -268,10 +295,14 @@ impl World for Node {
             now.down = neighbours(seen).filter(|row| !row.is_running()).map(describe).collect();
             // While neighbours come up the table is still filling.
             if now.down.is_empty() {
+                // Kernel and BIRD are not looked at in one instant: what is seen once may be a
+                // change on its way.
                 now.differences.clone_from(&survey.differences);
+                now.differences.retain(|one| self.seen_before.contains(one));
             }
             self.tell(now);
         }
+        self.seen_before.clone_from(&survey.differences);
         let text = render_survey(&survey);
         if seen.survey.as_ref() != Some(&text) {
             plan.actions.push(Action::PublishSurvey { text });
@@ -312,7 +343,7 @@ fn plan(intent: &Intent, seen: &Everything, paths: &Paths) -> Plan<Action> {
     if !seen.routes.iter().any(|route| same_way(route, &services)) {
         actions.push(Action::RouteServices { route: Box::new(services) });
     }
-    let text = render_node(intent);
+    let text = BirdConfig(render_node(intent));
     // A BIRD without our protocols was restarted with its unit's minimal configuration.
     let forgotten = !seen.bird.protocols.iter().any(|row| row.name == "pods4");
     if forgotten || seen.bird_config.as_ref() != Some(&text) {
@@ -350,6 +381,17 @@ fn plan(intent: &Intent, seen: &Everything, paths: &Paths) -> Plan<Action> {
 /// The sessions with other routers.
 fn neighbours(seen: &Everything) -> impl Iterator<Item = &ProtocolRow> {
     seen.bird.neighbours()
+}
+
+/// Writes a file that nobody else may read.
+fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
+    // A file that is there keeps its mode.
+    match fs::remove_file(path) {
+        Err(err) if err.kind() != ErrorKind::NotFound => return Err(err),
+        Ok(()) | Err(_) => (),
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(text.as_bytes())
 }
 
 /// A survey as its file holds it.

@@ -28,7 +28,7 @@ use support::{Running, alone, await_until, connects, namespace, plugin, shell, s
 
 /// Everything converges in seconds; a loaded machine may take longer.
 const LIMIT: Duration = Duration::from_secs(60);
-const PROGRAMS: [&str; 4] = ["ip", "nsenter", "bird", "birdc"];
+const PROGRAMS: [&str; 5] = ["ip", "nsenter", "bird", "birdc", "nft"];
 
 fn plan(rack_a: Value, rack_b: Value) -> Plan {
     let machine = |name: &str, rack: &str, third: u8, node: u32| {
@@ -40,7 +40,7 @@ fn plan(rack_a: Value, rack_b: Value) -> Plan {
     serde_json::from_value(json!({
         "site": "lab",
         "seed": {"address": "10.98.0.1", "subnet": "10.98.0.0/24", "rack": "a", "apiPort": 6443, "httpPort": 8080},
-        "networks": {"pods": "172.20.0.0/16", "services": "172.21.0.0/24"},
+        "networks": {"pods": "172.20.0.0/16", "services": "172.21.0.0/24", "loadBalancers": ["192.0.2.0/27"]},
         "timings": {"nodeMonitorGracePeriodSeconds": 40, "podEvictionTimeoutSeconds": 30},
         "racks": [
             {"name": "a", "subnet": "10.98.1.0/24", "gateway": "10.98.1.1", "routing": rack_a},
@@ -64,6 +64,7 @@ struct Node {
     namespace: Namespace,
     folder: PathBuf,
     bird: Running,
+    items: Items,
 }
 
 struct Site {
@@ -86,6 +87,12 @@ fn bird(namespace: &str, folder: &Path) -> Running {
     command.arg(folder.join("start.conf")).arg("-s").arg(folder.join("bird.ctl"));
     let log = std::fs::File::create(folder.join("bird.log")).unwrap();
     Running::start(command.stderr(log))
+}
+
+/// A node that is Ready.
+fn node_object(name: &str, spec: &Value) -> Value {
+    let ready = json!([{"type": "Ready", "status": "True"}]);
+    json!({"metadata": {"name": name}, "spec": spec, "status": {"conditions": ready}})
 }
 
 impl Site {
@@ -148,9 +155,10 @@ impl Site {
         std::fs::create_dir(&folder).unwrap();
         std::fs::write(folder.join("start.conf"), "protocol device {}\n").unwrap();
         let bird = bird(name, &folder);
-        let server = api::serve(&inside, &self.items(name));
+        let items = self.items(name);
+        let server = api::serve(&inside, &items);
         self.start_router(name, server, &folder);
-        let node = Node { name: name.to_owned(), namespace: inside, folder, bird };
+        let node = Node { name: name.to_owned(), namespace: inside, folder, bird, items };
         self.nodes.insert(name.to_owned(), node);
     }
 
@@ -168,7 +176,7 @@ impl Site {
         let items = Items::default();
         items.set("/apis/muster.dev/v1alpha1/machines", machines);
         items.set("/apis/muster.dev/v1alpha1/racks", racks);
-        items.set("/api/v1/nodes", vec![planned(node, json!({"podCIDR": cidr}))]);
+        items.set("/api/v1/nodes", vec![node_object(node, &json!({"podCIDR": cidr}))]);
         items.set("/api/v1/namespaces/kube-system/configmaps", vec![site]);
         items
     }
@@ -296,6 +304,59 @@ fn a_rogue_is_not_believed(site: &Site, tor: &str) {
     ));
 }
 
+/// An outside address of a service leads to every node that has somebody behind it, and leaves a
+/// node that is drained before its pods do.
+fn outside_addresses_follow_health(site: &Site) {
+    let service = json!({"metadata": {"name": "shop", "namespace": "web"},
+        "spec": {"type": "LoadBalancer", "externalTrafficPolicy": "Local"},
+        "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.7"}]}}});
+    let slice = |ready: &[&str]| {
+        let endpoints: Vec<Value> = ready
+            .iter()
+            .map(|node| json!({"nodeName": node, "addresses": ["172.20.1.2"], "conditions": {"ready": true}}))
+            .collect();
+        json!({"metadata": {"name": "shop-1", "namespace": "web",
+            "labels": {"kubernetes.io/service-name": "shop"}},
+            "addressType": "IPv4", "endpoints": endpoints})
+    };
+    let tell = |ready: &[&str]| {
+        for node in site.nodes.values() {
+            let slices = vec![slice(ready)];
+            node.items.set("/apis/discovery.k8s.io/v1/endpointslices", slices);
+            node.items.set("/api/v1/services", vec![service.clone()]);
+        }
+    };
+    // Which nodes of rack a its router sends the address to.
+    let leads = |wanted: &[&str]| {
+        let gateways = |node: &&str| site.plan.machine(node).unwrap().address.to_string();
+        let wanted: Vec<String> = wanted.iter().map(gateways).collect();
+        await_until(&format!("192.0.2.7 by {wanted:?}"), LIMIT, || {
+            let route = shell_in("tor-a", "ip route show 192.0.2.7/32");
+            let words: Vec<&str> = route.split_whitespace().collect();
+            let here = ["10.98.1.11", "10.98.1.12"].iter().filter(|one| words.contains(one));
+            let found: Vec<String> = here.map(|one| (*one).to_owned()).collect();
+            if found == wanted { Ok(()) } else { Err(format!("{route}\n{}", site.state())) }
+        })
+    };
+    tell(&["a1", "a2"]);
+    // Not before the packets would be understood.
+    shell_in("a1", "nft add table ip muster-services");
+    leads(&["a1"]);
+    shell_in("a2", "nft add table ip muster-services");
+    site.nodes["a2"].items.set("/api/v1/services", vec![service.clone()]);
+    leads(&["a1", "a2"]);
+    tell(&["a2"]);
+    let unhealthy = leads(&["a2"]);
+    tell(&["a1", "a2"]);
+    leads(&["a1", "a2"]);
+    let spec = json!({"podCIDR": site.plan.machine("a2").unwrap().pod_cidr, "unschedulable": true});
+    site.nodes["a2"].items.set("/api/v1/nodes", vec![node_object("a2", &spec)]);
+    let drained = leads(&["a1"]);
+    println!("no endpoint: withdrawn after {unhealthy:?}; drained: after {drained:?}");
+    tell(&[]);
+    leads(&[]);
+}
+
 /// A BIRD that dies takes its node off the fabric, and the router brings it back.
 fn a_killed_bird_comes_back(site: &mut Site) {
     let has_route = |site: &Site, wanted: bool| {
@@ -318,6 +379,7 @@ fn check(test: &str, rack_a: Value, rack_b: Value) {
         let mut site = Site::build(plan(rack_a, rack_b), folder.path());
         pods_reach_each_other(&site);
         surveys_find_no_difference(&site);
+        outside_addresses_follow_health(&site);
         a_rogue_is_not_believed(&site, "tor-a");
         a_killed_bird_comes_back(&mut site);
     });

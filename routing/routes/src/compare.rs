@@ -115,6 +115,7 @@ pub(crate) fn gateways(intent: &Intent, other: Ipv4Addr) -> Vec<IpAddr> {
             all.extend(intent.subnet.contains(&other).then_some(other));
             all
         }
+        Protocol::Ibgp { .. } => vec![other],
         Protocol::Ospf { tor, .. } if intent.subnet.contains(&other) => vec![other, *tor],
         Protocol::Ospf { tor, .. } => vec![*tor],
     };

@@ -10,6 +10,7 @@ mod text;
 
 use cluster::plan::Plan;
 
+use crate::key::Key;
 use crate::tor::{TorIntent, render_tor};
 
 pub use crush::{CrushLocation, crush_locations, render_crush};
@@ -38,12 +39,16 @@ pub fn render_tors(
     let racks = plan.racks.iter().filter(|one| rack.is_none_or(|name| name == one.name));
     let mut texts = Vec::new();
     for rack in racks {
-        let intent = TorIntent::new(plan, &rack.name, interface)?;
-        texts.push(match format {
-            Format::Bird => render_tor(&intent),
-            Format::Frr => frr::render(&intent),
-            Format::Text => text::render(&intent),
-        });
+        for mut intent in TorIntent::all(plan, &rack.name, interface) {
+            // Keys are secrets: a person puts them in.
+            let key = (!rack.authentication.is_none()).then(|| Key::placeholder(&rack.name));
+            intent.key = key;
+            texts.push(match format {
+                Format::Bird => render_tor(&intent),
+                Format::Frr => frr::render(&intent),
+                Format::Text => text::render(&intent),
+            });
+        }
     }
     (!texts.is_empty()).then(|| texts.join("\n"))
 }

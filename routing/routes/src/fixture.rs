@@ -52,6 +52,7 @@ pub(crate) fn intent(node: &str) -> crate::Intent {
         racks: &plan.racks,
         machines: &plan.machines,
         networks: &networks,
+        keys: &std::collections::BTreeMap::new(),
     };
     crate::Intent::new(source).expect("plan and node fit")
 }

@@ -1,10 +1,13 @@
 //! What one node shall announce and believe, made from the plan.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use cluster::plan::{Machine, Networks, Rack, RackRouting, Role};
 use ipnet::Ipv4Net;
 use thiserror::Error;
+
+use crate::key::{Key, KeyError};
 
 /// Everything a node's routing follows from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +32,8 @@ pub struct Intent {
     pub protocol: Protocol,
     /// How fast a silent neighbour is noticed.
     pub bfd: Bfd,
+    /// The rack's key, where sessions need one.
+    pub key: Option<Key>,
     /// The other nodes of the cluster, by address.
     pub others: Vec<Origin>,
 }
@@ -42,6 +47,15 @@ pub enum Protocol {
         asn: u32,
         /// Its ToR routers.
         tors: Vec<Tor>,
+    },
+    /// iBGP by way of the rack's route reflectors.
+    Ibgp {
+        /// The AS number of all nodes of the rack.
+        asn: u32,
+        /// The reflectors, without this node.
+        reflectors: Vec<Ipv4Addr>,
+        /// The nodes this one reflects for; empty on all but the reflectors.
+        clients: Vec<Origin>,
     },
     /// OSPFv2 among the nodes of the rack and its ToR router.
     Ospf {
@@ -128,6 +142,14 @@ pub enum IntentError {
         /// Its rack.
         rack: String,
     },
+    /// The rack's sessions need a key that is not there, or is none.
+    #[error("rack {rack} needs a key in the Secret kube-system/muster-routing: {why}")]
+    NoKey {
+        /// The rack.
+        rack: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// The node's pod network and the plan's differ.
     #[error("node {node} was given pod network {given}, but its neighbours accept only {planned}")]
     ForeignPods {
@@ -156,6 +178,8 @@ pub struct Source<'a> {
     pub machines: &'a [Machine],
     /// Ranges of the cluster.
     pub networks: &'a Networks,
+    /// Keys of racks, as the Secret has them.
+    pub keys: &'a BTreeMap<String, Result<Key, KeyError>>,
 }
 
 impl Intent {
@@ -176,6 +200,7 @@ impl Intent {
         if let Some(given) = source.pods.filter(|given| *given != planned) {
             return Err(IntentError::ForeignPods { node, given, planned });
         }
+        let key = key_of(rack, source.keys)?;
         let mut others: Vec<Origin> =
             source.machines.iter().filter(|other| other.name != node).map(Origin::of).collect();
         others.sort_by_key(|origin| origin.address);
@@ -193,18 +218,47 @@ impl Intent {
             announce: Vec::new(),
             protocol: protocol(machine, rack, source.machines),
             bfd: Bfd::default(),
+            key,
             others,
             node,
         })
     }
 }
 
+fn key_of(
+    rack: &Rack,
+    keys: &BTreeMap<String, Result<Key, KeyError>>,
+) -> Result<Option<Key>, IntentError> {
+    if rack.authentication.is_none() {
+        return Ok(None);
+    }
+    let no_key = |why: String| IntentError::NoKey { rack: rack.name.clone(), why };
+    match keys.get(&rack.name) {
+        Some(Ok(key)) => Ok(Some(key.clone())),
+        Some(Err(err)) => Err(no_key(err.to_string())),
+        None => Err(no_key(format!("it has none under {}", rack.name))),
+    }
+}
+
 fn protocol(machine: &Machine, rack: &Rack, machines: &[Machine]) -> Protocol {
     match rack.routing {
-        RackRouting::Bgp { tor_asn } => Protocol::Bgp {
-            asn: machine.asn,
-            tors: vec![Tor { address: rack.gateway, asn: tor_asn }],
-        },
+        RackRouting::Bgp { tor_asn, ref tors } => {
+            let all = if tors.is_empty() { std::slice::from_ref(&rack.gateway) } else { tors };
+            let tors = all.iter().map(|address| Tor { address: *address, asn: tor_asn }).collect();
+            Protocol::Bgp { asn: machine.asn, tors }
+        }
+        RackRouting::Ibgp { asn, ref reflectors } => {
+            let mut here: Vec<Origin> = in_rack(machines, rack)
+                .filter(|other| other.name != machine.name)
+                .map(Origin::of)
+                .collect();
+            here.sort_by_key(|origin| origin.address);
+            let reflects = |origin: &Origin| reflectors.contains(&origin.node);
+            let others = here.iter().filter(|one| reflects(one)).map(|one| one.address).collect();
+            here.retain(|origin| !reflects(origin));
+            let clients = if reflectors.contains(&machine.name) { here } else { Vec::new() };
+            Protocol::Ibgp { asn, reflectors: others, clients }
+        }
         RackRouting::Ospf { area, tor_asn } => {
             let mut nodes: Vec<Origin> = in_rack(machines, rack)
                 .filter(|other| other.name != machine.name)

@@ -9,6 +9,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod announce;
 pub mod birdc;
 pub mod compare;
 pub mod export;
@@ -17,12 +18,14 @@ pub mod node;
 pub mod survey;
 pub mod tor;
 
+mod key;
 mod words;
 
 #[cfg(test)]
 mod fixture;
 
 pub use intent::{Bfd, Intent, IntentError, Protocol};
+pub use key::{Key, KeyError};
 pub use node::render_node;
 pub use survey::{BirdView, Survey};
 pub use tor::{TorIntent, render_tor};

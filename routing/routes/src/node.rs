@@ -1,7 +1,10 @@
 //! The node's side: announce the own pod network, believe what the plan allows.
 
 use crate::intent::{Intent, Origin, Protocol, Tor};
-use crate::words::{ADJACENCY, Pattern, SESSION, default_route, quote, render_bfd, render_set};
+use crate::words::{
+    INSIDE, Pattern, SESSION, default_route, quote, render_adjacency, render_bfd, render_password,
+    render_set, symbol,
+};
 
 /// Renders a node's whole BIRD configuration.
 #[must_use]
@@ -17,6 +20,7 @@ pub fn render_node(intent: &Intent) -> String {
     text += &render_bfd(&[&intent.interface], intent.bfd);
     text += &match &intent.protocol {
         Protocol::Bgp { asn, tors } => bgp(intent, *asn, tors),
+        Protocol::Ibgp { asn, reflectors, clients } => ibgp(intent, *asn, reflectors, clients),
         Protocol::Ospf { area, priority, tor, nodes } => {
             let mut text = originator_filter(intent, *tor, nodes);
             text += &ospf(intent, *area, *priority);
@@ -59,9 +63,11 @@ protocol kernel kernel4 {{
 /// Prefixes of other racks, and the way out of the site.
 fn abroad(intent: &Intent) -> impl Iterator<Item = Pattern> {
     let racks = intent.underlay.iter().map(|subnet| Pattern::exactly(*subnet));
-    std::iter::once(Pattern::exactly(default_route()))
-        .chain(racks)
-        .chain([Pattern::inside(intent.networks.services, 32)])
+    std::iter::once(Pattern::exactly(default_route())).chain(racks).chain(services(intent))
+}
+
+fn services(intent: &Intent) -> impl Iterator<Item = Pattern> {
+    Pattern::service_ranges(&intent.networks).map(|range| Pattern::inside(range, 32))
 }
 
 fn pod_networks(intent: &Intent) -> Pattern {
@@ -70,10 +76,11 @@ fn pod_networks(intent: &Intent) -> Pattern {
 
 fn bgp(intent: &Intent, asn: u32, tors: &[Tor]) -> String {
     let believed = render_set(abroad(intent).chain([pod_networks(intent)]));
+    let password = render_password(intent.key.as_ref());
     let mut text = format!(
         "template bgp tor {{
     local {} as {asn};
-{SESSION}    ipv4 {{
+{SESSION}{password}    ipv4 {{
         import where net ~ {believed};
         import limit 20000 action restart;
         export where proto = \"pods4\" || proto = \"announce4\";
@@ -85,6 +92,55 @@ fn bgp(intent: &Intent, asn: u32, tors: &[Tor]) -> String {
     for (index, Tor { address, asn }) in tors.iter().enumerate() {
         let number = index.saturating_add(1);
         text += &format!("protocol bgp tor{number} from tor {{ neighbor {address} as {asn}; }}\n");
+    }
+    text
+}
+
+/// Reflectors pass on what their clients say, next hops untouched, so that packets go straight to
+/// the node. What a client may say is judged here, as a ToR router would.
+fn ibgp(
+    intent: &Intent,
+    asn: u32,
+    reflectors: &[std::net::Ipv4Addr],
+    clients: &[Origin],
+) -> String {
+    let password = render_password(intent.key.as_ref());
+    let believed = render_set(abroad(intent).chain([pod_networks(intent)]));
+    let address = intent.address;
+    let told = if clients.is_empty() {
+        "proto = \"pods4\" || proto = \"announce4\"".to_owned()
+    } else {
+        "proto = \"pods4\" || proto = \"announce4\" || source = RTS_BGP".to_owned()
+    };
+    let mut text = format!(
+        "template bgp inside {{
+    local {address} as {asn};
+{INSIDE}{password}    ipv4 {{
+        add paths on;
+        import where net ~ {believed};
+        import limit 20000 action restart;
+        export where {told};
+    }};
+}}
+"
+    );
+    for (index, reflector) in reflectors.iter().enumerate() {
+        let number = index.saturating_add(1);
+        text += &format!(
+            "protocol bgp reflector{number} from inside {{ neighbor {reflector} as {asn}; }}\n"
+        );
+    }
+    for Origin { node, number, address, pods, .. } in clients {
+        let hosts = Pattern::service_ranges(&intent.networks).map(Pattern::hosts);
+        let allowed = render_set(std::iter::once(Pattern::exactly(*pods)).chain(hosts));
+        let name = symbol("node_", &number.to_string());
+        text += &format!("# {node}\n");
+        text += &format!("protocol bgp {name} from inside {{\n");
+        text += &format!("    neighbor {address} as {asn}; rr client;\n");
+        text += &format!(
+            "    ipv4 {{ import where net ~ {allowed}; import limit 64 action restart; }};\n"
+        );
+        text += "}\n";
     }
     text
 }
@@ -104,7 +160,7 @@ fn originator_filter(intent: &Intent, tor: std::net::Ipv4Addr, nodes: &[Origin])
     text += &format!("        if ospf_router_id = {tor} then accept;\n");
     text += "        reject;\n";
     text += "    }\n";
-    let services = render_set([Pattern::inside(intent.networks.services, 32)]);
+    let services = render_set(services(intent));
     text += &format!("    if net ~ {services} then accept;\n");
     let abroad = render_set(abroad(intent));
     text += &format!("    if net ~ {abroad} && ospf_router_id = {tor} then accept;\n");
@@ -113,11 +169,12 @@ fn originator_filter(intent: &Intent, tor: std::net::Ipv4Addr, nodes: &[Origin])
 
 fn ospf(intent: &Intent, area: u32, priority: u8) -> String {
     let interface = quote(&intent.interface);
+    let adjacency = render_adjacency(intent.key.as_ref());
     format!(
         "protocol ospf v2 rack4 {{
     ecmp yes; merge external yes;
     ipv4 {{ import filter from_rack4; export where proto = \"pods4\" || proto = \"announce4\"; }};
-    area {area} {{ interface {interface} {{ priority {priority}; {ADJACENCY} }}; }};
+    area {area} {{ interface {interface} {{ priority {priority}; {adjacency} }}; }};
 }}
 "
     )

@@ -10,8 +10,10 @@ use cluster::plan::{Networks, Plan, RackRouting};
 use ipnet::Ipv4Net;
 
 use crate::intent::{Bfd, Origin};
+use crate::key::Key;
 use crate::words::{
-    ADJACENCY, Pattern, SESSION, default_route, quote, render_bfd, render_set, symbol,
+    Pattern, SESSION, default_route, quote, render_adjacency, render_bfd, render_password,
+    render_set, symbol,
 };
 
 /// Everything a ToR router's configuration follows from.
@@ -41,6 +43,8 @@ pub struct TorIntent {
     pub bfd: Bfd,
     /// Whether IPv6 router advertisements are sent to the rack.
     pub advertisement: Advertisement,
+    /// The rack's key, where sessions with nodes need one.
+    pub key: Option<Key>,
     /// Path of the log file; `None` logs to standard error.
     pub log: Option<String>,
 }
@@ -105,8 +109,23 @@ impl TorIntent {
             abroad,
             bfd: Bfd::default(),
             advertisement: Advertisement::Silent,
+            key: None,
             log: None,
         })
+    }
+
+    /// The intents of all ToR routers of a rack, the gateway first; empty when the plan has no
+    /// such rack.
+    #[must_use]
+    pub fn all(plan: &Plan, rack: &str, interface: &str) -> Vec<Self> {
+        let Some(first) = Self::new(plan, rack, interface) else { return Vec::new() };
+        let addresses = match &first.routing {
+            RackRouting::Bgp { tors, .. } if !tors.is_empty() => tors.clone(),
+            RackRouting::Bgp { .. } | RackRouting::Ibgp { .. } | RackRouting::Ospf { .. } => {
+                vec![first.address]
+            }
+        };
+        addresses.into_iter().map(|address| Self { address, ..first.clone() }).collect()
     }
 }
 
@@ -138,9 +157,13 @@ pub fn render_tor(intent: &TorIntent) -> String {
         );
     }
     let asn = match intent.routing {
-        RackRouting::Bgp { tor_asn } => {
+        RackRouting::Bgp { tor_asn, .. } => {
             text += &node_sessions(intent, tor_asn);
             Some(tor_asn)
+        }
+        RackRouting::Ibgp { asn, .. } => {
+            text += &static_routes(intent);
+            Some(asn)
         }
         RackRouting::Ospf { area, tor_asn } => {
             text += &node_adjacencies(intent, area);
@@ -154,8 +177,17 @@ pub fn render_tor(intent: &TorIntent) -> String {
 }
 
 /// Service addresses any node may announce, one by one.
-fn services(intent: &TorIntent) -> Pattern {
-    Pattern::hosts(intent.networks.services)
+fn services(intent: &TorIntent) -> impl Iterator<Item = Pattern> {
+    Pattern::service_ranges(&intent.networks).map(Pattern::hosts)
+}
+
+/// With a rack that keeps its routing to itself, each pod network leads straight to its node.
+fn static_routes(intent: &TorIntent) -> String {
+    let mut text = String::from("protocol static nodes4 {\n    ipv4;\n");
+    for Origin { address, pods, .. } in &intent.nodes {
+        text += &format!("    route {pods} via {address};\n");
+    }
+    text + "}\n"
 }
 
 /// What nodes hear: all that is outside their own link.
@@ -166,16 +198,17 @@ fn beyond_the_rack(intent: &TorIntent) -> String {
     let all = std::iter::once(Pattern::exactly(default_route()))
         .chain(nets)
         .chain(nodes)
-        .chain([services(intent)]);
+        .chain(services(intent));
     render_set(all)
 }
 
 fn node_sessions(intent: &TorIntent, asn: u32) -> String {
     let audible = beyond_the_rack(intent);
+    let password = render_password(intent.key.as_ref());
     let mut text = format!(
         "template bgp node {{
     local {} as {asn};
-{SESSION}    ipv4 {{
+{SESSION}{password}    ipv4 {{
         import none; import keep filtered yes; import limit 64 action restart;
         export where net ~ {audible};
     }};
@@ -184,7 +217,7 @@ fn node_sessions(intent: &TorIntent, asn: u32) -> String {
         intent.address
     );
     for Origin { node, number, address, asn, pods } in &intent.nodes {
-        let allowed = render_set([Pattern::exactly(*pods), services(intent)]);
+        let allowed = render_set(std::iter::once(Pattern::exactly(*pods)).chain(services(intent)));
         let name = symbol("node_", &number.to_string());
         text += &format!("# {node}\n");
         text += &format!("protocol bgp {name} from node {{\n");
@@ -200,11 +233,13 @@ fn node_adjacencies(intent: &TorIntent, area: u32) -> String {
     for Origin { address, pods, .. } in &intent.nodes {
         text += &format!("    if net = {pods} && ospf_router_id = {address} then accept;\n");
     }
-    let services = render_set([Pattern::inside(intent.networks.services, 32)]);
+    let ranges = Pattern::service_ranges(&intent.networks);
+    let services = render_set(ranges.map(|range| Pattern::inside(range, 32)));
     text += &format!("    if net ~ {services} then accept;\n");
     text += "    reject;\n}\n";
     let audible = beyond_the_rack(intent);
     let interface = quote(&intent.interface);
+    let adjacency = render_adjacency(intent.key.as_ref());
     text += &format!(
         "filter to_nodes4 {{
     if source != RTS_BGP && source != RTS_DEVICE then reject;
@@ -214,7 +249,7 @@ fn node_adjacencies(intent: &TorIntent, area: u32) -> String {
 protocol ospf v2 rack4 {{
     ecmp yes; merge external yes;
     ipv4 {{ import filter from_nodes4; export filter to_nodes4; }};
-    area {area} {{ interface {interface} {{ priority 10; {ADJACENCY} }}; }};
+    area {area} {{ interface {interface} {{ priority 10; {adjacency} }}; }};
 }}
 "
     );
@@ -226,7 +261,7 @@ fn uplinks(intent: &TorIntent, asn: u32) -> String {
         return String::new();
     }
     let abroad = intent.abroad.iter().map(|net| Pattern::exactly(*net));
-    let abroad: Vec<Pattern> = abroad.chain([services(intent)]).collect();
+    let abroad: Vec<Pattern> = abroad.chain(services(intent)).collect();
     let believed = render_set(
         std::iter::once(Pattern::exactly(default_route())).chain(abroad.iter().copied()),
     );

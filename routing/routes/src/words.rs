@@ -1,8 +1,10 @@
 //! Small pieces of BIRD's configuration language.
 
+use cluster::plan::Networks;
 use ipnet::Ipv4Net;
 
 use crate::intent::Bfd;
+use crate::key::Key;
 
 /// Prefixes to match: this one, or longer ones inside it up to a length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -13,6 +15,11 @@ pub(crate) struct Pattern {
 }
 
 impl Pattern {
+    /// What is announced one address at a time, or as parts of these ranges.
+    pub(crate) fn service_ranges(networks: &Networks) -> impl Iterator<Item = Ipv4Net> {
+        std::iter::once(networks.services).chain(networks.load_balancers.iter().copied())
+    }
+
     pub(crate) fn exactly(net: Ipv4Net) -> Self {
         Self { net: net.trunc(), lengths: None }
     }
@@ -77,6 +84,25 @@ pub(crate) const SESSION: &str = "    direct; bfd yes; ttl security yes; enforce
     hold time 9; keepalive time 3; connect delay time 1; connect retry time 5; error wait time 1,5;
 ";
 
-/// The options every OSPF interface of ours has.
-pub(crate) const ADJACENCY: &str =
-    "type broadcast; hello 1; dead count 4; cost 10; bfd yes; ttl security yes; tx length 1400;";
+/// As [`SESSION`], inside one AS.
+pub(crate) const INSIDE: &str = "    direct; bfd yes; ttl security yes;
+    hold time 9; keepalive time 3; connect delay time 1; connect retry time 5; error wait time 1,5;
+";
+
+/// The options every OSPF interface of ours has. Most routers send OSPF with a TTL of 1 unless
+/// told otherwise, so a TTL of 255 is offered but not asked for.
+const ADJACENCY: &str = "type broadcast; hello 1; dead count 4; cost 10; bfd yes; ttl security tx only; tx length 1400;";
+
+/// Renders the options of an OSPF interface, with the rack's key if it has one.
+pub(crate) fn render_adjacency(key: Option<&Key>) -> String {
+    let key = key.map_or_else(String::new, |key| {
+        let key = quote(key.reveal());
+        format!(" authentication cryptographic; password {key} {{ id 1; algorithm hmac sha256; }};")
+    });
+    format!("{ADJACENCY}{key}")
+}
+
+/// Renders the key of a BGP session: a TCP MD5 signature, the one kind that all routers know.
+pub(crate) fn render_password(key: Option<&Key>) -> String {
+    key.map_or_else(String::new, |key| format!("    password {};\n", quote(key.reveal())))
+}

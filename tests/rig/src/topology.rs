@@ -244,7 +244,8 @@ fn seed_site(plan: &Plan, tag: &str) -> Result<SeedSite> {
 /// A cable between each pair of routers.
 fn cables(plan: &Plan) -> Result<Vec<Cable>> {
     let asn = |routing: &RackRouting| match routing {
-        RackRouting::Bgp { tor_asn } => Some(*tor_asn),
+        RackRouting::Bgp { tor_asn, .. } => Some(*tor_asn),
+        RackRouting::Ibgp { asn, .. } => Some(*asn),
         RackRouting::Ospf { tor_asn, .. } => *tor_asn,
     };
     let mut addresses = links(plan.sim.links);

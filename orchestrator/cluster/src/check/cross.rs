@@ -8,7 +8,7 @@ use ipnet::Ipv4Net;
 use super::fields::{Found, Problems};
 use super::word::PodRange;
 use super::{MachineDraft, NODE_ASN_BASE, RackDraft, SeedDraft};
-use crate::plan::{Machine, Rack, RackRouting, Seed};
+use crate::plan::{Machine, Rack, RackRouting, Role, Seed};
 use crate::problem::Place;
 
 /// Everything that could be read, not yet compared.
@@ -16,6 +16,7 @@ pub(super) struct Draft {
     pub(super) seed: Option<SeedDraft>,
     pub(super) pods: Option<Found<PodRange>>,
     pub(super) services: Option<Found<Ipv4Net>>,
+    pub(super) load_balancers: Vec<Found<Ipv4Net>>,
     pub(super) racks: Vec<RackDraft>,
     pub(super) machines: Vec<MachineDraft>,
     pub(super) links: Option<Found<Ipv4Net>>,
@@ -28,7 +29,7 @@ impl Draft {
         self.check_unique(problems);
         let seed = self.check_seed(problems);
         let racks: Vec<Option<Rack>> =
-            self.racks.iter().map(|rack| check_rack(rack, problems)).collect();
+            self.racks.iter().map(|rack| self.check_rack(rack, problems)).collect();
         let machines: Vec<Option<Machine>> =
             self.machines.iter().map(|machine| self.check_machine(machine, problems)).collect();
         self.check_addresses(&machines, problems);
@@ -54,7 +55,8 @@ impl Draft {
             .chain(pods)
             .chain(services)
             .chain(racks.map(|found| (found.value, &found.place, false)))
-            .chain(self.links.as_ref().map(|found| (found.value, &found.place, false)));
+            .chain(self.links.as_ref().map(|found| (found.value, &found.place, false)))
+            .chain(self.load_balancers.iter().map(|found| (found.value, &found.place, false)));
         for (range, place, is_seed) in ranges {
             for (other, other_place, other_is_seed) in &earlier {
                 // A seed may stand in a rack's own subnet: then the two ranges are one.
@@ -175,6 +177,64 @@ impl Draft {
         })
     }
 
+    fn check_rack(&self, draft: &RackDraft, problems: &mut Problems) -> Option<Rack> {
+        let subnet = draft.subnet.as_ref().map(|found| found.value);
+        if let Some(found) = draft.subnet.as_ref().filter(|found| found.value.prefix_len() > 30) {
+            problems.add(&found.place, found.value, "has no room for machines", "give a /24");
+        }
+        if let Some(gateway) = &draft.gateway {
+            inside(gateway, subnet, problems);
+        }
+        let name = draft.name.as_ref().map(|found| found.value.clone());
+        let mut routing = draft.routing.as_ref()?.routing.value.clone();
+        match &mut routing {
+            RackRouting::Bgp { tors, .. } => check_tors(draft, subnet, tors, problems),
+            RackRouting::Ibgp { reflectors, .. } => {
+                self.check_reflectors(draft, name.as_deref(), reflectors, problems);
+            }
+            RackRouting::Ospf { .. } => (),
+        }
+        Some(Rack {
+            name: name?,
+            subnet: subnet?,
+            gateway: draft.gateway.as_ref()?.value,
+            routing,
+            authentication: draft.routing.as_ref()?.authentication,
+        })
+    }
+
+    /// Reflectors are machines of the rack; without any named, its masters first.
+    fn check_reflectors(
+        &self,
+        draft: &RackDraft,
+        rack: Option<&str>,
+        reflectors: &mut Vec<String>,
+        problems: &mut Problems,
+    ) {
+        let mut here: Vec<(bool, u32, &str)> = self
+            .machines
+            .iter()
+            .filter(|one| one.rack.as_ref().map(|found| found.value.as_str()) == rack)
+            .filter_map(|one| {
+                let role = one.role.as_ref()?.value;
+                let (node, name) = (one.node.as_ref()?.value, &one.name.as_ref()?.value);
+                Some((role != Role::Master, node, name.as_str()))
+            })
+            .collect();
+        here.sort_unstable();
+        if reflectors.is_empty() {
+            reflectors.extend(here.iter().take(2).map(|(_, _, name)| (*name).to_owned()));
+            return;
+        }
+        for found in draft.routing.iter().flat_map(|routing| &routing.reflectors) {
+            if !here.iter().any(|(_, _, name)| *name == found.value) {
+                let names: Vec<&str> = here.iter().map(|(_, _, name)| *name).collect();
+                let hint = format!("the machines here are {}", names.join(", "));
+                problems.add(&found.place, &found.value, "is no machine of this rack", hint);
+            }
+        }
+    }
+
     fn pod_network(&self, draft: &MachineDraft, problems: &mut Problems) -> Option<Ipv4Net> {
         let (node, pods) = (draft.node.as_ref()?, self.pods.as_ref()?.value);
         let network = pods.network(node.value);
@@ -192,7 +252,9 @@ impl Draft {
         let seed = self.seed.as_ref();
         let fixed = seed.iter().flat_map(|seed| [&seed.address, &seed.gateway]).flatten();
         let gateways = self.racks.iter().filter_map(|rack| rack.gateway.as_ref());
-        for found in fixed.chain(gateways) {
+        let tors = self.racks.iter().filter_map(|rack| rack.routing.as_ref());
+        let tors = tors.flat_map(|routing| &routing.tors);
+        for found in fixed.chain(tors).chain(gateways) {
             taken.insert(found.value, found.place.path.clone());
         }
         if let Some((subnet, seed)) = seed.and_then(|seed| Some((seed.subnet.as_ref()?, seed)))
@@ -228,28 +290,33 @@ impl Draft {
 }
 
 fn tor_asn(rack: &RackDraft) -> Option<Found<u32>> {
-    let routing = rack.routing.as_ref()?;
+    let routing = &rack.routing.as_ref()?.routing;
     let value = match &routing.value {
-        RackRouting::Bgp { tor_asn } => *tor_asn,
+        RackRouting::Bgp { tor_asn, .. } => *tor_asn,
+        RackRouting::Ibgp { asn, .. } => *asn,
         RackRouting::Ospf { tor_asn, .. } => (*tor_asn)?,
     };
     Some(Found { value, place: routing.place.clone() })
 }
 
-fn check_rack(draft: &RackDraft, problems: &mut Problems) -> Option<Rack> {
-    let subnet = draft.subnet.as_ref().map(|found| found.value);
-    if let Some(found) = draft.subnet.as_ref().filter(|found| found.value.prefix_len() > 30) {
-        problems.add(&found.place, found.value, "has no room for machines", "give a /24");
+/// Further routers of a rack stand in its subnet, and the gateway is one of them.
+fn check_tors(
+    draft: &RackDraft,
+    subnet: Option<Ipv4Net>,
+    tors: &mut Vec<Ipv4Addr>,
+    problems: &mut Problems,
+) {
+    let Some(gateway) = draft.gateway.as_ref().map(|found| found.value) else { return };
+    let Some(routing) = &draft.routing else { return };
+    for found in &routing.tors {
+        inside(found, subnet, problems);
     }
-    if let Some(gateway) = &draft.gateway {
-        inside(gateway, subnet, problems);
+    if let (false, Some(first)) = (tors.contains(&gateway), routing.tors.first()) {
+        let rule = format!("is a list without the rack's gateway {gateway}");
+        problems.add(&first.place, first.value, rule, "list every ToR router of the rack");
     }
-    Some(Rack {
-        name: draft.name.as_ref()?.value.clone(),
-        subnet: subnet?,
-        gateway: draft.gateway.as_ref()?.value,
-        routing: draft.routing.as_ref()?.value.clone(),
-    })
+    // The gateway first; the others in the order they were written.
+    tors.sort_by_key(|tor| *tor != gateway);
 }
 
 fn by_formula(node: &Found<u32>, subnet: Ipv4Net, problems: &mut Problems) -> Option<Ipv4Addr> {

@@ -5,17 +5,17 @@
 
 mod cross;
 mod fields;
+mod routing;
 mod word;
 
 use ipnet::Ipv4Net;
 
 use self::cross::Draft;
 use self::fields::{Fields, Found, Problems, Refusal, scalar};
+use self::routing::RoutingDraft;
 use self::word::PodRange;
 use crate::document::Node;
-use crate::plan::{
-    BootMethod, Ceph, DiskSelector, Networks, Plan, RackRouting, Role, Sim, Timings,
-};
+use crate::plan::{BootMethod, Ceph, DiskSelector, Networks, Plan, Role, Sim, Timings};
 use crate::problem::{Place, Problem};
 
 /// AS number of node 0; node N has N more, so no two nodes of a site share one.
@@ -40,7 +40,7 @@ pub(super) struct RackDraft {
     name: Option<Found<String>>,
     subnet: Option<Found<Ipv4Net>>,
     gateway: Option<Found<std::net::Ipv4Addr>>,
-    routing: Option<Found<RackRouting>>,
+    routing: Option<RoutingDraft>,
 }
 
 /// A machine whose own fields could be read.
@@ -124,7 +124,7 @@ fn read(root: &Fields<'_>, problems: &mut Problems) -> Option<Plan> {
         Some((node, path)) => read_networks(&path, node, problems),
         None => {
             root.missing("networks", "give pods and services a range each", problems);
-            (None, None)
+            (None, None, Vec::new())
         }
     };
     let timings = read_timings(root, problems);
@@ -142,12 +142,13 @@ fn read(root: &Fields<'_>, problems: &mut Problems) -> Option<Plan> {
         .filter_map(|(node, path)| read_machine(&path, node, problems))
         .collect();
 
-    let (pods, services) = networks;
-    let draft = Draft { seed, pods, services, racks, machines, links };
+    let (pods, services, load_balancers) = networks;
+    let draft = Draft { seed, pods, services, load_balancers, racks, machines, links };
     let (seed, racks, machines) = draft.check(problems)?;
     let networks = Networks {
         pods: draft.pods.as_ref()?.value.range,
         services: draft.services.as_ref()?.value,
+        load_balancers: draft.load_balancers.iter().map(|found| found.value).collect(),
     };
     Some(Plan { site: site?.value, seed, networks, timings, racks, machines, ceph, sim })
 }
@@ -171,14 +172,24 @@ fn read_seed(path: &str, node: &Node, problems: &mut Problems) -> Option<SeedDra
     Some(SeedDraft { address, subnet, rack, gateway, api_port, http_port })
 }
 
-fn read_networks(
-    path: &str,
-    node: &Node,
-    problems: &mut Problems,
-) -> (Option<Found<PodRange>>, Option<Found<Ipv4Net>>) {
-    let Some(fields) = Fields::open(path, node, &["pods", "services"], problems) else {
-        return (None, None);
+type Ranges = (Option<Found<PodRange>>, Option<Found<Ipv4Net>>, Vec<Found<Ipv4Net>>);
+
+fn read_networks(path: &str, node: &Node, problems: &mut Problems) -> Ranges {
+    let known = ["pods", "services", "loadBalancers"];
+    let Some(fields) = Fields::open(path, node, &known, problems) else {
+        return (None, None, Vec::new());
     };
+    let nodes = fields.list("loadBalancers", problems);
+    let balancers = nodes.into_iter().filter_map(|(node, path)| {
+        scalar(&path, node, problems, |text| {
+            let net = word::network(text)?;
+            if net.prefix_len() >= 16 {
+                return Ok(net);
+            }
+            Err(Refusal::new("is wider than a /16", "a /24 holds 254 outside addresses"))
+        })
+    });
+    let balancers = balancers.collect();
     let hint = "write it as 172.20.{node}.0/24";
     let pods = fields.required("pods", hint, problems, word::pods);
     let hint = "write it as 172.21.0.0/24";
@@ -189,7 +200,7 @@ fn read_networks(
         }
         Err(Refusal::new("must have a prefix from /12 to /28", "a /24 holds 254 services"))
     });
-    (pods, services)
+    (pods, services, balancers)
 }
 
 fn read_timings(root: &Fields<'_>, problems: &mut Problems) -> Timings {
@@ -264,50 +275,14 @@ fn read_rack(path: &str, node: &Node, problems: &mut Problems) -> Option<RackDra
     let hint = "the ToR router's address in the rack's subnet";
     let gateway = fields.required("gateway", hint, problems, word::address);
     let routing = match fields.node("routing") {
-        Some((node, path)) => read_routing(&path, node, problems),
+        Some((node, path)) => routing::read(&path, node, problems),
         None => {
-            let hint = "write it as { mode: bgp, torAsn: 65001 } or { mode: ospf }";
+            let hint = "write it as { mode: bgp, torAsn: 65001 }, { mode: ibgp, asn: 65010 } or { mode: ospf }";
             fields.missing("routing", hint, problems);
             None
         }
     };
     Some(RackDraft { name, subnet, gateway, routing })
-}
-
-fn read_routing(path: &str, node: &Node, problems: &mut Problems) -> Option<Found<RackRouting>> {
-    let fields = Fields::open(path, node, &["mode", "torAsn", "area"], problems)?;
-    let hint = "the modes are bgp and ospf";
-    let bgp = fields.required("mode", hint, problems, |text| match text {
-        "bgp" => Ok(true),
-        "ospf" => Ok(false),
-        _ => Err(Refusal::new("is an unknown routing mode", hint)),
-    });
-    let asn = fields.optional("torAsn", problems, |text| {
-        let asn = word::number(text, 1, u32::MAX - 1)?;
-        if (NODE_ASN_BASE..=NODE_ASN_BASE + NODE_MAX).contains(&asn) {
-            let rule = "lies in the range of the nodes' own AS numbers";
-            return Err(Refusal::new(rule, "take one from 64512 to 65534"));
-        }
-        Ok(asn)
-    });
-    let area = fields.optional("area", problems, |text| word::number(text, 0, u32::MAX - 1));
-    let place = fields.place.clone();
-    let value = if bgp?.value {
-        if let Some(area) = area {
-            let rule = "belongs to mode ospf";
-            problems.add(&area.place, area.value, rule, "remove it, or set mode: ospf");
-        }
-        if fields.node("torAsn").is_none() {
-            fields.missing("torAsn", "the ToR router's AS number, as in 65001", problems);
-        }
-        RackRouting::Bgp { tor_asn: asn?.value }
-    } else {
-        RackRouting::Ospf {
-            area: area.map_or(0, |area| area.value),
-            tor_asn: asn.map(|asn| asn.value),
-        }
-    };
-    Some(Found { value, place })
 }
 
 fn read_machine(path: &str, node: &Node, problems: &mut Problems) -> Option<MachineDraft> {

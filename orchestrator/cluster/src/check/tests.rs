@@ -179,6 +179,48 @@ fn slips_of_the_pen_are_named() {
 }
 
 #[test]
+fn every_mode_has_its_own_words() {
+    check(
+        "{ mode: bgp, torAsn: 65002 }",
+        "{ mode: ibgp, torAsn: 65002, reflectors: [nobody], authentication: md5 }",
+        expect![[r#"
+            line 28: racks[1].routing.asn: is missing; the AS number of the rack's nodes, as in 65010
+            line 28: racks[1].routing.torAsn = 65002: belongs to the modes bgp and ospf; remove it, or change the mode
+            line 28: racks[1].routing.authentication = md5: is neither none nor key; write key, and put the key into the Secret kube-system/muster-routing
+        "#]],
+    );
+    check(
+        "{ mode: bgp, torAsn: 65002 }",
+        "{ mode: bgp, torAsn: 65002, tors: [10.98.2.2, 10.98.3.3, 10.98.2.2] }",
+        expect![[r#"
+            line 28: racks[1].routing.tors[0] = 10.98.2.2: is a list without the rack's gateway 10.98.2.1; list every ToR router of the rack
+            line 28: racks[1].routing.tors[1] = 10.98.3.3: is outside the subnet 10.98.2.0/24; try 10.98.2.1
+            line 28: racks[1].routing.tors[2] = 10.98.2.2: is listed twice; keep one of the two
+        "#]],
+    );
+    check(
+        "{ mode: bgp, torAsn: 65002 }",
+        "{ mode: ibgp, asn: 65002, reflectors: [a-worker] }",
+        expect![[r#"
+            line 28: racks[1].routing.reflectors[0] = a-worker: is no machine of this rack; the machines here are b-worker
+        "#]],
+    );
+    let flat = LAB.replace("{ mode: bgp, torAsn: 65002 }", "{ mode: ibgp, asn: 65002 }");
+    let routing = Plan::parse(&flat).unwrap().racks.remove(1).routing;
+    let reflectors = vec!["b-worker".to_owned()];
+    assert_eq!(routing, crate::plan::RackRouting::Ibgp { asn: 65002, reflectors });
+    check(
+        "services: 172.21.0.0/24",
+        "services: 172.21.0.0/24\n  loadBalancers: [172.21.0.128/25, 10.0.0.0/8, 192.0.2.1/27]",
+        expect![[r#"
+            line 15: networks.loadBalancers[0] = 172.21.0.128/25: overlaps networks.services = 172.21.0.0/24; choose a range of its own
+            line 15: networks.loadBalancers[1] = 10.0.0.0/8: is wider than a /16; a /24 holds 254 outside addresses
+            line 15: networks.loadBalancers[2] = 192.0.2.1/27: has host bits set; try 192.0.2.0/27
+        "#]],
+    );
+}
+
+#[test]
 fn the_hash_follows_meaning_not_spelling() {
     let hash = Plan::parse(LAB).unwrap().hash();
     let spelled = LAB.replace("role: worker", "role:   worker").replace("  memoryMiB: 1024\n", "");

@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use super::*;
 
 fn everything() -> (Intent, Everything) {
@@ -13,6 +15,8 @@ fn everything() -> (Intent, Everything) {
         racks: vec![serde_json::from_value(rack).unwrap()],
         networks: serde_json::from_value(networks).unwrap(),
         pods: Some("172.20.11.0/24".parse().unwrap()),
+        keys: BTreeMap::new(),
+        announce: Vec::new(),
     };
     let uplink = Link {
         index: LinkIndex(2),
@@ -30,6 +34,7 @@ fn everything() -> (Intent, Everything) {
         racks: &known.racks,
         machines: &known.machines,
         networks: &known.networks,
+        keys: &known.keys,
     });
     let seen = Everything {
         known,
@@ -127,4 +132,12 @@ fn a_bird_that_was_restarted_is_told_again_and_pods_stay() {
     seen.bird.protocols.clear();
     let actions = plan(&intent, &seen, &Paths::default()).actions;
     assert!(matches!(actions.as_slice(), [Action::Configure { .. }]), "{actions:?}");
+}
+
+#[test]
+fn a_configuration_is_never_printed() {
+    let (intent, seen) = everything();
+    let actions = plan(&intent, &seen, &Paths::default()).actions;
+    let text = format!("{actions:?}");
+    assert!(text.contains("Configure") && !text.contains("router id"), "{text}");
 }

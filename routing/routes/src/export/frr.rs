@@ -11,6 +11,7 @@ use ipnet::Ipv4Net;
 
 use crate::intent::Origin;
 use crate::tor::TorIntent;
+use crate::words::Pattern;
 
 /// Renders `/etc/frr/frr.conf`.
 pub(super) fn render(intent: &TorIntent) -> String {
@@ -23,7 +24,8 @@ pub(super) fn render(intent: &TorIntent) -> String {
         intent.bfd.multiplier, intent.bfd.interval_ms
     );
     text += &match intent.routing {
-        RackRouting::Bgp { tor_asn } => bgp(intent, tor_asn),
+        RackRouting::Bgp { tor_asn, .. } => bgp(intent, tor_asn),
+        RackRouting::Ibgp { .. } => static_routes(intent),
         RackRouting::Ospf { area, .. } => ospf(intent, area),
     };
     text
@@ -40,8 +42,14 @@ fn prefix_list(name: &str, nets: impl IntoIterator<Item = (Ipv4Net, &'static str
 }
 
 /// Single service addresses.
-fn services(intent: &TorIntent) -> (Ipv4Net, &'static str) {
-    (intent.networks.services, " ge 32")
+fn services(intent: &TorIntent) -> impl Iterator<Item = (Ipv4Net, &'static str)> {
+    Pattern::service_ranges(&intent.networks).map(|range| (range, " ge 32"))
+}
+
+/// With a rack that keeps its routing to itself, each pod network leads straight to its node.
+fn static_routes(intent: &TorIntent) -> String {
+    let route = |node: &Origin| format!("ip route {} {}\n", node.pods, node.address);
+    intent.nodes.iter().map(route).collect()
 }
 
 /// What nodes hear: all that is outside their own link.
@@ -50,7 +58,7 @@ fn audible(intent: &TorIntent) -> Vec<(Ipv4Net, &'static str)> {
     let mut all = vec![(Ipv4Net::default(), "")];
     all.extend(beyond.map(|net| (*net, "")));
     all.extend(intent.nodes.iter().map(|node| (node.pods, "")));
-    all.push(services(intent));
+    all.extend(services(intent));
     all
 }
 
@@ -58,13 +66,16 @@ fn bgp(intent: &TorIntent, asn: u32) -> String {
     let mut text = prefix_list("muster-to-nodes", audible(intent));
     for Origin { number, pods, .. } in &intent.nodes {
         let name = format!("muster-node-{number}");
-        text += &prefix_list(&name, [(*pods, ""), services(intent)]);
+        text += &prefix_list(&name, std::iter::once((*pods, "")).chain(services(intent)));
     }
     text += &format!("!\nrouter bgp {asn}\n bgp router-id {}\n", intent.address);
     text += " no bgp default ipv4-unicast\n bgp bestpath as-path multipath-relax\n";
     text += " neighbor muster peer-group\n neighbor muster timers 3 9\n";
     text += " neighbor muster timers connect 5\n neighbor muster ttl-security hops 1\n";
     text += " neighbor muster bfd\n neighbor muster bfd profile muster\n";
+    if let Some(key) = &intent.key {
+        text += &format!(" neighbor muster password {}\n", key.reveal());
+    }
     for Origin { node, address, asn, .. } in &intent.nodes {
         text += &format!(" neighbor {address} remote-as {asn}\n");
         text += &format!(" neighbor {address} peer-group muster\n");
@@ -83,15 +94,24 @@ fn bgp(intent: &TorIntent, asn: u32) -> String {
 }
 
 fn ospf(intent: &TorIntent, area: u32) -> String {
-    let services = (intent.networks.services, " le 32");
-    let believed = intent.nodes.iter().map(|node| (node.pods, "")).chain([services]);
+    let services = Pattern::service_ranges(&intent.networks).map(|range| (range, " le 32"));
+    let believed = intent.nodes.iter().map(|node| (node.pods, "")).chain(services);
     let mut text = prefix_list("muster-from-nodes", believed);
     text += &prefix_list("muster-to-nodes", audible(intent));
     text += "route-map muster-from-nodes permit 10\n match ip address prefix-list muster-from-nodes\nexit\n!\n";
     text += "route-map muster-to-nodes permit 10\n match ip address prefix-list muster-to-nodes\n set metric 1000\nexit\n!\n";
+    if let Some(key) = &intent.key {
+        text += "! Key chains in OSPF need FRR 8.5.\n";
+        text += &format!("key chain muster\n key 1\n  key-string {}\n", key.reveal());
+        text += "  cryptographic-algorithm hmac-sha-256\n exit\nexit\n!\n";
+    }
     text += &format!("interface {}\n ip ospf area {area}\n", intent.interface);
     text += " ip ospf network broadcast\n ip ospf hello-interval 1\n ip ospf dead-interval 4\n";
-    text += " ip ospf cost 10\n ip ospf priority 10\n ip ospf bfd\n ip ospf bfd profile muster\nexit\n!\n";
+    text += " ip ospf cost 10\n ip ospf priority 10\n ip ospf bfd\n ip ospf bfd profile muster\n";
+    if intent.key.is_some() {
+        text += " ip ospf authentication key-chain muster\n";
+    }
+    text += "exit\n!\n";
     text += &format!("router ospf\n ospf router-id {}\n", intent.address);
     text += " redistribute connected route-map muster-to-nodes\n";
     text += " redistribute bgp route-map muster-to-nodes\n maximum-paths 16\nexit\n!\n";

@@ -83,3 +83,29 @@ fn crush_knows_every_rack_and_moves_no_pool_that_would_not_fit() {
     plan.machines.retain(|machine| machine.rack != "c");
     assert!(render_crush(&plan).contains("\n# ceph osd pool set kube"));
 }
+
+#[test]
+fn two_routers_with_a_key_have_a_file_each_and_the_key_is_left_out() {
+    let mut plan = plan();
+    let two = vec!["10.98.1.1".parse().unwrap(), "10.98.1.2".parse().unwrap()];
+    plan.racks[0].routing = cluster::plan::RackRouting::Bgp { tor_asn: 65001, tors: two };
+    plan.racks[0].authentication = cluster::plan::Authentication::Key;
+    for (format, begin) in [(Format::Bird, "# ToR router of"), (Format::Frr, "! ToR router of")] {
+        let text = tors(&plan, "a", format);
+        let files: Vec<&str> = text.split(begin).skip(1).collect();
+        assert_eq!(files.len(), 2, "{text}");
+        for (file, address) in files.iter().zip(["10.98.1.1", "10.98.1.2"]) {
+            assert!(
+                file.contains(&format!("router id {address};"))
+                    || file.contains(&format!("router-id {address}")),
+                "{file}"
+            );
+            assert!(file.contains("PUT-THE-KEY-OF-RACK-a-HERE"), "{file}");
+            match format {
+                Format::Bird => accepted_by_bird(&format!("{begin}{file}")),
+                Format::Frr | Format::Text => accepted_by_frr(&format!("{begin}{file}")),
+            }
+        }
+    }
+    assert!(tors(&plan, "a", Format::Text).contains("TCP MD5"));
+}

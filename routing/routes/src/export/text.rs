@@ -5,6 +5,7 @@ use ipnet::Ipv4Net;
 
 use crate::intent::Origin;
 use crate::tor::TorIntent;
+use crate::words::Pattern;
 
 /// Renders what has to be set up, in the order a person would.
 pub(super) fn render(intent: &TorIntent) -> String {
@@ -12,14 +13,33 @@ pub(super) fn render(intent: &TorIntent) -> String {
     text += &format!("  address {} in {}, router id the same\n", intent.address, intent.subnet);
     text += "  packet forwarding on, flows spread over equal routes (up to 16)\n\n";
     text += &match intent.routing {
-        RackRouting::Bgp { tor_asn } => bgp(intent, tor_asn),
+        RackRouting::Bgp { tor_asn, .. } => bgp(intent, tor_asn),
+        RackRouting::Ibgp { .. } => ibgp(intent),
         RackRouting::Ospf { area, tor_asn } => ospf(intent, area, tor_asn),
     };
     text += "\nTo other routers of the site, and from them:\n";
     text += &format!("  announce {}\n", list(intent.connected.iter().chain(pods(intent))));
     text += &format!("  take     {}\n", list(intent.abroad.iter()));
-    text += &format!("  both     single addresses (/32) inside {}\n", intent.networks.services);
+    text += &format!("  both     single addresses (/32) inside {}\n", services(intent));
     text
+}
+
+fn services(intent: &TorIntent) -> String {
+    let ranges: Vec<Ipv4Net> = Pattern::service_ranges(&intent.networks).collect();
+    list(ranges.iter())
+}
+
+fn ibgp(intent: &TorIntent) -> String {
+    let mut text = String::from("No session with the nodes: a route to each, by hand\n");
+    let rows = intent.nodes.iter().map(|Origin { node, address, pods, .. }| {
+        [node.clone(), pods.to_string(), address.to_string()]
+    });
+    text += &table(["NODE", "DESTINATION", "VIA"], rows);
+    text
+}
+
+fn key(intent: &TorIntent, how: &str) -> String {
+    intent.key.as_ref().map_or_else(String::new, |_| format!("  the rack's key, as {how}\n"))
 }
 
 fn bfd(intent: &TorIntent) -> String {
@@ -32,6 +52,7 @@ fn bfd(intent: &TorIntent) -> String {
 fn bgp(intent: &TorIntent, asn: u32) -> String {
     let mut text = format!("BGP, AS {asn}, one session to each node\n");
     text += "  hold time 9 s, keepalive 3 s, TTL security (one hop)\n";
+    text += &key(intent, "TCP MD5 signature (RFC 2385)");
     text += &bfd(intent);
     text += "  import: refuse everything but what stands at the node, at most 64 prefixes\n";
     text += "  export: default route, subnets and pod networks of all racks, service addresses\n";
@@ -40,7 +61,7 @@ fn bgp(intent: &TorIntent, asn: u32) -> String {
             node.clone(),
             address.to_string(),
             asn.to_string(),
-            format!("{pods}, /32s inside {}", intent.networks.services),
+            format!("{pods}, /32s inside {}", services(intent)),
         ]
     });
     text + &table(["NODE", "NEIGHBOUR", "AS", "TAKE ONLY"], rows)
@@ -49,6 +70,7 @@ fn bgp(intent: &TorIntent, asn: u32) -> String {
 fn ospf(intent: &TorIntent, area: u32, asn: Option<u32>) -> String {
     let mut text = format!("OSPFv2, area {area}, on the link to the rack\n");
     text += "  network type broadcast, hello 1 s, dead after 4 s, cost 10, priority 10\n";
+    text += &key(intent, "HMAC-SHA-256 with key id 1 (RFC 5709)");
     text += &bfd(intent);
     text += "  import into the routing table: only what stands at the node, and only from its\n";
     text += "  router id where the router can tell; nodes announce as external routes (type 2)\n";
@@ -57,7 +79,7 @@ fn ospf(intent: &TorIntent, area: u32, asn: Option<u32>) -> String {
         text += &format!("  BGP to other racks' routers, AS {asn}\n");
     }
     let rows = intent.nodes.iter().map(|Origin { node, address, pods, .. }| {
-        let take = format!("{pods}, addresses inside {}", intent.networks.services);
+        let take = format!("{pods}, addresses inside {}", services(intent));
         [node.clone(), address.to_string(), take]
     });
     text + &table(["NODE", "ROUTER ID", "TAKE ONLY"], rows)
