@@ -303,7 +303,7 @@ fn tor_asn(rack: &RackDraft) -> Option<Found<u32>> {
 fn check_tors(
     draft: &RackDraft,
     subnet: Option<Ipv4Net>,
-    tors: &mut Vec<Ipv4Addr>,
+    tors: &mut [Ipv4Addr],
     problems: &mut Problems,
 ) {
     let Some(gateway) = draft.gateway.as_ref().map(|found| found.value) else { return };

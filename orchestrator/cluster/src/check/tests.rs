@@ -22,6 +22,7 @@ fn check(from: &str, to: &str, expected: Expect) {
 fn the_examples_are_sound() {
     check("site: lab", "site: lab", expect![""]);
     assert_eq!(verdict(include_str!("../../../../examples/university/rack.yaml")), "");
+    assert_eq!(verdict(include_str!("../../../../examples/campus/rack.yaml")), "");
 }
 
 #[test]
