@@ -120,6 +120,12 @@ impl Node {
         let limit = Instant::now() + Duration::from_secs(40);
         loop {
             let sandboxes = runtime.list_pod_sandbox(ListPodSandboxRequest::default()).await;
+            // A runtime that has just come back says so for a moment.
+            if sandboxes.as_ref().is_err_and(cri::CallError::is_unavailable) {
+                assert!(Instant::now() < limit, "the runtime never came back");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
             let sandboxes = sandboxes.unwrap().items;
             let uid = format!("uid-{name}");
             let left = sandboxes.iter().any(|s| s.metadata.as_ref().is_some_and(|m| m.uid == uid));
