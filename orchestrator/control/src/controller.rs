@@ -13,9 +13,9 @@ use crate::scaling::Recommendations;
 use crate::view::{Key, View};
 use crate::wake::{Touch, Wake, Woken, nodes_of_pod, same_name};
 use crate::{
-    aggregation, approval, autoscaler, budget, cron_job, daemon_set, deployment, drain, endpoints,
-    garbage, job, lifecycle, load_balancer, membership, namespace, pod_gc, quota, replica_set,
-    service_account, stateful_set, volume_binder,
+    aggregation, approval, attachment, autoscaler, budget, cron_job, daemon_set, deployment, drain,
+    endpoints, garbage, job, lifecycle, load_balancer, membership, mirror, namespace, pod_gc,
+    quota, replica_set, service_account, stateful_set, volume_binder,
 };
 
 /// One controller: what it looks at and what it does about one key.
@@ -268,6 +268,31 @@ pub static CONTROLLERS: &[Controller] = &[
         ..BASE
     },
     Controller {
+        name: "endpointslice-mirroring-controller",
+        needs: &[
+            (&kind::ENDPOINTS, Wake::Own),
+            (&kind::SERVICE, Wake::Own),
+            (&kind::ENDPOINT_SLICE, Wake::By(mirror::endpoints_of_slice)),
+        ],
+        keys: mirror::keys,
+        reconcile: mirror::reconcile,
+        ..BASE
+    },
+    Controller {
+        name: "attach-detach-controller",
+        needs: &[
+            (&kind::POD, Wake::By(nodes_of_pod)),
+            (&kind::NODE, Wake::Own),
+            (&kind::PERSISTENT_VOLUME_CLAIM, Wake::By(attachment::nodes_of_claim)),
+            (&kind::PERSISTENT_VOLUME, Wake::By(attachment::nodes_of_volume)),
+            (&kind::VOLUME_ATTACHMENT, Wake::By(attachment::nodes_of_attachment)),
+            (&kind::CSI_DRIVER, Wake::Every),
+        ],
+        keys: attachment::keys,
+        reconcile: attachment::reconcile,
+        ..BASE
+    },
+    Controller {
         name: "node-controller",
         needs: &[
             (&kind::NODE, Wake::Own),
@@ -292,8 +317,11 @@ pub static CONTROLLERS: &[Controller] = &[
     },
     Controller {
         name: "pod-garbage-collector",
-        needs: &[(&kind::POD, Wake::Own), (&kind::NODE, Wake::By(pod_gc::pods_of_node))],
-        keys: |view| view.pods.keys(),
+        needs: &[
+            (&kind::POD, Wake::By(pod_gc::of_pod)),
+            (&kind::NODE, Wake::By(pod_gc::pods_of_node)),
+        ],
+        keys: pod_gc::keys,
         reconcile: pod_gc::reconcile,
         ..BASE
     },

@@ -1,7 +1,7 @@
 //! Which addresses stand behind a service: Endpoints and EndpointSlices.
 //!
-//! Services without a selector are left to those who wrote their endpoints. *Limits*: IPv4,
-//! no topology hints, no mirroring.
+//! Services without a selector are left to those who wrote their endpoints; `mirror` copies
+//! those. *Limits*: IPv4; hints follow `trafficDistribution`, not the older annotation.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use objects::network::{
 };
 use objects::pod::Pod;
 use objects::selector::Selector;
+use serde_json::{Value, json};
 
 use crate::action::{Action, Steps, Target, encode};
 use crate::hash;
@@ -27,11 +28,11 @@ const MANAGED: &str = "endpoints.kubernetes.io/managed-by";
 /// The value of [`MANAGED`].
 const MANAGER: &str = "endpoint-controller";
 /// Marks our slices; other managers' are left alone.
-const SLICE_MANAGED: &str = "endpointslice.kubernetes.io/managed-by";
+pub(crate) const SLICE_MANAGED: &str = "endpointslice.kubernetes.io/managed-by";
 /// The value of [`SLICE_MANAGED`], upstream's, because clients select by it.
 const SLICE_MANAGER: &str = "endpointslice-controller.k8s.io";
 /// Names the service of a slice.
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
+pub(crate) const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// Marks endpoints of services without a cluster address.
 const HEADLESS: &str = "service.kubernetes.io/headless";
 /// Backends per slice, upstream's.
@@ -168,7 +169,7 @@ fn labels(service: &Service, mark: (&str, &str)) -> BTreeMap<String, String> {
 }
 
 /// Ports in a form that can be ordered and compared.
-fn port_key(ports: &[EndpointPort]) -> String {
+pub(crate) fn port_key(ports: &[EndpointPort]) -> String {
     encode(&ports).to_string()
 }
 
@@ -287,7 +288,7 @@ pub fn reconcile_slices(view: &View, key: &Key, _now: Timestamp) -> Steps {
     steps
 }
 
-fn replace(had: &Arc<EndpointSlice>, slice: EndpointSlice, steps: &mut Steps) {
+pub(crate) fn replace(had: &Arc<EndpointSlice>, slice: EndpointSlice, steps: &mut Steps) {
     let same = had.endpoints == slice.endpoints
         && had.ports == slice.ports
         && had.metadata.labels == slice.metadata.labels
@@ -332,11 +333,32 @@ fn grouped(
             target_ref: Some(pod_reference(pod)),
             node_name: Some(pod.spec.node_name.clone()).filter(|name| !name.is_empty()),
             zone: zone.map(str::to_owned),
+            hints: hints(service, ready, zone, &pod.spec.node_name),
             ..Endpoint::default()
         };
         groups.entry(port_key(&ports)).or_insert_with(|| (ports, Vec::new())).1.push(endpoint);
     }
     groups.into_values().collect()
+}
+
+/// Whom an endpoint is for first: those of its zone, or of its node.
+fn hints(service: &Service, ready: bool, zone: Option<&str>, node: &str) -> Option<Value> {
+    let wish = service.spec.extra.get("trafficDistribution").and_then(Value::as_str);
+    let zone = zone.filter(|zone| ready && !zone.is_empty());
+    let zones: Vec<Value> = zone.iter().map(|zone| json!({ "name": zone })).collect();
+    match wish {
+        Some("PreferClose" | "PreferSameZone") if !zones.is_empty() => {
+            Some(json!({ "forZones": zones }))
+        }
+        Some("PreferSameNode") if ready && !node.is_empty() => {
+            let mut hints = json!({"forNodes": [{"name": node}]});
+            if let Some(fields) = hints.as_object_mut().filter(|_| !zones.is_empty()) {
+                fields.insert("forZones".to_owned(), json!(zones));
+            }
+            Some(hints)
+        }
+        _ => None,
+    }
 }
 
 fn slice(

@@ -16,6 +16,7 @@ pub mod wake;
 
 pub mod aggregation;
 pub mod approval;
+pub mod attachment;
 pub mod autoscaler;
 pub mod budget;
 pub mod cron_job;
@@ -28,6 +29,7 @@ pub mod job;
 pub mod lifecycle;
 pub mod load_balancer;
 pub mod membership;
+pub mod mirror;
 pub mod namespace;
 pub mod pod_gc;
 pub mod quota;

@@ -356,7 +356,8 @@ fn patience(view: &View, pod: &Pod, taints: &[&Taint]) -> Patience {
 fn remove_dead(pod: &Arc<Pod>, node: &Node, health: Health, now: Timestamp, steps: &mut Steps) {
     let declared = node.spec.taints.iter().any(|taint| taint.key == OUT_OF_SERVICE);
     let claims = pod.spec.volumes.iter().any(|one| one.persistent_volume_claim.is_some());
-    if health != Health::Unknown || (claims && !declared) {
+    let lost = health == Health::Unknown || (declared && health == Health::NotReady);
+    if !lost || (claims && !declared) {
         return;
     }
     let ends = pod.metadata.deletion_timestamp.map_or(now, |at| at.0);

@@ -1,7 +1,8 @@
 //! Pods that nobody will ever finish: those of deleted nodes, and those deleted before they
-//! got a node.
+//! got a node; and the oldest of those that ended, when there are too many.
 
 use jiff::Timestamp;
+use objects::pod::Pod;
 
 use crate::action::{Action, Steps, Target, node_reference};
 use crate::view::{Key, View};
@@ -16,9 +17,53 @@ pub fn pods_of_node(view: &View, touch: &Touch) -> Vec<Key> {
     view.pods_on(&touch.key.name).map(|pod| Key::of(&pod.metadata)).collect()
 }
 
+/// The key of all pods that ended, taken together.
+fn ended() -> Key {
+    Key::new("", "")
+}
+
+/// Pods deleted in one round.
+const BURST: usize = 500;
+
+/// The pod; all that ended too, when it is one of them.
+#[must_use]
+pub fn of_pod(_view: &View, touch: &Touch) -> Vec<Key> {
+    let mut keys = vec![touch.key.clone()];
+    if touch.after.is_some() && touch.typed::<Pod>().any(Pod::is_finished) {
+        keys.push(ended());
+    }
+    keys
+}
+
+/// Every pod, and all that ended.
+#[must_use]
+pub fn keys(view: &View) -> Vec<Key> {
+    let mut keys = view.pods.keys();
+    keys.push(ended());
+    keys
+}
+
+/// Deletes the oldest of the pods that ended, when there are too many.
+fn thin_out(view: &View) -> Steps {
+    let most = view.settings.terminated_pods_max;
+    let all = view.pods.iter();
+    let mut all: Vec<_> =
+        all.filter(|pod| pod.is_finished() && !pod.metadata.is_deleting()).collect();
+    let surplus = all.len().saturating_sub(most);
+    if most == 0 || surplus == 0 {
+        return Steps::none();
+    }
+    all.sort_by_key(|pod| (pod.metadata.creation_timestamp, pod.metadata.name.clone()));
+    let oldest = all.into_iter().take(surplus.min(BURST));
+    oldest.map(|pod| Action::remove_pod(pod)).collect::<Vec<_>>().into()
+}
+
 /// Plans the step for one pod.
 #[must_use]
 pub fn reconcile(view: &View, key: &Key, _now: Timestamp) -> Steps {
+    if *key == ended() {
+        return thin_out(view);
+    }
     let Some(pod) = view.pods.get(&key.namespace, &key.name) else { return Steps::none() };
     if !pod.is_bound() {
         if pod.metadata.is_deleting() {
@@ -43,7 +88,6 @@ mod tests {
     use crate::view::Set;
     use objects::meta::ObjectMeta;
     use objects::node::Node;
-    use objects::pod::Pod;
     use std::sync::Arc;
 
     #[track_caller]
@@ -69,5 +113,30 @@ mod tests {
         check("", true, 1);
         check("gone", false, 1);
         check("gone", true, 1);
+    }
+
+    #[test]
+    fn of_too_many_that_ended_the_oldest_go() {
+        let pod = |number: i64, phase: &str| {
+            let name = format!("p{number}");
+            let mut pod = Pod { metadata: ObjectMeta::in_namespace("n", &name), ..Pod::blank() };
+            pod.metadata.creation_timestamp =
+                Some(Timestamp::from_second(100 - number).unwrap().into());
+            phase.clone_into(&mut pod.status.phase);
+            Arc::new(pod)
+        };
+        let phases = ["Succeeded", "Failed", "Running", "Succeeded"];
+        let pods = (0..).zip(phases).map(|(number, phase)| pod(number, phase));
+        let mut view = View { pods: pods.collect(), ..View::default() };
+        let gone = |view: &View| -> Vec<String> {
+            let steps = reconcile(view, &ended(), Timestamp::UNIX_EPOCH);
+            steps.actions.iter().map(|one| one.target().unwrap().name.clone()).collect()
+        };
+        view.settings.terminated_pods_max = 3;
+        assert_eq!(gone(&view), [""; 0]);
+        view.settings.terminated_pods_max = 1;
+        assert_eq!(gone(&view), ["p3", "p1"]);
+        view.settings.terminated_pods_max = 0;
+        assert_eq!(gone(&view), [""; 0]);
     }
 }

@@ -25,31 +25,52 @@ pub struct Observed {
     pub usage: BTreeMap<(String, String), Usage>,
     /// What the metrics asked for during the last hour, by the autoscaler's uid.
     pub recommendations: BTreeMap<String, Vec<(Timestamp, i64)>>,
+    /// By how much workloads were made to grow (or shrink) during the last hour, by the
+    /// autoscaler's uid.
+    pub changes: BTreeMap<String, Vec<(Timestamp, i64)>>,
 }
 
 /// The longest window an autoscaler may have.
 const MEMORY: SignedDuration = SignedDuration::from_hours(1);
 
-/// What the metrics asked for before; kept from look to look.
+/// What the metrics asked for before, and what came of it; kept from look to look.
 #[derive(Debug, Default)]
-pub struct Recommendations(BTreeMap<String, Vec<(Timestamp, i64)>>);
+pub struct Recommendations {
+    asked: BTreeMap<String, Vec<(Timestamp, i64)>>,
+    changes: BTreeMap<String, Vec<(Timestamp, i64)>>,
+}
 
 impl Recommendations {
     /// Adds what the metrics ask for now, and tells the view what they asked for before.
     pub fn observe(&mut self, view: &mut View, now: Timestamp) {
-        let before = self.0.clone();
-        self.0.retain(|uid, _| view.autoscalers.iter().any(|one| one.metadata.uid == *uid));
+        let before = self.asked.clone();
+        let lives = |uid: &String| view.autoscalers.iter().any(|one| one.metadata.uid == *uid);
+        self.asked.retain(|uid, _| lives(uid));
+        self.changes.retain(|uid, _| lives(uid));
         let border = now.checked_sub(MEMORY).unwrap_or(now);
         for scaler in view.autoscalers.iter() {
-            let all = self.0.entry(scaler.metadata.uid.clone()).or_default();
+            let uid = &scaler.metadata.uid;
+            let all = self.asked.entry(uid.clone()).or_default();
             all.retain(|(at, _)| *at > border);
             // Looks come more often than new measurements.
             let due = all.last().is_none_or(|(at, _)| now.duration_since(*at).as_secs() >= 15);
-            if due && let Some(size) = autoscaler::recommend(view, scaler) {
+            if due && let Some(size) = autoscaler::recommend(view, scaler, now) {
                 all.push((now, size));
+            }
+            // The round that resizes says so in the status: from what to what.
+            let changes = self.changes.entry(uid.clone()).or_default();
+            changes.retain(|(at, _)| *at > border);
+            let status = &scaler.status;
+            if let Some(at) = status.last_scale_time
+                && at.0 > border
+                && changes.last().is_none_or(|(had, _)| *had != at.0)
+            {
+                let from = status.current_replicas.unwrap_or(0);
+                changes.push((at.0, status.desired_replicas.unwrap_or(from) - from));
             }
         }
         let usage = view.observed.usage.clone();
-        view.observed = std::sync::Arc::new(Observed { usage, recommendations: before });
+        let changes = self.changes.clone();
+        view.observed = std::sync::Arc::new(Observed { usage, recommendations: before, changes });
     }
 }

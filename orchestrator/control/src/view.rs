@@ -200,6 +200,7 @@ macro_rules! view_kinds {
             claims: objects::storage::PersistentVolumeClaim,
             storage_classes: objects::storage::StorageClass,
             attachments: objects::storage::VolumeAttachment,
+            csi_drivers: objects::storage::CsiDriver,
             accounts: objects::config::ServiceAccount,
             config_maps: objects::config::ConfigMap,
             cluster_roles: objects::access::ClusterRole,

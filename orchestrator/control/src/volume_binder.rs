@@ -44,7 +44,7 @@ pub fn claims_of_pod(_view: &View, touch: &Touch) -> Vec<Key> {
 }
 
 /// The claims of a pod, generic ephemeral ones included.
-fn claim_names(pod: &Pod) -> Vec<String> {
+pub(crate) fn claim_names(pod: &Pod) -> Vec<String> {
     let of = |volume: &objects::pod::Volume| {
         let named = volume.persistent_volume_claim.as_ref().and_then(|one| one.get("claimName"));
         match named.and_then(Value::as_str) {
@@ -255,9 +255,10 @@ fn keep_bound(view: &View, claim: &Arc<PersistentVolumeClaim>, steps: &mut Steps
     if !is_for(volume, claim) {
         return;
     }
+    // A volume that has grown is told by those who grew what is on it.
     let same = claim.status.phase == "Bound"
         && claim.status.access_modes == volume.spec.access_modes
-        && claim.status.capacity == volume.spec.capacity;
+        && !claim.status.capacity.is_empty();
     if !same {
         let status = json!({
             "phase": "Bound",

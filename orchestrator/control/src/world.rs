@@ -354,7 +354,8 @@ impl World {
         if object["metadata"]["uid"] != json!(target.uid) {
             return;
         }
-        let bound = object["spec"]["nodeName"].as_str().is_some_and(|name| !name.is_empty());
+        let bound = target.kind.kind == "Pod"
+            && object["spec"]["nodeName"].as_str().is_some_and(|name| !name.is_empty());
         let waits = object["metadata"]["finalizers"].as_array().is_some_and(|all| !all.is_empty());
         let ended = matches!(object["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
         if waits || (bound && !ended && grace_seconds != Some(0)) {

@@ -37,6 +37,11 @@ objects! {
         pub allowed_topologies: Vec<Value>,
     }
 
+    /// A storage driver and what it can do.
+    kind::CSI_DRIVER => pub struct CsiDriver {
+        pub spec: CsiDriverSpec,
+    }
+
     /// A volume that is, or is to be, at a node.
     kind::VOLUME_ATTACHMENT => pub struct VolumeAttachment {
         pub spec: VolumeAttachmentSpec,
@@ -90,6 +95,11 @@ views! {
         pub access_modes: Vec<String>,
         pub capacity: ResourceList,
         pub conditions: Vec<Condition>,
+    }
+
+    /// What a storage driver can do.
+    pub struct CsiDriverSpec {
+        pub attach_required: Option<bool>,
     }
 
     /// Which volume, at which node, by whom.

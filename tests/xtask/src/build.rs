@@ -18,7 +18,7 @@ const LAB: &str = ".muster/lab";
 /// Builds every shipped binary; one selection of packages, so that features unify once.
 pub(crate) fn binaries() -> Result<()> {
     deps::install()?;
-    let packages = ["-p", "muster", "-p", "init", "-p", "rig"];
+    let packages = ["-p", "muster", "-p", "init", "-p", "rig", "-p", "sim"];
     let mut args = vec!["build", "--release", "--locked", "--target", deps::TARGET];
     args.extend(packages);
     shell::run("cargo", &args)

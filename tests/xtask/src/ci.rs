@@ -4,6 +4,9 @@ use anyhow::Result;
 
 use crate::{build, deps, shell, tidy};
 
+/// Lives of the control plane that every run of the tests looks at.
+const SEEDS: &str = "10000";
+
 /// Runs every test there is.
 pub(crate) fn test() -> Result<()> {
     build::binaries()?;
@@ -11,6 +14,7 @@ pub(crate) fn test() -> Result<()> {
     build::image_again()?;
     deps::fetch_programs()?;
     shell::run("cargo", &["test", "--locked", "--workspace", "--no-fail-fast"])?;
+    shell::run(&build::bin("sim"), &["--seeds", SEEDS])?;
     let rig = build::bin("rig");
     let muster = build::bin("muster");
     let args = ["run", "--all", "--muster", &muster, "--image", build::IMAGE];
