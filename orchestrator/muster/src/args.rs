@@ -50,6 +50,8 @@ pub(crate) enum Command {
     Boot(BootArgs),
     /// Run the node agent; started on nodes by their image
     Agent(AgentArgs),
+    /// Run the storage driver for Ceph images (CSI), for this or any other Kubernetes
+    Csi(CsiArgs),
     /// Act as a CNI plugin; called by the container runtime
     #[command(hide = true)]
     Cni,
@@ -384,6 +386,28 @@ pub(crate) struct BootArgs {
     /// Report machines to the API with this kubeconfig
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct CsiArgs {
+    /// Where the driver listens: `unix://PATH`
+    #[arg(long, value_name = "SOCKET", env = "CSI_ENDPOINT")]
+    pub endpoint: String,
+    /// The name of this node [default: the host's name]
+    #[arg(long, value_name = "NAME", env = "NODE_ID")]
+    pub node: Option<String>,
+    /// A monitor of the cluster; may be given several times
+    #[arg(long = "monitor", value_name = "ADDRESS")]
+    pub monitors: Vec<String>,
+    /// The pool of volumes whose class names none
+    #[arg(long, value_name = "NAME", default_value = "rbd")]
+    pub pool: String,
+    /// The user of volumes whose secret names none
+    #[arg(long, value_name = "NAME", default_value = "admin")]
+    pub user: String,
+    /// The cluster's configuration, for making images [default: /etc/ceph/ceph.conf]
+    #[arg(long, value_name = "FILE")]
+    pub conf: Option<PathBuf>,
 }
 
 #[derive(Debug, ClapArgs)]

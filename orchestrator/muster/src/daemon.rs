@@ -11,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::args::{AgentArgs, BootArgs, ControlArgs, ManagerArgs, MasterArgs};
+use crate::args::{AgentArgs, BootArgs, ControlArgs, CsiArgs, ManagerArgs, MasterArgs};
 
 /// Runs one future of a command that is not a daemon.
 pub(crate) fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
@@ -84,6 +84,20 @@ fn node_settings(path: Option<&Path>) -> Result<agent::Settings> {
         let told: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
         anyhow::anyhow!("{}: {}", place(), told.join("; "))
     })
+}
+
+/// Runs the storage driver.
+pub(crate) fn csi(args: CsiArgs) -> Result<()> {
+    let path = args.endpoint.strip_prefix("unix:").context("the endpoint must be unix://PATH")?;
+    // Callers write unix://PATH, unix:///PATH and unix:PATH.
+    let socket = PathBuf::from(path.strip_prefix("//").unwrap_or(path));
+    let node = match args.node {
+        Some(node) => node,
+        None => nix::unistd::gethostname()?.to_string_lossy().into_owned(),
+    };
+    let (monitors, pool, user, conf) = (args.monitors, args.pool, args.user, args.conf);
+    let config = drivers::Config { socket, node, monitors, pool, user, conf };
+    serve(|stop| async move { Ok(drivers::run(stop, config).await?) })
 }
 
 /// Joins the cluster, then runs agent, router, proxy and DNS of this node.

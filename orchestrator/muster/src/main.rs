@@ -67,6 +67,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Manager(args) => done(daemon::manager(args)),
         Command::Boot(args) => done(daemon::boot(args)),
         Command::Agent(args) => done(daemon::agent(args)),
+        Command::Csi(args) => done(daemon::csi(args)),
         Command::Cni => Ok(daemon::cni()),
     }
 }

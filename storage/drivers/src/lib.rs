@@ -1,0 +1,138 @@
+//! Our driver for Ceph images behind the container storage interface: `muster csi`.
+//!
+//! The controller half makes, grows, snapshots, clones and deletes images with the cluster's own
+//! `rbd` program; the node half maps them by the kernel and needs no Ceph program. Both are
+//! served on one socket and work without the rest of Muster.
+//!
+//! A volume's id is `POOL/IMAGE`, a snapshot's `POOL/IMAGE@SNAP`; image and snapshot names are
+//! made of the asked name, so that asking twice finds what is there. Images have the features
+//! `layering,exclusive-lock` and writers map them `exclusive`: the kernel refuses a second one.
+//!
+//! Spec: CSI 1.11; parameters and secrets are called as ceph-csi calls them (`pool`, `userID`,
+//! `userKey`).
+//!
+//! *Limits*: an image grows while it is not mapped for writing (the lock's price); no fence is
+//! sent by this driver; no topology.
+
+#![forbid(unsafe_code)]
+
+mod controller;
+mod images;
+mod node;
+mod service;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use csi::Status;
+use thiserror::Error;
+use tokio::net::UnixListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::images::{Images, Program};
+
+/// The driver's name in the API.
+pub const NAME: &str = "rbd.storage.muster.dev";
+
+/// What the driver is told at its start.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The socket it listens at.
+    pub socket: PathBuf,
+    /// The node's name.
+    pub node: String,
+    /// Monitors, unless a class names others.
+    pub monitors: Vec<String>,
+    /// The pool, unless a class names another.
+    pub pool: String,
+    /// The user, unless a secret names another.
+    pub user: String,
+    /// The configuration file of the `rbd` program; its own default otherwise.
+    pub conf: Option<PathBuf>,
+}
+
+/// Why the driver ended.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// The socket cannot be used.
+    #[error("cannot listen at {socket}")]
+    Listen {
+        /// Which.
+        socket: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The service ended.
+    #[error("the service failed")]
+    Serve(#[source] csi::ServeError),
+}
+
+/// Serves the driver until `stop`.
+///
+/// # Errors
+///
+/// When the socket cannot be used.
+pub async fn run(stop: CancellationToken, config: Config) -> Result<(), RunError> {
+    let fail = |source| RunError::Listen { socket: config.socket.clone(), source };
+    // What is left of an earlier run answers nobody.
+    match fs::remove_file(&config.socket) {
+        Err(err) if err.kind() != io::ErrorKind::NotFound => return Err(fail(err)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&config.socket).map_err(fail)?;
+    let images = Program { conf: config.conf.clone(), monitors: config.monitors.clone() };
+    let driver = Arc::new(Driver::new(config.clone(), images));
+    let done = csi::serve(stop, listener, driver).await;
+    drop(fs::remove_file(&config.socket));
+    done.map_err(RunError::Serve)
+}
+
+/// The driver over one way to make images.
+#[derive(Debug)]
+pub(crate) struct Driver<I> {
+    config: Config,
+    images: I,
+    busy: Mutex<BTreeSet<String>>,
+}
+
+impl<I: Images> Driver<I> {
+    fn new(config: Config, images: I) -> Self {
+        Self { config, images, busy: Mutex::default() }
+    }
+
+    /// Claims a volume for one call; a second call meanwhile is told to come again.
+    fn claim(&self, id: &str) -> Result<Claim<'_>, Status> {
+        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        if busy.insert(id.to_owned()) {
+            return Ok(Claim { busy: &self.busy, id: id.to_owned() });
+        }
+        Err(Status::aborted(format!("an operation with the given volume {id} already exists")))
+    }
+}
+
+/// A volume that one call works on.
+struct Claim<'a> {
+    busy: &'a Mutex<BTreeSet<String>>,
+    id: String,
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        self.busy.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+    }
+}
+
+/// A field that must be there.
+fn required<'a>(name: &str, value: &'a str) -> Result<&'a str, Status> {
+    if value.is_empty() {
+        return Err(Status::invalid_argument(format!("{name} missing in request")));
+    }
+    Ok(value)
+}
+
+#[cfg(test)]
+mod tests;

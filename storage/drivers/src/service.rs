@@ -1,0 +1,183 @@
+//! The driver as a service: who it is, what it can do, and which half answers what.
+
+use csi::message::*;
+use csi::{Service, Status};
+
+use crate::images::{Images, Secrets};
+use crate::{Driver, NAME, controller, required};
+
+/// What the controller half can do.
+const CONTROLLER: [i32; 6] = [
+    capability::CREATE_DELETE_VOLUME,
+    capability::LIST_VOLUMES,
+    capability::CREATE_DELETE_SNAPSHOT,
+    capability::LIST_SNAPSHOTS,
+    capability::CLONE_VOLUME,
+    capability::EXPAND_VOLUME,
+];
+/// What the node half can do.
+const NODE: [i32; 3] = [
+    capability::NODE_STAGE_UNSTAGE_VOLUME,
+    capability::NODE_GET_VOLUME_STATS,
+    capability::NODE_EXPAND_VOLUME,
+];
+/// Volumes grow while no node has them: `PluginCapability.VolumeExpansion.OFFLINE`.
+const EXPANSION_OFFLINE: i32 = 2;
+
+fn capabilities(kinds: &[i32]) -> GetCapabilitiesResponse {
+    let one = |kind: &i32| RpcCapability { rpc: Some(Kind { r#type: *kind }) };
+    GetCapabilitiesResponse { capabilities: kinds.iter().map(one).collect() }
+}
+
+impl<I: Images> Service for Driver<I> {
+    async fn get_plugin_info(&self, _: Empty) -> Result<GetPluginInfoResponse, Status> {
+        let vendor_version = env!("CARGO_PKG_VERSION").to_owned();
+        Ok(GetPluginInfoResponse { name: NAME.to_owned(), vendor_version, ..Default::default() })
+    }
+
+    async fn get_plugin_capabilities(
+        &self,
+        _: Empty,
+    ) -> Result<GetPluginCapabilitiesResponse, Status> {
+        let service = Some(Kind { r#type: capability::PLUGIN_CONTROLLER });
+        let volume_expansion = Some(Kind { r#type: EXPANSION_OFFLINE });
+        let capabilities = vec![
+            PluginCapability { service, volume_expansion: None },
+            PluginCapability { service: None, volume_expansion },
+        ];
+        Ok(GetPluginCapabilitiesResponse { capabilities })
+    }
+
+    async fn probe(&self, _: Empty) -> Result<ProbeResponse, Status> {
+        Ok(ProbeResponse { ready: Some(BoolValue { value: true }) })
+    }
+
+    async fn controller_get_capabilities(
+        &self,
+        _: Empty,
+    ) -> Result<GetCapabilitiesResponse, Status> {
+        Ok(capabilities(&CONTROLLER))
+    }
+
+    async fn create_volume(
+        &self,
+        request: CreateVolumeRequest,
+    ) -> Result<CreateVolumeResponse, Status> {
+        self.make(request).await
+    }
+
+    async fn delete_volume(&self, request: DeleteVolumeRequest) -> Result<Empty, Status> {
+        self.delete(request).await
+    }
+
+    async fn validate_volume_capabilities(
+        &self,
+        request: ValidateVolumeCapabilitiesRequest,
+    ) -> Result<ValidateVolumeCapabilitiesResponse, Status> {
+        required("volume id", &request.volume_id)?;
+        if request.volume_capabilities.is_empty() {
+            return Err(Status::invalid_argument("volume capabilities missing in request"));
+        }
+        self.find(&request.secrets, &request.volume_id).await?;
+        let unfit = controller::check_capabilities(&request.volume_capabilities).err();
+        if let Some(status) = unfit {
+            let message = status.message().to_owned();
+            return Ok(ValidateVolumeCapabilitiesResponse { confirmed: None, message });
+        }
+        let confirmed = Some(Confirmed {
+            volume_context: request.volume_context,
+            volume_capabilities: request.volume_capabilities,
+            parameters: request.parameters,
+            ..Confirmed::default()
+        });
+        Ok(ValidateVolumeCapabilitiesResponse { confirmed, message: String::new() })
+    }
+
+    async fn list_volumes(
+        &self,
+        request: ListVolumesRequest,
+    ) -> Result<ListVolumesResponse, Status> {
+        self.list(request).await
+    }
+
+    async fn controller_get_volume(
+        &self,
+        request: ControllerGetVolumeRequest,
+    ) -> Result<ControllerGetVolumeResponse, Status> {
+        let (at, info) = self.find(&Secrets::new(), &request.volume_id).await?;
+        let volume = Volume { volume_id: at.id(), capacity_bytes: info.size, ..Volume::default() };
+        Ok(ControllerGetVolumeResponse { volume: Some(volume), status: None })
+    }
+
+    async fn controller_expand_volume(
+        &self,
+        request: ControllerExpandVolumeRequest,
+    ) -> Result<ControllerExpandVolumeResponse, Status> {
+        self.expand(request).await
+    }
+
+    async fn create_snapshot(
+        &self,
+        request: CreateSnapshotRequest,
+    ) -> Result<CreateSnapshotResponse, Status> {
+        self.snapshot(request).await
+    }
+
+    async fn delete_snapshot(&self, request: DeleteSnapshotRequest) -> Result<Empty, Status> {
+        self.delete_snap(request).await
+    }
+
+    async fn list_snapshots(
+        &self,
+        request: ListSnapshotsRequest,
+    ) -> Result<ListSnapshotsResponse, Status> {
+        self.list_snaps(request).await
+    }
+
+    async fn node_get_capabilities(&self, _: Empty) -> Result<GetCapabilitiesResponse, Status> {
+        Ok(capabilities(&NODE))
+    }
+
+    async fn node_get_info(&self, _: Empty) -> Result<NodeGetInfoResponse, Status> {
+        Ok(NodeGetInfoResponse { node_id: self.config.node.clone(), ..Default::default() })
+    }
+
+    async fn node_stage_volume(&self, request: NodeStageVolumeRequest) -> Result<Empty, Status> {
+        self.stage(request).await
+    }
+
+    async fn node_unstage_volume(
+        &self,
+        request: NodeUnstageVolumeRequest,
+    ) -> Result<Empty, Status> {
+        self.unstage(request).await
+    }
+
+    async fn node_publish_volume(
+        &self,
+        request: NodePublishVolumeRequest,
+    ) -> Result<Empty, Status> {
+        self.publish(request).await
+    }
+
+    async fn node_unpublish_volume(
+        &self,
+        request: NodeUnpublishVolumeRequest,
+    ) -> Result<Empty, Status> {
+        self.unpublish(request).await
+    }
+
+    async fn node_get_volume_stats(
+        &self,
+        request: NodeGetVolumeStatsRequest,
+    ) -> Result<NodeGetVolumeStatsResponse, Status> {
+        self.stats(request).await
+    }
+
+    async fn node_expand_volume(
+        &self,
+        request: NodeExpandVolumeRequest,
+    ) -> Result<NodeExpandVolumeResponse, Status> {
+        self.grow(request).await
+    }
+}

@@ -1,0 +1,271 @@
+//! The driver over its socket, with a cluster in memory.
+
+use super::*;
+use crate::images::{ImageError, Info, Parent, Place, Secrets, Snap};
+use csi::message::*;
+use csi::{Client, Code};
+use std::collections::BTreeMap;
+use tokio::task::JoinSet;
+
+/// Images as the `rbd` program keeps them.
+#[derive(Default)]
+struct Memory(Mutex<BTreeMap<Place, Info>>);
+
+type Done<T> = Result<T, ImageError>;
+
+impl Memory {
+    fn insert(&self, at: &Place, info: Info) -> Done<()> {
+        let mut all = self.0.lock().unwrap();
+        if all.contains_key(at) {
+            return Err(ImageError::Exists(at.id()));
+        }
+        all.insert(at.clone(), info);
+        Ok(())
+    }
+
+    fn get(&self, at: &Place) -> Done<Info> {
+        self.0.lock().unwrap().get(at).cloned().ok_or(ImageError::Missing(at.id()))
+    }
+}
+
+impl Images for Memory {
+    async fn create(&self, _: &Secrets, at: &Place, size: i64) -> Done<()> {
+        self.insert(at, Info { size, parent: None })
+    }
+    async fn info(&self, _: &Secrets, at: &Place) -> Done<Info> {
+        self.get(at)
+    }
+    async fn list(&self, _: &Secrets, pool: &str) -> Done<Vec<String>> {
+        let all = self.0.lock().unwrap();
+        let images = all.keys().filter(|at| at.pool == pool && at.snap.is_none());
+        Ok(images.map(|at| at.image.clone()).collect())
+    }
+    async fn remove(&self, _: &Secrets, at: &Place) -> Done<()> {
+        let mut all = self.0.lock().unwrap();
+        if at.snap.is_none() && all.keys().any(|one| one.snap.is_some() && one.whole() == *at) {
+            return Err(ImageError::Busy(at.id()));
+        }
+        all.remove(at).map(drop).ok_or(ImageError::Missing(at.id()))
+    }
+    async fn resize(&self, _: &Secrets, at: &Place, size: i64) -> Done<()> {
+        let info = self.get(at)?;
+        self.0.lock().unwrap().insert(at.clone(), Info { size, ..info });
+        Ok(())
+    }
+    async fn snaps(&self, _: &Secrets, at: &Place) -> Done<Vec<Snap>> {
+        self.get(at)?;
+        let all = self.0.lock().unwrap();
+        let snaps = all.iter().filter(|(one, _)| one.snap.is_some() && one.whole() == *at);
+        let timestamp = "Sat Nov 21 10:00:00 2026".to_owned();
+        Ok(snaps
+            .map(|(one, info)| Snap {
+                name: one.snap.clone().unwrap(),
+                size: info.size,
+                timestamp: timestamp.clone(),
+            })
+            .collect())
+    }
+    async fn snap(&self, _: &Secrets, at: &Place) -> Done<()> {
+        let info = self.get(&at.whole())?;
+        self.insert(at, info)
+    }
+    async fn clone_of(&self, _: &Secrets, from: &Place, to: &Place) -> Done<()> {
+        let size = self.get(from)?.size;
+        let parent =
+            Parent { image: from.image.clone(), snapshot: from.snap.clone().unwrap_or_default() };
+        self.insert(to, Info { size, parent: Some(parent) })
+    }
+}
+
+/// A driver at a socket; ends when dropped.
+struct Rig {
+    client: Client,
+    _dir: tempfile::TempDir,
+    _tasks: JoinSet<Result<(), csi::ServeError>>,
+}
+
+fn rig() -> Rig {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("csi.sock");
+    let config = Config {
+        socket: socket.clone(),
+        node: "w1".into(),
+        monitors: vec!["10.38.2.1".into()],
+        pool: "rbd".into(),
+        user: "admin".into(),
+        conf: None,
+    };
+    let driver = Arc::new(Driver::new(config, Memory::default()));
+    let mut tasks = JoinSet::new();
+    let listener = UnixListener::bind(&socket).unwrap();
+    tasks.spawn(csi::serve(CancellationToken::new(), listener, driver));
+    Rig { client: Client::at(&socket).unwrap(), _dir: dir, _tasks: tasks }
+}
+
+fn writer() -> VolumeCapability {
+    VolumeCapability {
+        mount: Some(MountVolume::default()),
+        access_mode: Some(AccessMode { mode: access::SINGLE_NODE_WRITER }),
+        block: None,
+    }
+}
+
+fn volume(name: &str, size: i64) -> CreateVolumeRequest {
+    CreateVolumeRequest {
+        name: name.into(),
+        capacity_range: Some(CapacityRange { required_bytes: size, limit_bytes: 0 }),
+        volume_capabilities: vec![writer()],
+        ..Default::default()
+    }
+}
+
+#[tokio::test]
+async fn a_volume_is_made_once_grown_and_deleted_once() {
+    let rig = rig();
+    let client = &rig.client;
+    let made = client.create_volume(volume("pvc-1", 1)).await.unwrap().volume.unwrap();
+    assert_eq!(made.capacity_bytes, 1 << 20);
+    assert_eq!(made.volume_context["monitors"], "10.38.2.1");
+    let again = client.create_volume(volume("pvc-1", 1)).await.unwrap().volume.unwrap();
+    assert_eq!(again, made);
+    let err = client.create_volume(volume("pvc-1", 1 << 30)).await.unwrap_err();
+    assert_eq!(err.code, Code::AlreadyExists);
+
+    let range = Some(CapacityRange { required_bytes: 2 << 20, limit_bytes: 0 });
+    let grow = ControllerExpandVolumeRequest {
+        volume_id: made.volume_id.clone(),
+        capacity_range: range,
+        ..Default::default()
+    };
+    let grown = client.controller_expand_volume(grow.clone()).await.unwrap();
+    assert_eq!((grown.capacity_bytes, grown.node_expansion_required), (2 << 20, true));
+    let smaller = Some(CapacityRange { required_bytes: 1 << 20, limit_bytes: 0 });
+    let kept = ControllerExpandVolumeRequest { capacity_range: smaller, ..grow };
+    assert_eq!(client.controller_expand_volume(kept).await.unwrap().capacity_bytes, 2 << 20);
+
+    let delete = DeleteVolumeRequest { volume_id: made.volume_id, ..Default::default() };
+    client.delete_volume(delete.clone()).await.unwrap();
+    client.delete_volume(delete).await.unwrap();
+    let absurd = DeleteVolumeRequest { volume_id: "--x".into(), ..Default::default() };
+    client.delete_volume(absurd).await.unwrap();
+    let listed = client.list_volumes(ListVolumesRequest::default()).await.unwrap();
+    assert!(listed.entries.is_empty());
+}
+
+#[tokio::test]
+async fn snapshots_and_clones_know_where_they_come_from() {
+    let rig = rig();
+    let client = &rig.client;
+    let source = client.create_volume(volume("a", 1 << 20)).await.unwrap().volume.unwrap();
+    let other = client.create_volume(volume("b", 1 << 20)).await.unwrap().volume.unwrap();
+    let ask = |source: &Volume, name: &str| CreateSnapshotRequest {
+        source_volume_id: source.volume_id.clone(),
+        name: name.into(),
+        ..Default::default()
+    };
+    let snap = client.create_snapshot(ask(&source, "s")).await.unwrap().snapshot.unwrap();
+    assert!(snap.ready_to_use && snap.creation_time.as_ref().unwrap().seconds > 1_700_000_000);
+    let again = client.create_snapshot(ask(&source, "s")).await.unwrap().snapshot.unwrap();
+    assert_eq!(again, snap);
+    let err = client.create_snapshot(ask(&other, "s")).await.unwrap_err();
+    assert_eq!(err.code, Code::AlreadyExists);
+
+    let snapshot = Some(SnapshotSource { snapshot_id: snap.snapshot_id.clone() });
+    let from_snap = Some(VolumeContentSource { snapshot, volume: None });
+    let clone =
+        CreateVolumeRequest { volume_content_source: from_snap.clone(), ..volume("c", 3 << 20) };
+    let made = client.create_volume(clone.clone()).await.unwrap().volume.unwrap();
+    assert_eq!((made.capacity_bytes, &made.content_source), (3 << 20, &from_snap));
+    assert_eq!(client.create_volume(clone).await.unwrap().volume.unwrap(), made);
+    let taken = client.create_volume(volume("c", 3 << 20)).await.unwrap_err();
+    assert_eq!(taken.code, Code::AlreadyExists);
+
+    let whole = Some(VolumeSource { volume_id: source.volume_id.clone() });
+    let from_volume = Some(VolumeContentSource { snapshot: None, volume: whole });
+    let copy =
+        CreateVolumeRequest { volume_content_source: from_volume.clone(), ..volume("d", 1 << 20) };
+    let made = client.create_volume(copy).await.unwrap().volume.unwrap();
+    assert_eq!(made.content_source, from_volume);
+
+    let all = client.list_snapshots(ListSnapshotsRequest::default()).await.unwrap();
+    assert_eq!(all.entries.len(), 1, "what was made for a copy is no snapshot of anyone");
+    let of_other = ListSnapshotsRequest { source_volume_id: other.volume_id, ..Default::default() };
+    assert!(client.list_snapshots(of_other).await.unwrap().entries.is_empty());
+    let busy = DeleteVolumeRequest { volume_id: source.volume_id, ..Default::default() };
+    let err = client.delete_volume(busy.clone()).await.unwrap_err();
+    assert_eq!(err.code, Code::FailedPrecondition);
+    let gone = DeleteSnapshotRequest { snapshot_id: snap.snapshot_id, ..Default::default() };
+    client.delete_snapshot(gone.clone()).await.unwrap();
+    client.delete_snapshot(gone).await.unwrap();
+    client.delete_volume(busy).await.unwrap();
+}
+
+#[tokio::test]
+async fn lists_come_in_pages() {
+    let rig = rig();
+    for name in ["a", "b", "c"] {
+        rig.client.create_volume(volume(name, 1)).await.unwrap();
+    }
+    let page = |max_entries, token: &str| {
+        rig.client.list_volumes(ListVolumesRequest { max_entries, starting_token: token.into() })
+    };
+    let first = page(2, "").await.unwrap();
+    let second = page(2, &first.next_token).await.unwrap();
+    assert_eq!((first.entries.len(), second.entries.len()), (2, 1));
+    assert_eq!(second.next_token, "");
+    assert_eq!(page(0, "").await.unwrap().entries.len(), 3);
+    for token in ["x", "-1", "4"] {
+        assert_eq!(page(0, token).await.unwrap_err().code, Code::Aborted, "{token}");
+    }
+}
+
+/// What a caller left out is named; what is not there is not found.
+#[tokio::test]
+async fn requests_that_cannot_be_meant_are_refused() {
+    let rig = rig();
+    let client = &rig.client;
+    let code = |err: csi::CallError| err.code;
+    let invalid = Code::InvalidArgument;
+    assert_eq!(code(client.create_volume(volume("", 1)).await.unwrap_err()), invalid);
+    let none = CreateVolumeRequest { volume_capabilities: Vec::new(), ..volume("a", 1) };
+    assert_eq!(code(client.create_volume(none).await.unwrap_err()), invalid);
+    let mut many = volume("a", 1);
+    many.volume_capabilities[0].access_mode =
+        Some(AccessMode { mode: access::MULTI_NODE_MULTI_WRITER });
+    assert_eq!(code(client.create_volume(many).await.unwrap_err()), invalid);
+    let mut narrow = volume("a", 1);
+    narrow.capacity_range = Some(CapacityRange { required_bytes: 1, limit_bytes: 1000 });
+    assert_eq!(code(client.create_volume(narrow).await.unwrap_err()), Code::OutOfRange);
+    let absent = "rbd/csi-vol-none".to_owned();
+    let ask = ValidateVolumeCapabilitiesRequest {
+        volume_id: absent.clone(),
+        volume_capabilities: vec![writer()],
+        ..Default::default()
+    };
+    let err = client.validate_volume_capabilities(ask).await.unwrap_err();
+    assert_eq!(code(err), Code::NotFound);
+
+    let stage = NodeStageVolumeRequest::default();
+    assert_eq!(code(client.node_stage_volume(stage).await.unwrap_err()), invalid);
+    let publish = NodePublishVolumeRequest {
+        volume_id: absent.clone(),
+        target_path: "/none".into(),
+        volume_capability: Some(writer()),
+        ..Default::default()
+    };
+    assert_eq!(code(client.node_publish_volume(publish).await.unwrap_err()), invalid);
+    let stats = NodeGetVolumeStatsRequest {
+        volume_id: absent.clone(),
+        volume_path: "/none/here".into(),
+        ..Default::default()
+    };
+    assert_eq!(code(client.node_get_volume_stats(stats).await.unwrap_err()), Code::NotFound);
+    // Taking away what was never there is done at once.
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x").to_string_lossy().into_owned();
+    let unstage =
+        NodeUnstageVolumeRequest { volume_id: absent.clone(), staging_target_path: path.clone() };
+    client.node_unstage_volume(unstage).await.unwrap();
+    let unpublish = NodeUnpublishVolumeRequest { volume_id: absent, target_path: path };
+    client.node_unpublish_volume(unpublish).await.unwrap();
+}
