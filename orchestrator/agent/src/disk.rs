@@ -126,6 +126,11 @@ pub(crate) async fn prepare(
     .await
 }
 
+/// Where a volume that lives in the pod's own directories is.
+pub(crate) fn volume_path(shared: &Shared, pod: &Pod, volume: &str) -> PathBuf {
+    pod_dir(shared, &pod.metadata.uid).join("volumes").join(volume)
+}
+
 /// Where a mount of a container is on the node; `index` tells the container's mounts apart.
 ///
 /// A part of a volume gets a mount of its own, made safely: a container may have put a link to
@@ -137,7 +142,7 @@ pub(crate) async fn mount_path(
     (container, index, mount): (&str, usize, &Mount),
 ) -> Result<PathBuf, DiskError> {
     let dir = pod_dir(shared, &pod.metadata.uid);
-    let own = || dir.join("volumes").join(&mount.volume);
+    let own = || volume_path(shared, pod, &mount.volume);
     let base = places.get(&mount.volume).cloned().unwrap_or_else(own);
     let SubPath::Part(part) = &mount.sub_path else { return Ok(base) };
     let target =
