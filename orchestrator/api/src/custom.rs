@@ -39,6 +39,7 @@ pub use structural::Structural;
 
 use crate::{
     document::Shelf,
+    remote::Remote,
     schema::{Schema, TypeId},
 };
 
@@ -49,6 +50,8 @@ pub struct Registry {
     served: BTreeMap<(String, String, String), Arc<CustomVersion>>,
     /// Group-versions of definitions, groups sorted, the preferred version of each first.
     group_versions: Vec<(&'static str, &'static str)>,
+    /// Group-versions that other servers serve.
+    remotes: Vec<Arc<Remote>>,
     /// Discovery and OpenAPI of this snapshot.
     pub(crate) documents: Shelf,
 }
@@ -144,10 +147,39 @@ impl Registry {
             let key = (kind.group.to_owned(), version.version.to_owned(), kind.plural.to_owned());
             registry.served.insert(key, Arc::clone(version));
         }
+        registry.sort();
         registry
-            .group_versions
-            .sort_by(|a, b| a.0.cmp(b.0).then_with(|| rank(b.1).cmp(&rank(a.1))));
-        registry
+    }
+
+    /// The same registry with what other servers serve.
+    #[must_use]
+    pub fn beside(mut self, remotes: &[Arc<Remote>]) -> Self {
+        for remote in remotes {
+            let pair = (remote.group, remote.version);
+            // What a definition says here, nobody else says.
+            if self.group_versions.contains(&pair) {
+                continue;
+            }
+            self.group_versions.push(pair);
+            self.remotes.push(Arc::clone(remote));
+        }
+        self.sort();
+        self
+    }
+
+    fn sort(&mut self) {
+        self.group_versions.sort_by(|a, b| a.0.cmp(b.0).then_with(|| rank(b.1).cmp(&rank(a.1))));
+    }
+
+    /// A group-version that another server serves.
+    #[must_use]
+    pub fn remote(&self, group: &str, version: &str) -> Option<&Arc<Remote>> {
+        self.remotes.iter().find(|one| (one.group, one.version) == (group, version))
+    }
+
+    /// All of them.
+    pub(crate) fn remotes(&self) -> impl Iterator<Item = &Arc<Remote>> {
+        self.remotes.iter()
     }
 
     /// What a definition says of a resource.

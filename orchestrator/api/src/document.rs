@@ -169,7 +169,10 @@ fn make(
             value
         }
         DocumentPath::OpenApiV3 => v3_index(registry)?,
-        DocumentPath::OpenApiV3Group(group, version) => openapi::v3(registry, group, version),
+        DocumentPath::OpenApiV3Group(group, version) => match registry.remote(group, version) {
+            Some(remote) => remote.openapi_v3.clone().ok_or_else(Status::no_such_path)?,
+            None => openapi::v3(registry, group, version),
+        },
         DocumentPath::Version => version(),
     };
     serde_json::to_vec(&value).map_err(|err| Status::internal(err.to_string()))
@@ -179,6 +182,9 @@ fn make(
 fn v3_index(registry: &Registry) -> Result<Value, Status> {
     let mut paths = serde_json::Map::new();
     for (group, version) in discovery::group_versions(registry) {
+        if registry.remote(group, version).is_some_and(|remote| remote.openapi_v3.is_none()) {
+            continue;
+        }
         let place = discovery::root_path(group, version);
         let path = DocumentPath::OpenApiV3Group(group.to_owned(), version.to_owned());
         let hash = render_document_in(registry, &path, "", "", "")?.etag;

@@ -214,6 +214,7 @@ fn document(registry: &Registry, words: &[&str]) -> Option<DocumentPath> {
     let known = |group: &str, version: &str| {
         registry.kinds_in(group, version).next().is_some()
             || crate::document::has_reviews(group, version)
+            || registry.remote(group, version).is_some()
     };
     let pair = |group: &str, version: &str| (group.to_owned(), version.to_owned());
     Some(match words {
@@ -326,7 +327,12 @@ fn served(kind: &'static Kind, group: &str, version: &str) -> GroupVersion {
     kind.aliases.iter().copied().find(used).unwrap_or(own)
 }
 
-fn verb(method: &str, name: &str, subresource: &str, watch: bool) -> Result<Verb, Status> {
+pub(crate) fn verb(
+    method: &str,
+    name: &str,
+    subresource: &str,
+    watch: bool,
+) -> Result<Verb, Status> {
     let collection = name.is_empty();
     Ok(match method {
         "GET" | "HEAD" if !subresource.is_empty() => Verb::Get,

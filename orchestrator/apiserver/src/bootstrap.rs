@@ -29,6 +29,7 @@ pub(crate) async fn run(server: &Server) -> Result<(), Status> {
     }
     roles(server).await?;
     flows(server).await?;
+    authentication(server).await?;
     for (kind, object) in [
         (&kind::SERVICE, service(server)),
         (&kind::ENDPOINTS, endpoints(server)),
@@ -50,6 +51,19 @@ pub(crate) async fn run(server: &Server) -> Result<(), Status> {
         }
     }
     name_service(server).await
+}
+
+/// Whom servers behind ours may believe.
+async fn authentication(server: &Server) -> Result<(), Status> {
+    let (kind, place) = (&kind::CONFIG_MAP, Some("kube-system"));
+    let object = server.site.front_proxy.config_map(&server.site.ca_pem);
+    let name = field::str_at(&object, "metadata.name").unwrap_or_default();
+    match server.item(kind, "kube-system", name) {
+        None => create_own(server, USER, &kind.path(place, None), &object).await?,
+        Some(item) if object::decode(&item, 0).get("data") == object.get("data") => false,
+        Some(_) => replace_own(server, USER, &kind.path(place, Some(name)), &object).await?,
+    };
+    Ok(())
 }
 
 /// The service under which people look for cluster DNS. Nodes answer at its address themselves;

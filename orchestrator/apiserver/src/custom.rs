@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use api::Registry;
 use api::custom::{Definition, FINALIZER, plan_status};
+use api::remote::Remote;
 use objects::{Time, kind};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -32,6 +33,8 @@ const BEAT: Duration = Duration::from_secs(30);
 #[derive(Debug, Default)]
 pub(crate) struct Customs {
     registry: RwLock<Arc<Registry>>,
+    /// What other servers serve.
+    remotes: RwLock<Vec<Arc<Remote>>>,
     /// Definitions by name, with the revision they were read at.
     read: tokio::sync::Mutex<BTreeMap<String, (u64, Arc<Definition>)>>,
 }
@@ -40,6 +43,14 @@ impl Customs {
     /// The snapshot that is served now.
     pub(crate) fn registry(&self) -> Arc<Registry> {
         Arc::clone(&self.registry.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes note of what other servers serve; whether that is news.
+    pub(crate) fn lay_beside(&self, remotes: Vec<Arc<Remote>>) -> bool {
+        let mut known = self.remotes.write().unwrap_or_else(PoisonError::into_inner);
+        let news = *known != remotes;
+        *known = remotes;
+        news
     }
 }
 
@@ -83,7 +94,8 @@ pub(crate) async fn settle(server: &Server) {
         }
     }
     *read = known;
-    let registry = Arc::new(Registry::new(&served));
+    let remotes = server.customs.remotes.read().unwrap_or_else(PoisonError::into_inner).clone();
+    let registry = Arc::new(Registry::new(&served).beside(&remotes));
     *server.customs.registry.write().unwrap_or_else(PoisonError::into_inner) = registry;
 }
 

@@ -22,8 +22,8 @@ use crate::metrics::Series;
 use crate::respond::{self, Answer};
 use crate::server::Server;
 use crate::{
-    audit, enroll, fair, gate, log, metrics_api, proxy, read, review, storage, stream, token,
-    watch, write,
+    aggregate, audit, enroll, fair, gate, log, metrics_api, proxy, read, review, storage, stream,
+    token, watch, write,
 };
 
 /// Upstream's limit for request bodies.
@@ -70,7 +70,8 @@ pub(crate) async fn handle(
     let started = Instant::now();
     let (mut parts, body) = request.into_parts();
     let (method, path) = (parts.method.as_str(), parts.uri.path());
-    let route = if metrics_api::is_path(path) {
+    let remote = server.aggregates.serve(path);
+    let route = if remote || metrics_api::is_path(path) {
         Ok(Route::Other(path.to_owned()))
     } else {
         let query = parts.uri.query().unwrap_or("");
@@ -81,7 +82,7 @@ pub(crate) async fn handle(
         Ok(_) | Err(_) => Series::other(&parts.method),
     };
     let flying = server.metrics.begin(&series);
-    let asked = attributes(&parts, &route);
+    let asked = if remote { aggregate::attributes(&parts) } else { attributes(&parts, &route) };
     let asker = gate::identify(server, peer, &parts.headers).await;
     let entry = audit::begin(server, peer, &mut parts, &asker, &asked).await;
     let mut seat = None;
@@ -207,6 +208,9 @@ async fn answer(
     body: Incoming,
 ) -> Result<Answer, Status> {
     match route {
+        Route::Other(path) if server.aggregates.serve(&path) => {
+            aggregate::answer(server, user, parts, body).await
+        }
         Route::Other(path) if metrics_api::is_path(&path) => {
             if parts.method != http::Method::GET {
                 return Err(api::not_allowed());

@@ -10,6 +10,7 @@
 
 mod admit;
 mod agent;
+mod aggregate;
 mod audit;
 mod bootstrap;
 mod certificate;
@@ -18,6 +19,7 @@ mod custom;
 mod door;
 mod enroll;
 mod fair;
+mod front;
 mod gate;
 mod handle;
 mod identity;
@@ -186,6 +188,7 @@ impl ApiServer {
                 },
                 sweep::run(doors.clone(), &server),
                 custom::run(doors.clone(), &server),
+                aggregate::run(doors.clone(), &server),
                 roles::follow(doors.clone(), &server),
             )
         };

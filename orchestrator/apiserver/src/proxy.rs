@@ -35,6 +35,7 @@ use crate::agent::{self, AskError};
 use crate::handle::Call;
 use crate::object;
 use crate::respond::{self, Answer};
+use crate::server::Server;
 
 /// How long a backend may take to answer.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -105,7 +106,7 @@ pub(crate) async fn answer(
     }
     let mut answered = send(call, &backend, request).await?;
     if answered.status() == StatusCode::SWITCHING_PROTOCOLS {
-        return Ok(switch(call, &mut answered, upgrade));
+        return Ok(switch(call.server, &mut answered, upgrade));
     }
     Ok(passed_back(answered, base))
 }
@@ -212,7 +213,7 @@ fn endpoints(slice: &Value, port_name: &str) -> Vec<SocketAddr> {
 }
 
 /// The headers of the client that the backend gets.
-fn forwarded(asked: &HeaderMap) -> HeaderMap {
+pub(crate) fn forwarded(asked: &HeaderMap) -> HeaderMap {
     let mut headers = asked.clone();
     for name in OF_THE_CONNECTION {
         headers.remove(name);
@@ -265,7 +266,7 @@ async fn tls(
 
 /// Takes whatever certificate a pod shows: nobody could have told which is right.
 #[derive(Debug)]
-struct AnyCertificate(Arc<rustls::crypto::CryptoProvider>);
+pub(crate) struct AnyCertificate(pub(crate) Arc<rustls::crypto::CryptoProvider>);
 
 impl ServerCertVerifier for AnyCertificate {
     fn verify_server_cert(
@@ -305,11 +306,15 @@ impl ServerCertVerifier for AnyCertificate {
 }
 
 /// Lets the bytes of a backend that switched flow both ways.
-fn switch(call: &Call<'_>, answered: &mut Response<Incoming>, ours: Option<OnUpgrade>) -> Answer {
+pub(crate) fn switch(
+    server: &Server,
+    answered: &mut Response<Incoming>,
+    ours: Option<OnUpgrade>,
+) -> Answer {
     let mut answer = respond::text(101, Bytes::new());
     *answer.headers_mut() = answered.headers().clone();
     let theirs = hyper::upgrade::on(answered);
-    call.server.background.spawn(async move {
+    server.background.spawn(async move {
         let Some(ours) = ours else { return Ok(()) };
         let switched = async { Ok::<_, hyper::Error>((ours.await?, theirs.await?)) };
         let (ours, theirs) = switched.await.map_err(std::io::Error::other)?;
@@ -319,7 +324,7 @@ fn switch(call: &Call<'_>, answered: &mut Response<Incoming>, ours: Option<OnUpg
 }
 
 /// A backend's answer with its redirects kept below the proxy's path.
-fn passed_back(answered: Response<Incoming>, base: &str) -> Answer {
+pub(crate) fn passed_back(answered: Response<Incoming>, base: &str) -> Answer {
     let (parts, body) = answered.into_parts();
     // A backend that breaks off ends the body; there is no place left to say so.
     let frames = body.into_data_stream().take_while(|chunk| std::future::ready(chunk.is_ok()));

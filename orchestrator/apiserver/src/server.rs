@@ -16,6 +16,7 @@ use store::{Item, Query, Store};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::aggregate::Aggregates;
 use crate::audit::AuditLog;
 use crate::custom::Customs;
 use crate::enroll::Limiter;
@@ -84,6 +85,7 @@ pub(crate) struct Server {
     pub(crate) seals: Seals,
     pub(crate) audit: Option<AuditLog>,
     pub(crate) customs: Customs,
+    pub(crate) aggregates: Aggregates,
     shelves: Vec<(&'static Kind, Arc<str>)>,
     seed: AtomicU64,
 }
@@ -117,6 +119,7 @@ impl Server {
             seals,
             audit,
             customs: Customs::default(),
+            aggregates: Aggregates::default(),
             shelves,
             seed,
         }

@@ -17,6 +17,7 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 use crate::Config;
 use crate::certificate::{CertificateError, Certificates};
+use crate::front::FrontProxy;
 use crate::token::{Key, KeyError, OidcError, Tokens};
 
 /// The authority outlives the machines.
@@ -48,6 +49,8 @@ pub(crate) struct Site {
     pub(crate) address: IpAddr,
     /// The certificate of the cluster's authority, PEM.
     pub(crate) ca_pem: String,
+    /// What servers behind ours believe us by.
+    pub(crate) front_proxy: FrontProxy,
     /// Makes and checks tokens.
     pub(crate) tokens: Tokens,
 }
@@ -121,6 +124,8 @@ pub(crate) fn prepare(config: &Config, bound: SocketAddr) -> Result<Site, SiteEr
         agent_tls: Arc::new(agent_tls(&client, roots)?),
         address,
         ca_pem: authority.cert_pem().to_owned(),
+        front_proxy: FrontProxy::open(&pki_dir)
+            .map_err(|source| SiteError::Pki { what: "the front-proxy authority", source })?,
         tokens: Tokens::new(key, &config.identity).map_err(SiteError::Oidc)?,
     })
 }

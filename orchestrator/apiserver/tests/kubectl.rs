@@ -35,6 +35,8 @@ struct Step {
     arguments: String,
     input: String,
     expected: Vec<String>,
+    /// What it says is kept under this name, for `${NAME}` later.
+    kept_as: Option<String>,
 }
 
 /// Reads the stories: `$ arguments`, then `< ` lines of input, then the expected output.
@@ -54,6 +56,8 @@ fn steps() -> Vec<Step> {
             let step = steps.last_mut().unwrap();
             step.input.push_str(input);
             step.input.push('\n');
+        } else if let Some(name) = line.strip_prefix("= ") {
+            steps.last_mut().unwrap().kept_as = Some(name.to_owned());
         } else if !line.trim().is_empty() {
             steps.last_mut().unwrap().expected.push(squeeze(line));
         }
@@ -135,12 +139,19 @@ async fn check(version: &str) {
     let Some(kubectl) = kubectl(version) else { return };
     let cluster = Cluster::start().await;
     let mut failures = Vec::new();
-    for step in steps() {
+    let mut kept: Vec<(String, String)> = Vec::new();
+    for mut step in steps() {
+        for (name, value) in &kept {
+            step.arguments = step.arguments.replace(name, value);
+            step.input = step.input.replace(name, value);
+        }
         if !step.only.is_empty() && !step.only.split(',').any(|only| only == version) {
             continue;
         }
         let lines = run(&kubectl, &cluster, &step).await;
-        if !all_match(&step.expected, &lines) {
+        if let Some(name) = &step.kept_as {
+            kept.push((format!("${{{name}}}"), lines.concat()));
+        } else if !all_match(&step.expected, &lines) {
             failures.push(format!(
                 "kubectl {version}, line {}: kubectl {}\n--- expected\n{}\n--- got\n{}\n",
                 step.line,

@@ -7,6 +7,7 @@
     reason = "a test ends where its expectation does"
 )]
 
+mod aggregation;
 mod common;
 mod extension;
 mod identity;

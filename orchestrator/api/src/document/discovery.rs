@@ -259,6 +259,9 @@ pub(super) fn aggregated(registry: &Registry, core: bool, beta: bool) -> Value {
         .map(|group| {
             let all: Vec<Value> = versions(registry, group)
                 .map(|version| {
+                    if let Some(remote) = registry.remote(group, version) {
+                        return remote.entry();
+                    }
                     json!({
                         "version": version,
                         "resources": aggregated_resources(registry, group, version),

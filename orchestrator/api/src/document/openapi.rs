@@ -69,6 +69,9 @@ pub(super) fn v2(registry: &Registry) -> Value {
     for (group, version) in group_versions(registry) {
         add_group(registry, Dialect::V2, (group, version), &mut paths, &mut definitions);
     }
+    for remote in registry.remotes() {
+        crate::remote::merge_v2(remote, &mut paths, &mut definitions);
+    }
     json!({
         "swagger": "2.0",
         "info": {"title": "Kubernetes", "version": "v1.36.0"},
