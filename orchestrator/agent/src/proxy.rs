@@ -4,8 +4,12 @@
 //! element by element, each time in one transaction. One loop; the caches are `services`'s.
 //! The table stays when the proxy ends: services work on while the agent is down.
 //!
+//! Outside load balancers ask at the services' health check ports ([`health`]).
+//!
 //! When UDP endpoints change, tracked flows that lead nowhere any more are forgotten, in one pass
 //! over the kernel's table.
+
+mod health;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -24,6 +28,7 @@ use thiserror::Error;
 use tracing::{debug, warn};
 
 use crate::services::Watched;
+use health::{Checks, HealthError};
 
 /// A burst of endpoint changes, such as a rollout's, becomes one transaction.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -46,6 +51,8 @@ pub(crate) enum ProxyError {
     Read(#[source] NftError),
     #[error("the table of services cannot be changed")]
     Apply(#[source] NftError),
+    #[error("health checks of services cannot be answered")]
+    Health(#[source] HealthError),
     #[error("stale flows cannot be forgotten")]
     Forget(#[source] ConntrackError),
 }
@@ -62,6 +69,8 @@ pub(crate) struct Proxy {
     loaded: Option<Loaded>,
     /// The UDP endpoints that flows were last held against; `None` before the first time.
     flows: Option<Udp>,
+    /// Where health checks are answered.
+    checks: Checks,
     /// When the proxy started.
     since: tokio::time::Instant,
     /// What was said last about parts that are not served.
@@ -87,6 +96,8 @@ pub(crate) struct Wanted {
 pub(crate) enum Action {
     /// Make the table serve these: element by element, or whole where that cannot be.
     Serve { site: Site, services: Arc<Services> },
+    /// Answer health checks so; only after the table leads there.
+    Answer { services: Arc<Services> },
     /// Forget flows that lead where these do not; only after the table leads there neither.
     Forget { site: Site, udp: Udp },
 }
@@ -98,6 +109,7 @@ impl std::fmt::Debug for Action {
             Self::Serve { services, .. } => {
                 write!(f, "Serve({} frontends)", services.frontends.len())
             }
+            Self::Answer { services } => write!(f, "Answer({} ports)", services.health.len()),
             Self::Forget { udp, .. } => write!(f, "Forget({} frontends)", udp.len()),
         }
     }
@@ -120,6 +132,7 @@ impl Proxy {
             watched,
             loaded: None,
             flows: None,
+            checks: Checks::default(),
             since: tokio::time::Instant::now(),
             skipped: Vec::new(),
             looked: None,
@@ -131,7 +144,8 @@ impl Proxy {
         let networks = self.watched.networks()?;
         let dns = networks.dns();
         let Networks { pods, services, .. } = networks;
-        Some(Site { node: self.watched.node.clone(), pods, services, dns })
+        let (node, zone) = (self.watched.node.clone(), self.watched.zone());
+        Some(Site { node, pods, services, zone, dns })
     }
 
     /// Whether the first table should still wait.
@@ -197,6 +211,9 @@ impl World for Proxy {
             let (site, services) = (site.clone(), Arc::clone(services));
             actions.push(Action::Serve { site, services });
         }
+        if !self.checks.are(&services.health) {
+            actions.push(Action::Answer { services: Arc::clone(services) });
+        }
         if self.flows.as_ref() != Some(udp) {
             actions.push(Action::Forget { site: site.clone(), udp: udp.clone() });
         }
@@ -217,6 +234,9 @@ impl World for Proxy {
                 debug!(bytes = script.len(), "services are in force");
                 self.loaded = Some(loaded);
                 self.looked = Some(tokio::time::Instant::now());
+            }
+            Action::Answer { services } => {
+                self.checks.answer(&services.health).await.map_err(ProxyError::Health)?;
             }
             Action::Forget { site, udp } => {
                 // Reading a full table takes a tenth of a second: not on the runtime's threads.

@@ -25,6 +25,9 @@ use crate::dns::Dns;
 use crate::policy::{self, Enforcer};
 use crate::proxy::{self, Proxy};
 
+/// The label of a node that names its zone.
+const ZONE: &str = "topology.kubernetes.io/zone";
+
 /// What the node's services and names need to know.
 #[derive(Debug)]
 pub struct Config {
@@ -139,6 +142,11 @@ impl Watched {
     /// Whether this node is Ready.
     pub(crate) fn is_ready(&self) -> bool {
         self.this.get("", &self.node).is_some_and(|node| node.is_ready())
+    }
+
+    /// The zone this node is in.
+    pub(crate) fn zone(&self) -> Option<String> {
+        self.this.get("", &self.node)?.metadata.label(ZONE).map(str::to_owned)
     }
 
     /// The site's address ranges; `None` until the API has told them.

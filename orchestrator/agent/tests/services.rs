@@ -17,6 +17,8 @@ mod alone;
 mod api;
 #[path = "services/policy.rs"]
 mod policy;
+#[path = "services/traffic.rs"]
+mod traffic;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{ErrorKind, Read, Write};
@@ -126,6 +128,7 @@ fn site_of_the_table() -> Site {
         node: "node".to_owned(),
         pods: "172.20.0.0/16".parse().unwrap(),
         services: "172.21.0.0/24".parse().unwrap(),
+        zone: None,
         dns: None,
     }
 }
@@ -219,37 +222,6 @@ fn a_pod_reaches_itself_by_its_service() {
             [IpAddr::V4(NODE)].into(),
             "its own address would be answered in vain"
         );
-    });
-}
-
-#[test]
-fn affinity_keeps_a_client_at_one_endpoint() {
-    alone("affinity_keeps_a_client_at_one_endpoint", &PROGRAMS, || {
-        let lab = Lab::build();
-        let spec = json!({"clusterIP": "172.21.0.10", "sessionAffinity": "ClientIP", "ports": [{"port": 80}]});
-        let (services, slices) =
-            ([service("web", spec)], [slice("web", &["red", "blue", "green"])]);
-        lab.load(&services, &slices);
-        let first = lab.asks(&lab.pods["client"], WEB, 20);
-        assert_eq!(first.len(), 1);
-        lab.load(&services, &slices);
-        assert_eq!(lab.asks(&lab.pods["client"], WEB, 20), first, "a new table changes nothing");
-    });
-}
-
-#[test]
-fn the_local_policy_keeps_the_clients_address() {
-    alone("the_local_policy_keeps_the_clients_address", &PROGRAMS, || {
-        let lab = Lab::build();
-        let spec = json!({"type": "NodePort", "clusterIP": "172.21.0.10", "externalTrafficPolicy": "Local",
-            "ports": [{"port": 80, "nodePort": 30080}]});
-        let service = [service("web", spec)];
-        lab.load(&service, &[slice("web", &["red", "green"])]);
-        let answers = lab.asks(&lab.far, (NODE, 30080), 10);
-        assert_eq!(names(&answers), ["red"]);
-        assert_eq!(seen(&answers), [IpAddr::V4(FAR)].into());
-        lab.load(&service, &[slice("web", &["green"])]);
-        assert_eq!(ask(&lab.far, (NODE, 30080)), Err(ErrorKind::TimedOut));
     });
 }
 

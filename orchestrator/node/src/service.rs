@@ -13,8 +13,12 @@
 //!
 //! After the first load, changes are elements added and removed ([`Loaded::render_change`]).
 //!
-//! *Limits*: IPv4. Affinity is by hash of the client's address: no state to lose when the table is
-//! replaced, but a changed number of endpoints moves clients that upstream would leave in place.
+//! A client with affinity is remembered with its slot, as long as the service says after its last
+//! connection. Endpoints that stay keep their slots ([`Loaded::render_change`]); when there are
+//! fewer, the last ones move into the gaps and their clients choose anew.
+//!
+//! *Limits*: IPv4. What is remembered of clients is lost when the whole table is loaded, as after
+//! a restart of the agent.
 
 mod table;
 
@@ -34,6 +38,8 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 const LOCAL_SLOTS: u32 = 0x1_0000;
 /// More endpoints than this of one port are not used: slots must not meet [`LOCAL_SLOTS`].
 const ENDPOINTS_MAX: usize = 0xffff;
+/// How long affinity lasts unless the service says otherwise.
+const AFFINITY_SECONDS: u32 = 10_800;
 
 /// Where the table is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +50,8 @@ pub struct Site {
     pub pods: Ipv4Net,
     /// The range of service addresses: what is not served there goes nowhere.
     pub services: Ipv4Net,
+    /// The zone this node is in, which topology hints speak of.
+    pub zone: Option<String>,
     /// Where this node itself answers as cluster DNS.
     pub dns: Option<Ipv4Addr>,
 }
@@ -103,8 +111,9 @@ pub struct Backend {
 pub struct Choice {
     /// Where the client comes from.
     pub origin: Origin,
-    /// Whether one client always gets the same backend.
-    pub affinity: bool,
+    /// For how many seconds one client gets the same backend; `None` when each connection may
+    /// get another.
+    pub affinity: Option<u32>,
     /// How many backends there are; the local ones among them when only those may be used.
     pub reach: Reach,
 }
@@ -116,6 +125,9 @@ pub enum Origin {
     Cluster,
     /// It dialled an external address.
     External,
+    /// It is a pod or the node itself, and dialled a port of the node whose service wants
+    /// outsiders to meet local backends only.
+    Inside,
     /// It dialled a port of the node.
     NodePort,
 }
@@ -125,9 +137,10 @@ pub enum Origin {
 pub enum Reach {
     /// All; never zero.
     All(u32),
-    /// Only those on this node; never zero. Pods may use all.
+    /// Only those on this node. Pods and the node itself may use all, unless they dialled the
+    /// cluster address.
     Local {
-        /// How many are on this node.
+        /// How many are on this node; zero means that outsiders are dropped.
         local: u32,
         /// How many there are.
         all: u32,
@@ -160,8 +173,25 @@ pub struct Services {
     /// Cluster addresses of services: other ports of theirs are refused. External addresses are
     /// not among them, for they may belong to a node.
     pub cluster_addresses: BTreeSet<Ipv4Addr>,
+    /// External addresses that answer only clients from some networks.
+    pub guarded: BTreeMap<Frontend, Vec<Ipv4Net>>,
+    /// Ports at which this node says whether it has endpoints of a service.
+    pub health: BTreeMap<u16, Health>,
     /// What could not be served, and why.
     pub skipped: Vec<Skipped>,
+}
+
+/// What outside load balancers are told of a service whose outsiders meet local endpoints only.
+///
+/// Spec: `healthCheckNodePort`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Health {
+    /// The service's namespace.
+    pub namespace: String,
+    /// The service's name.
+    pub name: String,
+    /// How many ready endpoints are on this node.
+    pub local: usize,
 }
 
 /// A part of a service that is not served.
@@ -214,6 +244,11 @@ fn plan_service(site: &Site, service: &Service, slices: &[&EndpointSlice], plann
         return;
     };
     planned.cluster_addresses.insert(cluster_ip);
+    if let Ok(port @ 1..) = u16::try_from(spec.health_check_node_port)
+        && spec.external_traffic_policy == "Local"
+    {
+        planned.health.insert(port, health(site, service, slices));
+    }
     for port in &spec.ports {
         let (Some(transport), Ok(number)) =
             (Transport::parse(&port.protocol), u16::try_from(port.port))
@@ -223,24 +258,34 @@ fn plan_service(site: &Site, service: &Service, slices: &[&EndpointSlice], plann
             continue;
         };
         let backends = backends(site, port, transport, slices);
-        let affinity = spec.session_affinity == "ClientIP";
+        let affinity = affinity(service);
         let local_inside = spec.internal_traffic_policy.as_deref() == Some("Local");
         let local_outside = spec.external_traffic_policy == "Local";
         let mut claims = vec![(
             Frontend::Address(cluster_ip, transport, number),
             backends.target(Origin::Cluster, affinity, local_inside),
         )];
-        for address in external_addresses(service) {
+        let balanced = balancer_addresses(service);
+        for address in external_addresses(service).union(&balanced) {
             let target = backends.target(Origin::External, affinity, local_outside);
-            claims.push((Frontend::Address(address, transport, number), target));
+            claims.push((Frontend::Address(*address, transport, number), target));
         }
         if let Ok(node_port @ 1..) = u16::try_from(port.node_port) {
             let target = backends.target(Origin::NodePort, affinity, local_outside);
             claims.push((Frontend::NodePort(transport, node_port), target));
         }
+        let sources = sources(service);
         for (frontend, target) in claims {
             match planned.frontends.entry(frontend) {
-                Entry::Vacant(free) => drop(free.insert(target)),
+                Entry::Vacant(free) => {
+                    free.insert(target);
+                    if let Frontend::Address(address, ..) = frontend
+                        && !sources.is_empty()
+                        && balanced.contains(&address)
+                    {
+                        planned.guarded.insert(frontend, sources.clone());
+                    }
+                }
                 Entry::Occupied(_) => {
                     let reason = format!("{frontend:?} belongs to another service");
                     planned.skipped.push(skip(reason));
@@ -251,33 +296,73 @@ fn plan_service(site: &Site, service: &Service, slices: &[&EndpointSlice], plann
 }
 
 fn external_addresses(service: &Service) -> BTreeSet<Ipv4Addr> {
-    let ingress = service.status.load_balancer.ingress.iter().map(|ingress| &ingress.ip);
-    let all = service.spec.external_ips.iter().chain(ingress);
-    all.filter_map(|text| text.parse().ok()).collect()
+    service.spec.external_ips.iter().filter_map(|text| text.parse().ok()).collect()
+}
+
+/// The addresses of load balancers that hand packets on as they are.
+fn balancer_addresses(service: &Service) -> BTreeSet<Ipv4Addr> {
+    let ingress = service.status.load_balancer.ingress.iter();
+    // A balancer that dials on behalf of clients must not be bypassed.
+    let direct = ingress.filter(|one| one.extra.get("ipMode").is_none_or(|mode| mode != "Proxy"));
+    direct.filter_map(|one| one.ip.parse().ok()).collect()
+}
+
+/// From where load balancers' addresses may be dialled; empty means from everywhere. Ranges of
+/// the other family alone restrict nothing, as upstream has it.
+fn sources(service: &Service) -> Vec<Ipv4Net> {
+    let ranges = service.spec.extra.get("loadBalancerSourceRanges");
+    let ranges = ranges.and_then(|ranges| ranges.as_array()).map_or(&[][..], Vec::as_slice);
+    let texts = ranges.iter().filter_map(|range| range.as_str());
+    let parsed: Vec<Ipv4Net> = texts.filter_map(|text| text.trim().parse().ok()).collect();
+    Ipv4Net::aggregate(&parsed)
+}
+
+/// For how long the service wants a client to stay at its backend.
+fn affinity(service: &Service) -> Option<u32> {
+    let spec = &service.spec;
+    let seconds = || {
+        let config = spec.session_affinity_config.as_ref()?;
+        config.pointer("/clientIP/timeoutSeconds")?.as_u64()?.try_into().ok()
+    };
+    (spec.session_affinity == "ClientIP").then(|| seconds().unwrap_or(AFFINITY_SECONDS))
+}
+
+fn health(site: &Site, service: &Service, slices: &[&EndpointSlice]) -> Health {
+    let endpoints = slices.iter().flat_map(|slice| &slice.endpoints);
+    let here = endpoints.filter(|endpoint| is_ready(endpoint) && site.is_home_of(endpoint));
+    let addresses: BTreeSet<&String> = here.filter_map(|one| one.addresses.first()).collect();
+    let (namespace, name) = (service.metadata.namespace.clone(), service.metadata.name.clone());
+    Health { namespace, name, local: addresses.len() }
 }
 
 /// The backends of one port, everywhere and here.
+#[derive(Default)]
 struct Backends {
     all: BTreeSet<Backend>,
     local: BTreeSet<Backend>,
+    /// Backends on this node that end but still serve.
+    leaving: BTreeSet<Backend>,
 }
 
 impl Backends {
-    fn target(&self, origin: Origin, affinity: bool, only_local: bool) -> Target {
+    fn target(&self, origin: Origin, affinity: Option<u32>, only_local: bool) -> Target {
         let count = |set: &BTreeSet<Backend>| u32::try_from(set.len()).unwrap_or(u32::MAX);
-        let all = count(&self.all);
-        let reach = match (all, count(&self.local)) {
-            (0, _) => return Target::Refused,
-            (_, 0) if only_local => return Target::Dropped,
-            (_, local) if only_local => Reach::Local { local, all },
-            _ => Reach::All(all),
+        // Local ones that end are better than none, whatever there is elsewhere.
+        let local = if self.local.is_empty() { &self.leaving } else { &self.local };
+        let reach = match (count(&self.all), count(local)) {
+            (0, 0) => return Target::Refused,
+            (0, _) if !only_local => return Target::Refused,
+            // Who dialled the cluster address is an insider and bound all the same.
+            (_, 0) if only_local && origin == Origin::Cluster => return Target::Dropped,
+            (all, local) if only_local => Reach::Local { local, all },
+            (all, _) => Reach::All(all),
         };
         Target::Balanced {
             choice: Choice { origin, affinity, reach },
             backends: self.all.iter().copied().collect(),
             local: match reach {
                 Reach::All(_) => Vec::new(),
-                Reach::Local { .. } => self.local.iter().copied().collect(),
+                Reach::Local { .. } => local.iter().copied().collect(),
             },
         }
     }
@@ -297,7 +382,9 @@ impl Services {
     #[must_use]
     pub fn udp(&self) -> BTreeMap<Frontend, BTreeSet<Backend>> {
         let backends = |target: &Target| match target {
-            Target::Balanced { backends, .. } => backends.iter().copied().collect(),
+            Target::Balanced { backends, local, .. } => {
+                backends.iter().chain(local).copied().collect()
+            }
             Target::Refused | Target::Dropped => BTreeSet::new(),
         };
         let udp = |frontend: &Frontend| {
@@ -330,31 +417,76 @@ pub fn is_stale(site: &Site, udp: &BTreeMap<Frontend, BTreeSet<Backend>>, flow: 
     translated && by_node_port.is_some_and(|backends| !backends.contains(&flow.answering))
 }
 
-/// Collects the ready backends of a port. When none is ready, those that end but still serve are
-/// better than nothing, as upstream has it.
+impl Site {
+    fn is_home_of(&self, endpoint: &Endpoint) -> bool {
+        endpoint.node_name.as_deref() == Some(self.node.as_str())
+    }
+}
+
+fn is_ready(endpoint: &Endpoint) -> bool {
+    endpoint.conditions.ready.unwrap_or(true)
+}
+
+/// Whether an endpoint ends but still serves.
+fn is_leaving(endpoint: &Endpoint) -> bool {
+    let conditions = &endpoint.conditions;
+    conditions.serving.unwrap_or(false) && conditions.terminating.unwrap_or(false)
+}
+
+/// Collects the backends of a port: the ready ones, and of those the ones that topology hints
+/// give to this node. When none is ready, those that end but still serve are better than nothing,
+/// as upstream has it.
 fn backends(
     site: &Site,
     port: &ServicePort,
     transport: Transport,
     slices: &[&EndpointSlice],
 ) -> Backends {
-    let ready = |endpoint: &Endpoint| endpoint.conditions.ready.unwrap_or(true);
-    let serving = |endpoint: &Endpoint| {
-        endpoint.conditions.serving.unwrap_or(false)
-            && endpoint.conditions.terminating.unwrap_or(false)
+    let found = collect(port, transport, slices);
+    let set = |wanted: &dyn Fn(&Endpoint) -> bool| -> BTreeSet<Backend> {
+        let wanted = found.iter().filter(|(endpoint, _)| wanted(endpoint));
+        wanted.map(|(_, backend)| *backend).take(ENDPOINTS_MAX).collect()
     };
-    let found = collect(site, port, transport, slices, ready);
-    if found.all.is_empty() { collect(site, port, transport, slices, serving) } else { found }
+    let ready = found.iter().map(|(endpoint, _)| *endpoint).filter(|one| is_ready(one));
+    let hinted = near(site, &ready.collect::<Vec<_>>());
+    let local = set(&|one| is_ready(one) && site.is_home_of(one));
+    let leaving = set(&|one| is_leaving(one) && site.is_home_of(one));
+    let all = match hinted {
+        Some((list, name)) => set(&|one| is_ready(one) && is_meant_for(one, list, name)),
+        None => set(&is_ready),
+    };
+    let all = if all.is_empty() { set(&is_leaving) } else { all };
+    Backends { all, local, leaving }
 }
 
-fn collect(
-    site: &Site,
+/// By which hints this node's share of the ready endpoints is told; `None` when it may use all:
+/// an endpoint without a hint, or no endpoint for this node, means that hints cannot be trusted.
+fn near<'a>(site: &'a Site, ready: &[&Endpoint]) -> Option<(&'static str, &'a str)> {
+    let by_node = ("forNodes", site.node.as_str());
+    let by_zone = site.zone.as_deref().map(|zone| ("forZones", zone));
+    [Some(by_node), by_zone].into_iter().flatten().find(|(list, name)| {
+        ready.iter().all(|one| hints(one, list).next().is_some())
+            && ready.iter().any(|one| is_meant_for(one, list, name))
+    })
+}
+
+/// The names in one of an endpoint's lists of hints.
+fn hints<'a>(endpoint: &'a Endpoint, list: &str) -> impl Iterator<Item = &'a str> {
+    let listed = endpoint.hints.as_ref().and_then(|hints| hints.get(list)?.as_array());
+    listed.into_iter().flatten().filter_map(|hint| hint.get("name")?.as_str())
+}
+
+fn is_meant_for(endpoint: &Endpoint, list: &str, name: &str) -> bool {
+    hints(endpoint, list).any(|hint| hint == name)
+}
+
+/// Every endpoint that has the port, whatever its state.
+fn collect<'a>(
     port: &ServicePort,
     transport: Transport,
-    slices: &[&EndpointSlice],
-    usable: impl Fn(&Endpoint) -> bool,
-) -> Backends {
-    let mut found = Backends { all: BTreeSet::new(), local: BTreeSet::new() };
+    slices: &[&'a EndpointSlice],
+) -> Vec<(&'a Endpoint, Backend)> {
+    let mut found = Vec::new();
     for slice in slices {
         let mut ports = slice.ports.iter().filter(|one| {
             one.name.as_deref().unwrap_or_default() == port.name
@@ -362,18 +494,11 @@ fn collect(
         });
         let number = ports.find_map(|one| one.port).and_then(|port| u16::try_from(port).ok());
         let Some(number) = number else { continue };
-        for endpoint in slice.endpoints.iter().filter(|endpoint| usable(endpoint)) {
+        for endpoint in &slice.endpoints {
             // All addresses of one endpoint are the same pod: the first is the one to use.
             let address = endpoint.addresses.first().and_then(|text| text.parse().ok());
             let Some(address) = address else { continue };
-            if found.all.len() >= ENDPOINTS_MAX {
-                return found;
-            }
-            let backend = Backend { address, port: number };
-            found.all.insert(backend);
-            if endpoint.node_name.as_deref() == Some(site.node.as_str()) {
-                found.local.insert(backend);
-            }
+            found.push((endpoint, Backend { address, port: number }));
         }
     }
     found

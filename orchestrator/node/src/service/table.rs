@@ -1,7 +1,10 @@
 //! The table's text.
 
-use std::collections::BTreeSet;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
 
 use super::{Backend, Choice, Frontend, LOCAL_SLOTS, Origin, Reach, Services, Site, Target};
 
@@ -31,6 +34,11 @@ pub fn render_table(site: &Site, services: &Services) -> String {
     let addresses = services.cluster_addresses.iter().map(ToString::to_string).collect();
     text += &map("set addresses", "ipv4_addr", addresses);
     text += &map("set own_pods", "ipv4_addr . ipv4_addr", elements.hairpins);
+    let (guarded, sources) = guards(&services.guarded);
+    text += &map("set guarded", "ipv4_addr . inet_proto . inet_service", guarded);
+    let kind = "ipv4_addr . inet_proto . inet_service . ipv4_addr\n        flags interval";
+    text += &map("set sources", kind, sources);
+    text += STICKY;
     text += "    chain pick {
         meta l4proto { tcp, udp, sctp } dnat ip addr . port to ip daddr . meta l4proto . th dport . meta mark map @endpoints
     }
@@ -46,6 +54,31 @@ pub fn render_table(site: &Site, services: &Services) -> String {
         text += &render_chain(site, choice);
     }
     text + &hooks(site)
+}
+
+/// Who was sent to which slot. Full, it remembers no further client.
+const STICKY: &str = "    map sticky {
+        type ipv4_addr . ipv4_addr . inet_proto . inet_service : mark
+        size 65535
+        flags dynamic,timeout
+    }
+";
+
+/// External addresses that not everybody may dial, and who may: elements of two sets.
+fn guards(guarded: &BTreeMap<Frontend, Vec<Ipv4Net>>) -> (Vec<String>, Vec<String>) {
+    let keys = guarded.keys().map(key).collect();
+    let sources = guarded.iter().flat_map(|(frontend, nets)| {
+        nets.iter().map(move |net| format!("{} . {net}", key(frontend)))
+    });
+    (keys, sources.collect())
+}
+
+/// A frontend as it stands in maps.
+fn key(frontend: &Frontend) -> String {
+    match frontend {
+        Frontend::Address(address, transport, port) => format!("{address} . {transport} . {port}"),
+        Frontend::NodePort(transport, port) => format!("{transport} . {port}"),
+    }
 }
 
 /// What the kernel holds: the services it was told of, and every chain it was given since the
@@ -68,8 +101,10 @@ impl Loaded {
     /// Whether this is what is wanted.
     #[must_use]
     pub fn is(&self, site: &Site, services: &Services) -> bool {
+        let services = self.aligned(services);
         self.site == *site
             && self.services.frontends == services.frontends
+            && self.services.guarded == services.guarded
             && self.services.cluster_addresses == services.cluster_addresses
     }
 
@@ -81,6 +116,7 @@ impl Loaded {
         if self.site != *site {
             return None;
         }
+        let services: &Services = &self.aligned(services);
         let differs = |one: &Services, other: &Services| {
             let frontends = one.frontends.iter();
             let changed =
@@ -97,6 +133,7 @@ impl Loaded {
         let pairs = |set: &BTreeSet<Ipv4Addr>, other: &BTreeSet<Ipv4Addr>| {
             set.difference(other).map(|pod| format!("{pod} . {pod}")).collect::<Vec<_>>()
         };
+        let (old_guards, new_guards) = (guards(&self.services.guarded), guards(&services.guarded));
         let mut chains = self.chains.clone();
         let mut text = String::new();
         for choice in new.choices.iter().filter(|choice| !self.chains.contains(choice)) {
@@ -114,6 +151,8 @@ impl Loaded {
             ("refused", old.refused, new.refused),
             ("addresses", words(own, next), words(next, own)),
             ("own_pods", pairs(&hairpins.0, &hairpins.1), pairs(&hairpins.1, &hairpins.0)),
+            ("guarded", old_guards.0, new_guards.0),
+            ("sources", old_guards.1, new_guards.1),
         ] {
             let (old, new): (BTreeSet<_>, BTreeSet<_>) =
                 (old.into_iter().collect(), new.into_iter().collect());
@@ -125,6 +164,53 @@ impl Loaded {
         let loaded = Self { site: site.clone(), services: services.clone(), chains };
         Some((text + &removed + &added, loaded))
     }
+}
+
+impl Loaded {
+    /// The same services with endpoints in the slots they have already, where clients are
+    /// remembered by slot.
+    fn aligned<'a>(&self, services: &'a Services) -> Cow<'a, Services> {
+        let mut moved = Vec::new();
+        for (frontend, target) in &services.frontends {
+            let Target::Balanced { choice, backends, local } = target else { continue };
+            let Some(Target::Balanced { choice: was, backends: old, local: old_local }) =
+                self.services.frontends.get(frontend)
+            else {
+                continue;
+            };
+            if choice.affinity.is_some() && was.affinity.is_some() {
+                let (backends, local) = (keep_slots(old, backends), keep_slots(old_local, local));
+                moved.push((*frontend, Target::Balanced { choice: *choice, backends, local }));
+            }
+        }
+        if moved.is_empty() {
+            return Cow::Borrowed(services);
+        }
+        let mut services = services.clone();
+        services.frontends.extend(moved);
+        Cow::Owned(services)
+    }
+}
+
+/// Orders `new` so that what is in `old`, too, keeps its place; newcomers take the places that
+/// became free, and when places stay free the last ones move there.
+fn keep_slots(old: &[Backend], new: &[Backend]) -> Vec<Backend> {
+    let mut newcomers = new.iter().filter(|one| !old.contains(one)).copied();
+    let place = |one: &Backend| if new.contains(one) { Some(*one) } else { newcomers.next() };
+    let mut slots: Vec<Option<Backend>> = old.iter().map(place).collect();
+    slots.extend(newcomers.map(Some));
+    let mut kept = Vec::new();
+    let mut at = 0;
+    while at < slots.len() {
+        match slots.get(at).copied().flatten() {
+            Some(backend) => {
+                kept.push(backend);
+                at += 1;
+            }
+            None => _ = slots.swap_remove(at),
+        }
+    }
+    kept
 }
 
 fn render_elements<'a>(verb: &str, set: &str, elements: impl Iterator<Item = &'a str>) -> String {
@@ -139,8 +225,8 @@ fn render_elements<'a>(verb: &str, set: &str, elements: impl Iterator<Item = &'a
 fn pods(services: &Services) -> BTreeSet<Ipv4Addr> {
     let targets = services.frontends.values();
     let backends = targets.flat_map(|target| match target {
-        Target::Balanced { backends, .. } => backends.as_slice(),
-        Target::Refused | Target::Dropped => &[],
+        Target::Balanced { backends, local, .. } => backends.iter().chain(local),
+        Target::Refused | Target::Dropped => [].iter().chain(&[]),
     });
     backends.map(|backend| backend.address).collect()
 }
@@ -174,12 +260,7 @@ impl Elements {
     }
 
     fn add(&mut self, frontend: &Frontend, target: &Target) {
-        let key = match frontend {
-            Frontend::Address(address, transport, port) => {
-                format!("{address} . {transport} . {port}")
-            }
-            Frontend::NodePort(transport, port) => format!("{transport} . {port}"),
-        };
+        let key = key(frontend);
         let (verdicts, endpoints) = match frontend {
             Frontend::Address(..) => (&mut self.services, &mut self.endpoints),
             Frontend::NodePort(..) => (&mut self.node_ports, &mut self.node_port_endpoints),
@@ -194,6 +275,7 @@ impl Elements {
                 endpoints.extend(slots(&key, 0, backends));
                 endpoints.extend(slots(&key, LOCAL_SLOTS, local));
                 self.choices.insert(*choice);
+                self.choices.extend(insiders(*choice));
             }
         }
     }
@@ -222,13 +304,29 @@ fn map(head: &str, kind: &str, elements: Vec<String>) -> String {
     text + "    }\n"
 }
 
+/// How pods and the node itself choose where outsiders meet local endpoints only.
+fn insiders(choice: Choice) -> Option<Choice> {
+    let origin = match choice.origin {
+        Origin::External => Origin::Cluster,
+        Origin::NodePort => Origin::Inside,
+        Origin::Cluster | Origin::Inside => return None,
+    };
+    match choice.reach {
+        Reach::Local { all: all @ 1.., .. } => {
+            Some(Choice { origin, reach: Reach::All(all), ..choice })
+        }
+        Reach::Local { .. } | Reach::All(_) => None,
+    }
+}
+
 fn chain_name(choice: Choice) -> String {
     let origin = match choice.origin {
         Origin::Cluster => "lb",
         Origin::External => "ext",
+        Origin::Inside => "in",
         Origin::NodePort => "np",
     };
-    let sticky = if choice.affinity { "_sticky" } else { "" };
+    let sticky = choice.affinity.map(|seconds| format!("_sticky{seconds}")).unwrap_or_default();
     match choice.reach {
         Reach::All(all) => format!("{origin}{sticky}_{all}"),
         Reach::Local { local, all } => format!("{origin}{sticky}_{local}of{all}"),
@@ -240,37 +338,41 @@ fn render_chain(site: &Site, choice: Choice) -> String {
     let mut text = format!("    chain {} {{\n", chain_name(choice));
     let pick = match choice.origin {
         Origin::Cluster | Origin::External => "goto pick",
-        Origin::NodePort => "goto np_pick",
+        Origin::NodePort | Origin::Inside => "goto np_pick",
     };
-    let spread = |count: u32| match choice.affinity {
-        true => format!("jhash ip saddr mod {count} seed 0x6d757374"),
-        false => format!("numgen random mod {count}"),
-    };
-    match choice.reach {
-        Reach::All(count) => {
-            text += match choice.origin {
-                Origin::Cluster => "        jump outside\n",
-                Origin::External | Origin::NodePort => "        ct mark set ct mark or 0x4000\n",
-            };
-            text += &format!("        meta mark set {}\n        {pick}\n", spread(count));
-        }
-        Reach::Local { local, all } => {
-            // Outsiders keep their address: the answer leaves by this node anyway. Pods that use
-            // an external address or a node port are not bound to this node.
-            if choice.origin == Origin::Cluster {
-                text += "        jump outside\n";
-            } else {
-                let (pods, spread) = (site.pods, spread(all));
-                text += &format!("        ip saddr {pods} meta mark set {spread}\n");
-                text += &format!("        ip saddr {pods} {pick}\n");
-            }
-            text += &format!(
-                "        meta mark set {} offset {LOCAL_SLOTS}\n        {pick}\n",
-                spread(local)
-            );
-        }
+    if let Some(insiders) = insiders(choice) {
+        // Outsiders keep their address: the answer leaves by this node anyway. Pods that use an
+        // external address or a node port are not bound to this node, nor is the node itself.
+        let (pods, insiders) = (site.pods, chain_name(insiders));
+        text += &format!("        ip saddr {pods} goto {insiders}\n");
+        text += &format!("        fib saddr type local goto {insiders}\n");
     }
-    text + "    }\n"
+    let (first, count) = match choice.reach {
+        Reach::All(all) => (0, all),
+        Reach::Local { local, .. } => (LOCAL_SLOTS, local),
+    };
+    if count == 0 {
+        return text + "        drop\n    }\n";
+    }
+    text += match (choice.origin, choice.reach) {
+        (Origin::Cluster | Origin::Inside, _) => "        jump outside\n",
+        (_, Reach::All(_)) => "        ct mark set ct mark or 0x4000\n",
+        (_, Reach::Local { .. }) => "",
+    };
+    let offset = if first == 0 { String::new() } else { format!(" offset {first}") };
+    let spread = format!("numgen random mod {count}{offset}");
+    let Some(seconds) = choice.affinity else {
+        return text + &format!("        meta mark set {spread}\n        {pick}\n    }}\n");
+    };
+    let client = "ip saddr . ip daddr . meta l4proto . th dport";
+    let last = first.saturating_add(count).saturating_sub(1);
+    let slots = if first == last { first.to_string() } else { format!("{first}-{last}") };
+    // Nobody has so many slots: who is not remembered chooses, and so does whose slot is gone.
+    text += "        meta mark set 0xffffffff\n";
+    text += &format!("        meta mark set {client} map @sticky\n");
+    text += &format!("        meta mark != {slots} meta mark set {spread}\n");
+    text += &format!("        update @sticky {{ {client} timeout {seconds}s : meta mark }}\n");
+    text + &format!("        {pick}\n    }}\n")
 }
 
 /// The chains that the kernel calls.
@@ -280,6 +382,7 @@ fn hooks(site: &Site) -> String {
     let dns = site.dns.map(|dns| format!("\n        ip daddr {dns} return")).unwrap_or_default();
     format!(
         "    chain route_services {{
+        ip daddr . meta l4proto . th dport @guarded ip daddr . meta l4proto . th dport . ip saddr != @sources drop
         ip daddr . meta l4proto . th dport vmap @services
         ip daddr != 127.0.0.0/8 fib daddr type local meta l4proto . th dport vmap @nodeports
     }}

@@ -11,6 +11,7 @@ fn site() -> Site {
         node: "here".to_owned(),
         pods: "172.20.0.0/16".parse().unwrap(),
         services: "172.21.0.0/24".parse().unwrap(),
+        zone: Some("z1".to_owned()),
         dns: None,
     }
 }
@@ -62,7 +63,10 @@ fn check(services: &[Service], slices: &[EndpointSlice], expected: Expect) {
             let target = match target {
                 Target::Refused => "refused".to_owned(),
                 Target::Dropped => "dropped".to_owned(),
-                Target::Balanced { backends, local, .. } if local.is_empty() => list(backends),
+                Target::Balanced { backends, local, choice } if local.is_empty() => {
+                    let none = matches!(choice.reach, Reach::Local { .. });
+                    format!("{}{}", list(backends), if none { " local none" } else { "" })
+                }
                 Target::Balanced { backends, local, .. } => {
                     format!("{} local {}", list(backends), list(local))
                 }
@@ -148,10 +152,131 @@ fn the_local_policy_keeps_outsiders_on_this_node() {
         &[service("local", spec)],
         &[slice("local", 80, "172.20.2.2@there")],
         expect![[r#"
-            10.99.0.5 tcp 80 -> dropped
+            10.99.0.5 tcp 80 -> 172.20.2.2:80 local none
             172.21.0.11 tcp 80 -> 172.20.2.2:80
-            node tcp 30080 -> dropped"#]],
+            node tcp 30080 -> 172.20.2.2:80 local none"#]],
     );
+}
+
+#[test]
+fn insiders_bound_to_their_node_are_dropped_where_nobody_is() {
+    let spec = json!({"clusterIP": "172.21.0.12", "internalTrafficPolicy": "Local", "ports": [{"port": 80}]});
+    check(
+        &[service("inside", spec)],
+        &[slice("inside", 80, "172.20.2.2@there")],
+        expect!["172.21.0.12 tcp 80 -> dropped"],
+    );
+}
+
+#[test]
+fn local_endpoints_that_end_serve_until_the_next_is_ready() {
+    let spec = json!({"type": "NodePort", "clusterIP": "172.21.0.11", "externalTrafficPolicy": "Local",
+        "ports": [{"port": 80, "nodePort": 30080}]});
+    check(
+        &[service("local", spec.clone())],
+        &[slice("local", 80, "~172.20.1.2@here 172.20.2.2@there")],
+        expect![[r#"
+            172.21.0.11 tcp 80 -> 172.20.2.2:80
+            node tcp 30080 -> 172.20.2.2:80 local 172.20.1.2:80"#]],
+    );
+    check(
+        &[service("local", spec)],
+        &[slice("local", 80, "~172.20.1.2@here 172.20.1.3@here")],
+        expect![[r#"
+            172.21.0.11 tcp 80 -> 172.20.1.3:80
+            node tcp 30080 -> 172.20.1.3:80 local 172.20.1.3:80"#]],
+    );
+}
+
+#[test]
+fn hints_keep_traffic_near_when_every_endpoint_has_one() {
+    let web = || service("web", json!({"clusterIP": "172.21.0.10", "ports": [{"port": 80}]}));
+    let hinted = |hints: [Value; 3]| {
+        let mut slice = slice("web", 80, "172.20.1.2@here 172.20.2.2@there 172.20.3.2@there");
+        for (endpoint, hint) in slice.endpoints.iter_mut().zip(hints) {
+            endpoint.hints = Some(hint);
+        }
+        slice
+    };
+    let zone = |name: &str| json!({"forZones": [{"name": name}]});
+    let both = json!({"forZones": [{"name": "z2"}, {"name": "z1"}]});
+    for (hints, expected) in [
+        ([zone("z1"), zone("z2"), both.clone()], "172.20.1.2:80 172.20.3.2:80"),
+        ([zone("z2"), zone("z2"), zone("z3")], "172.20.1.2:80 172.20.2.2:80 172.20.3.2:80"),
+        ([zone("z1"), json!({}), both], "172.20.1.2:80 172.20.2.2:80 172.20.3.2:80"),
+        (
+            ["here", "there", "there"]
+                .map(|node| json!({"forZones": [{"name": "z1"}], "forNodes": [{"name": node}]})),
+            "172.20.1.2:80",
+        ),
+    ] {
+        let planned = plan_services(&site(), &[web()], &[hinted(hints)]);
+        let Some(Target::Balanced { backends, .. }) = planned.frontends.values().next() else {
+            panic!("{planned:?}")
+        };
+        let found: Vec<String> =
+            backends.iter().map(|one| format!("{}:{}", one.address, one.port)).collect();
+        assert_eq!(found.join(" "), expected);
+    }
+}
+
+#[test]
+fn balancers_are_guarded_and_told_of_local_endpoints() {
+    let mut balancer = service(
+        "lb",
+        json!({"type": "LoadBalancer", "clusterIP": "172.21.0.11", "externalTrafficPolicy": "Local",
+            "externalIPs": ["10.99.0.9"], "healthCheckNodePort": 31000,
+            "loadBalancerSourceRanges": ["10.1.0.0/17", " 10.1.128.0/17", "fd00::/8"],
+            "ports": [{"port": 80, "nodePort": 30080}]}),
+    );
+    balancer.status = serde_json::from_value(json!({"loadBalancer": {"ingress": [
+        {"ip": "10.99.0.5"}, {"ip": "10.99.0.6", "ipMode": "Proxy"}, {"hostname": "x"}]}}))
+    .unwrap();
+    let planned = plan_services(
+        &site(),
+        &[balancer],
+        &[slice("lb", 80, "172.20.1.2@here !172.20.1.3@here 172.20.2.2@there")],
+    );
+    let frontend = |address: &str| Frontend::Address(address.parse().unwrap(), Transport::Tcp, 80);
+    let nets = vec!["10.1.0.0/16".parse().unwrap()];
+    assert_eq!(planned.guarded, [(frontend("10.99.0.5"), nets)].into());
+    assert!(planned.frontends.contains_key(&frontend("10.99.0.9")));
+    assert!(!planned.frontends.contains_key(&frontend("10.99.0.6")), "its balancer is a proxy");
+    let (namespace, name) = ("default".to_owned(), "lb".to_owned());
+    assert_eq!(planned.health, [(31000, Health { namespace, name, local: 1 })].into());
+    accepted_by_nft(&render_table(&site(), &planned));
+}
+
+#[test]
+fn endpoints_keep_the_slots_that_clients_are_remembered_with() {
+    let planned = |endpoints: &str| {
+        let spec = json!({"clusterIP": "172.21.0.11", "sessionAffinity": "ClientIP",
+            "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}}, "ports": [{"port": 80}]});
+        plan_services(&site(), &[service("sticky", spec)], &[slice("sticky", 80, endpoints)])
+    };
+    let mut loaded =
+        Loaded::whole(site(), planned("172.20.1.3@here 172.20.1.5@here 172.20.1.7@here"));
+    for (endpoints, slots) in [
+        (
+            "172.20.1.1@here 172.20.1.3@here 172.20.1.5@here 172.20.1.7@here",
+            [3, 5, 7, 1].as_slice(),
+        ),
+        ("172.20.1.1@here 172.20.1.5@here 172.20.1.7@here", &[1, 5, 7]),
+        ("172.20.1.1@here 172.20.1.2@here 172.20.1.7@here", &[1, 2, 7]),
+        ("172.20.1.7@here", &[7]),
+    ] {
+        let wanted = planned(endpoints);
+        let (script, next) = loaded.render_change(&site(), &wanted).unwrap();
+        assert!(next.is(&site(), &wanted), "{endpoints}");
+        let text = format!("{next:?}");
+        let mut order: Vec<(usize, u32)> = [1, 2, 3, 5, 7]
+            .into_iter()
+            .filter_map(|last| Some((text.find(&format!("address: 172.20.1.{last},"))?, last)))
+            .collect();
+        order.sort_unstable();
+        assert_eq!(order.into_iter().map(|(_, last)| last).collect::<Vec<_>>(), slots, "{script}");
+        loaded = next;
+    }
 }
 
 #[test]
