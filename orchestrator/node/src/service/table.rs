@@ -370,6 +370,8 @@ fn render_chain(site: &Site, choice: Choice) -> String {
     // Nobody has so many slots: who is not remembered chooses, and so does whose slot is gone.
     text += "        meta mark set 0xffffffff\n";
     text += &format!("        meta mark set {client} map @sticky\n");
+    // An update alone would leave the old slot where it is.
+    text += &format!("        meta mark != {slots} delete @sticky {{ {client} : meta mark }}\n");
     text += &format!("        meta mark != {slots} meta mark set {spread}\n");
     text += &format!("        update @sticky {{ {client} timeout {seconds}s : meta mark }}\n");
     text + &format!("        {pick}\n    }}\n")
