@@ -54,17 +54,17 @@ pub(crate) fn render(shape: Shape, services: u32, endpoints: u8) -> String {
             for number in 0..services {
                 _ = writeln!(text, "{} . udp . 80 : goto s{number},", service(number));
             }
-            text += "}\n}\nchain list { ip daddr . meta l4proto . th dport vmap @services; }\n";
+            text += "}\n}\nchain find { ip daddr . meta l4proto . th dport vmap @services; }\n";
         }
         Shape::Listed => {
-            text += "chain list {\n";
+            text += "chain find {\n";
             for number in 0..services {
                 _ = writeln!(text, "ip daddr {} udp dport 80 goto s{number}", service(number));
             }
             text += "}\n";
         }
     }
-    text + "chain out { type nat hook output priority -100; jump list; }\n}\n"
+    text + "chain out { type nat hook output priority -100; jump find; }\n}\n"
 }
 
 /// Renders the change of the first service's first endpoint.
