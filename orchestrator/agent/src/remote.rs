@@ -198,7 +198,7 @@ pub(crate) async fn set_up(
             return Err(RemoteError::Unsupported { name: remote.name.clone(), why });
         }
         RemoteKind::Csi(_) => {
-            let why = "no driver of this name is registered on the node";
+            let why = "this node calls no storage drivers yet";
             return Err(RemoteError::Unsupported { name: remote.name.clone(), why });
         }
     }

@@ -169,7 +169,8 @@ pub enum Action {
         /// Grace, as above.
         grace_seconds: Option<u32>,
     },
-    /// Delete an object with none but these owners, if all of them are really gone.
+    /// Delete an object of exactly this version with none but these owners, if all of them are
+    /// really gone.
     Collect {
         /// The object.
         target: Target,

@@ -117,8 +117,9 @@ fn collect(graph: &Graph, one: &Member, now: Timestamp, steps: &mut Steps) {
     if unresolvable {
         return;
     }
-    if !absent.is_empty() {
-        // The server may still know the owner; then its coming into view wakes us, or this.
+    if !absent.is_empty() || solid.len() < meta.owner_references.len() {
+        // The server may still know an owner, or a newer version of this object: then its coming
+        // into view wakes us, or this.
         steps.look_again(now.saturating_add(DOUBT).unwrap_or(now));
     }
     if !solid.is_empty() {

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use control::action::{Action, Note, Target};
+use control::action::{Action, Note, Propagation, Target};
 use control::controller::{Controller, Remembers};
 use control::scaling::Observed;
 use control::view::View;
@@ -14,7 +14,7 @@ use futures_util::StreamExt;
 use futures_util::stream;
 use objects::kind::{KINDS, by_gvk};
 use objects::meta::OwnerReference;
-use runtime::client::{DeleteParams, ListParams, Patch};
+use runtime::client::{DeleteParams, ListParams, Patch, Preconditions};
 use runtime::{Client, ClientError, Resource, report};
 use serde_json::{Value, json};
 use thiserror::Error;
@@ -166,11 +166,7 @@ impl Hand {
                 if !self.are_gone(target, absent).await? {
                     return Ok(None);
                 }
-                let params = DeleteParams {
-                    propagation: Some(propagation.word()),
-                    ..DeleteParams::uid(&target.uid)
-                };
-                self.delete_with(target, params).await
+                self.delete_with(target, collected(target, *propagation)).await
             }
             Action::Release { target, absent, body } => {
                 if !self.are_gone(target, absent).await? {
@@ -399,6 +395,15 @@ impl Hand {
         };
         self.patch(target, Some("status"), &json!({ "status": status })).await
     }
+}
+
+/// Of this version only: a newer one may have got another owner.
+fn collected(target: &Target, propagation: Propagation) -> DeleteParams {
+    let preconditions = Preconditions {
+        uid: Some(target.uid.clone()),
+        resource_version: Some(target.resource_version.clone()),
+    };
+    DeleteParams { preconditions, propagation: Some(propagation.word()), ..DeleteParams::default() }
 }
 
 /// Takes "too late" for an answer: `None`.

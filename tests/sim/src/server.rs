@@ -391,7 +391,8 @@ impl Server {
             }
             Action::Collect { target, absent, propagation } => {
                 let gone = self.are_gone(target, absent);
-                gone.then(|| self.delete(target, false, *propagation))?
+                (gone && self.held(target).is_some())
+                    .then(|| self.delete(target, false, *propagation))?
             }
             Action::Release { target, absent, body } => {
                 let gone = self.are_gone(target, absent);

@@ -16,6 +16,7 @@ mod peer;
 
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::os::unix::fs::MetadataExt as _;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -117,9 +118,14 @@ fn main() -> Result<()> {
 
 /// Runs this program again in namespaces of its own, so that root is not needed and the host's
 /// tables are not touched.
+///
+/// Root of the host keeps its user: only that one may send the larger tables in one transaction.
 fn enter() -> Result<()> {
+    let is_root = std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0);
+    let user: &[&str] = if is_root { &[] } else { &["--user", "--map-root-user"] };
     let status = Command::new("unshare")
-        .args(["--user", "--map-root-user", "--net"])
+        .args(user)
+        .arg("--net")
         .arg(std::env::current_exe()?)
         .args(std::env::args_os().skip(1))
         .env(INSIDE, "1")
