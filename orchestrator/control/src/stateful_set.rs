@@ -181,7 +181,9 @@ impl Crew<'_> {
                 continue;
             }
             let is_first = first.is_some_and(|one| one.metadata.name == pod.metadata.name);
-            if self.is_ordered() && !self.is_available(pod, steps) && !is_first {
+            // One that has ended will never be well again, so nothing waits for it.
+            let may_go = pod.is_finished() || is_first || self.is_available(pod, steps);
+            if self.is_ordered() && !may_go {
                 return false;
             }
             self.delete(pod, steps);

@@ -140,6 +140,19 @@ fn more_than_one_may_be_missing_if_the_set_says_so() {
     assert_eq!(pods(&world).iter().filter(|line| line.ends_with("two")).count(), 4);
 }
 
+#[test]
+fn pods_that_ended_do_not_hold_up_a_set_that_shrinks() {
+    let mut world = world(json!({}));
+    watch(&mut world, |_| ());
+    for name in ["db-1", "db-2"] {
+        let ended = json!({"status": {"phase": "Failed", "conditions": []}});
+        world.change(&kind::POD, "n", name, &ended);
+    }
+    change(&mut world, json!({"replicas": 0}));
+    watch(&mut world, |_| ());
+    assert!(pods(&world).is_empty());
+}
+
 fn claims(world: &World) -> Vec<String> {
     let line = |claim: &PersistentVolumeClaim| {
         let owners = claim.metadata.owner_references.iter().map(|one| one.kind.as_str());
