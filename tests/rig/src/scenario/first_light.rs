@@ -34,6 +34,7 @@ pub(super) fn run(story: &mut Story) -> Result<()> {
     light::everyone_reaches_the_service(story, &rig, &kubectl, &pods)?;
     light::everyone_knows_the_name(story, &rig, &pods)?;
     nothing_is_wrapped(story, &rig, &pods)?;
+    routes_are_as_intended(story)?;
     for kubectl in story.kubectls() {
         everyday_commands(story, &kubectl)?;
     }
@@ -109,6 +110,16 @@ fn no_secret_on_the_wire(story: &Story, rig: &Rig, racks: &[String]) -> Result<(
     ensure!(seen, "the CA certificate was not seen either: the search does not work");
     let count = secrets.len();
     story.ok(format_args!("none of {count} private keys crossed the boot network; the CA did"))
+}
+
+/// `muster routes` sees intent, BIRD and the kernel of every node agree.
+fn routes_are_as_intended(story: &Story) -> Result<()> {
+    let dir = story.dir().to_str().context("a path that is no UTF-8")?;
+    let said = await_until("muster routes to name no difference", REACH_LIMIT, || {
+        story.muster_output(&["routes", "--dir", dir]).map(Seen::There)
+    })?;
+    let verdict = said.lines().last().unwrap_or_default();
+    story.ok(format_args!("muster routes: {verdict}"))
 }
 
 fn nothing_is_wrapped(story: &Story, rig: &Rig, pods: &[Pod]) -> Result<()> {
