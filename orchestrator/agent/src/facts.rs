@@ -23,6 +23,16 @@ pub(crate) async fn allocatable(config: &Config) -> Allocatable {
     }
 }
 
+/// Asks the runtime for its name, once.
+pub(crate) async fn learn_runtime(shared: &Shared) {
+    if shared.runtime_name.get().is_none()
+        && let Ok(version) = shared.runtime.version(VersionRequest::default()).await
+    {
+        // Another worker may have asked at the same time and got the same answer.
+        shared.runtime_name.get_or_init(|| version.runtime_name);
+    }
+}
+
 /// Reads everything the node's status tells.
 pub(crate) async fn observe(
     shared: &Shared,

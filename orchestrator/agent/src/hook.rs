@@ -15,11 +15,20 @@ use crate::{Shared, probe};
 const AFTER_START: Duration = Duration::from_secs(120);
 
 /// Runs a container's `postStart`.
-pub(crate) async fn after_start(shared: &Shared, pod: &Pod, container: &Container, id: &str) {
+///
+/// `address` is the pod's own, which its status may not tell yet.
+pub(crate) async fn after_start(
+    shared: &Shared,
+    pod: &Pod,
+    (container, id): (&Container, &str),
+    address: Option<&str>,
+) {
     let Some(hook) = hook_of(container, "postStart") else { return };
-    if let Err(why) = run(shared, pod, (container, id), hook, AFTER_START).await {
-        let message = format!("PostStartHook failed: {why}");
-        shared.events.warning(pod, Some(&container.name), "FailedPostStartHook", &message);
+    let address = address.map_or_else(|| shared.node.address.to_string(), str::to_owned);
+    if let Err(why) = run(shared, (container, id), (hook, &address), AFTER_START).await {
+        tracing::info!(pod = pod.metadata.name, why, "a hook after the start failed");
+        let message = "PostStartHook failed";
+        shared.events.warning(pod, Some(&container.name), "FailedPostStartHook", message);
         // The stop is seen as the container's end; what follows is its restart policy.
         if let Err(err) = shared.runtime.stop_container(id, Duration::from_secs(2)).await {
             tracing::warn!(err = report(&err), "cannot stop a container whose hook failed");
@@ -41,9 +50,14 @@ pub(crate) async fn before_stop(
     if grace.is_zero() {
         return;
     }
-    if let Err(why) = run(shared, pod, (container, id), hook, grace).await {
-        let message = format!("PreStopHook failed: {why}");
-        shared.events.warning(pod, Some(&container.name), "FailedPreStopHook", &message);
+    let address = match pod.status.pod_ip.as_str() {
+        "" => shared.node.address.to_string(),
+        known => known.to_owned(),
+    };
+    if let Err(why) = run(shared, (container, id), (hook, &address), grace).await {
+        tracing::info!(pod = pod.metadata.name, why, "a hook before the stop failed");
+        let message = "PreStopHook failed";
+        shared.events.warning(pod, Some(&container.name), "FailedPreStopHook", message);
     }
 }
 
@@ -53,9 +67,8 @@ fn hook_of<'a>(container: &'a Container, name: &str) -> Option<&'a Value> {
 
 async fn run(
     shared: &Shared,
-    pod: &Pod,
     (container, id): (&Container, &str),
-    hook: &Value,
+    (hook, address): (&Value, &str),
     limit: Duration,
 ) -> Result<(), String> {
     if let Some(seconds) = hook.pointer("/sleep/seconds").and_then(Value::as_u64) {
@@ -68,11 +81,11 @@ async fn run(
     }
     if let Some(action) = hook.get("httpGet") {
         let action = serde_json::from_value(action.clone()).map_err(|err| report(&err))?;
-        let address = match pod.status.pod_ip.as_str() {
-            "" => shared.node.address.to_string(),
-            known => known.to_owned(),
-        };
-        return probe::http(container, &action, &address, limit).await;
+        return probe::http(container, &action, address, limit).await;
+    }
+    // Older specs may still hold a TCP hook, which upstream treats as one that cannot succeed.
+    if hook.get("tcpSocket").is_some() {
+        return Err("a hook by TCP is not supported".to_owned());
     }
     Ok(())
 }

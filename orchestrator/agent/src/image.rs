@@ -38,7 +38,7 @@ pub(crate) enum ImageError {
         image: String,
     },
     /// It could not be pulled.
-    #[error("failed to pull image \"{image}\": {why}")]
+    #[error("{why}")]
     Pull {
         /// The image.
         image: String,
@@ -66,29 +66,60 @@ impl ImageError {
     }
 }
 
-/// What was done to have an image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Got {
-    /// It was there.
-    Present,
-    /// It was pulled.
-    Pulled,
+impl ImageError {
+    /// The event that tells of it, besides the one that the container did not start.
+    fn event(&self) -> (&'static str, String) {
+        match self {
+            Self::NeverPull { .. } => ("ErrImageNeverPull", self.to_string()),
+            Self::Pull { image, why } => {
+                ("Failed", format!("Failed to pull image \"{image}\": {why}"))
+            }
+            Self::Inspect { .. } => ("InspectFailed", {
+                let text = self.to_string();
+                text.replacen('f', "F", 1)
+            }),
+        }
+    }
 }
 
-/// Makes sure the image of a container is there, by its pull policy.
+/// Makes sure the image of a container is there, by its pull policy, and tells what was done.
 pub(crate) async fn ensure(
     shared: &Shared,
     (pod, container): (&Pod, &Container),
     sandbox: &PodSandboxConfig,
-) -> Result<Got, ImageError> {
+) -> Result<(), ImageError> {
+    let name = Some(container.name.as_str());
+    match try_ensure(shared, (pod, container), sandbox).await {
+        Ok(message) => {
+            shared.events.normal(pod, name, "Pulled", &message);
+            Ok(())
+        }
+        Err(err) => {
+            let (reason, message) = err.event();
+            shared.events.warning(pod, name, reason, &message);
+            Err(err)
+        }
+    }
+}
+
+async fn try_ensure(
+    shared: &Shared,
+    (pod, container): (&Pod, &Container),
+    sandbox: &PodSandboxConfig,
+) -> Result<String, ImageError> {
     let policy = pull_policy(container);
     let image = &container.image;
     if policy != PullPolicy::Always && observe(shared, image).await?.is_some() {
-        return Ok(Got::Present);
+        return Ok(format!(
+            "Container image \"{image}\" already present on machine and can be accessed by the pod"
+        ));
     }
     if policy == PullPolicy::Never {
         return Err(ImageError::NeverPull { image: image.clone() });
     }
+    let pulling = format!("Pulling image \"{image}\"");
+    shared.events.normal(pod, Some(&container.name), "Pulling", &pulling);
+    let begun = tokio::time::Instant::now();
     // Without any that fits, the registry is asked as a stranger; else each is tried in turn.
     let found = credentials(image, &pull_secrets(shared, pod).await);
     let mut tries: Vec<Option<AuthConfig>> = found.into_iter().map(|one| Some(auth(one))).collect();
@@ -103,7 +134,14 @@ pub(crate) async fn ensure(
             sandbox_config: Some(sandbox.clone()),
         };
         match shared.runtime.pull_image(request).await {
-            Ok(_) => return Ok(Got::Pulled),
+            Ok(_) => {
+                let took = begun.elapsed();
+                let size = observe(shared, image).await?.map_or(0, |image| image.size);
+                return Ok(format!(
+                    "Successfully pulled image \"{image}\" in {took:.3?} ({took:.3?} including \
+                     waiting). Image size: {size} bytes."
+                ));
+            }
             Err(err) => why = report(&err),
         }
     }

@@ -43,7 +43,7 @@ mod worker;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use cri::Runtime;
 use objects::network::Service;
@@ -137,6 +137,8 @@ struct Shared {
     allocatable: node::field::Allocatable,
     imports: Imports,
     services: Cache<Service>,
+    /// The runtime's own name, once it has told it: what container ids begin with.
+    runtime_name: OnceLock<String>,
     figures: figures::Figures,
     told: pressure::Told,
     started: jiff::Timestamp,
@@ -196,6 +198,7 @@ pub async fn run_joined(
         allocatable,
         imports,
         services,
+        runtime_name: OnceLock::new(),
         figures: figures::Figures::default(),
         told: pressure::Told::default(),
         started: jiff::Timestamp::now(),

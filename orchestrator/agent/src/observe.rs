@@ -22,6 +22,13 @@ pub(crate) struct Known {
     addresses: BTreeMap<String, Vec<String>>,
 }
 
+impl Known {
+    /// The addresses of a sandbox that was looked at.
+    pub(crate) fn addresses(&self, sandbox: &str) -> Option<&[String]> {
+        self.addresses.get(sandbox).map(Vec::as_slice)
+    }
+}
+
 /// Reads a pod's sandboxes and containers.
 pub(crate) async fn pod(shared: &Shared, uid: &str, known: &mut Known) -> Result<Seen, CallError> {
     let runtime = &shared.runtime;

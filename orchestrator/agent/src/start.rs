@@ -166,6 +166,10 @@ async fn get<T: DeserializeOwned>(
 /// Makes the pod's sandbox and notes a failure.
 pub(crate) async fn sandbox(worker: &mut Worker, pod: &Pod, attempt: u32) {
     let config = sandbox_config(&worker.shared, pod, attempt).await;
+    if attempt > 0 {
+        let message = "Pod sandbox changed, it will be killed and re-created.";
+        worker.shared.events.normal(pod, None, "SandboxChanged", message);
+    }
     let made = match runtime_handler(&worker.shared, pod).await {
         Ok(runtime_handler) => {
             let request = RunPodSandboxRequest { config: Some(config), runtime_handler };
@@ -221,7 +225,9 @@ pub(crate) async fn container(
         }
         Err(Failed(reason, message)) => {
             warn!(pod = pod.key(), container = name, reason, message, "container not started");
-            worker.shared.events.warning(pod, Some(name), "Failed", &format!("Error: {message}"));
+            // What is wrong with an image was told as an event of its own.
+            let words = if reason.contains("Image") { reason } else { message.as_str() };
+            worker.shared.events.warning(pod, Some(name), "Failed", &format!("Error: {words}"));
             worker.memory.fail(name, reason, message, Timestamp::now());
         }
     }
@@ -236,18 +242,13 @@ async fn try_start(
     let shared = &worker.shared;
     let name = Some(container.name.as_str());
     let sandbox_config = sandbox_config(shared, pod, 0).await;
-    let got = image::ensure(shared, (pod, container), &sandbox_config)
+    image::ensure(shared, (pod, container), &sandbox_config)
         .await
         .map_err(|err| Failed(err.reason(), report(&err)))?;
-    let message = match got {
-        image::Got::Pulled => format!("Successfully pulled image \"{}\"", container.image),
-        image::Got::Present => {
-            format!("Container image \"{}\" already present on machine", container.image)
-        }
-    };
-    shared.events.normal(pod, name, "Pulled", &message);
 
-    let config = container_config(worker, pod, container, (sandbox, attempt)).await?;
+    let addresses = addresses(worker, sandbox).await?;
+    let life = (attempt, addresses.as_slice());
+    let config = container_config(worker, pod, container, life).await?;
     let request = CreateContainerRequest {
         pod_sandbox_id: sandbox.to_owned(),
         config: Some(config),
@@ -259,13 +260,13 @@ async fn try_start(
         .await
         .map_err(|err| Failed("CreateContainerError", report(&err)))?
         .container_id;
-    shared.events.normal(pod, name, "Created", &format!("Created container: {}", container.name));
+    shared.events.normal(pod, name, "Created", "Container created");
     // A start that fails leaves a container that has ended with an error, and so is seen.
     match shared.runtime.start_container(StartContainerRequest { container_id: id.clone() }).await {
         Ok(_) => {
-            let message = format!("Started container {}", container.name);
-            shared.events.normal(pod, name, "Started", &message);
-            hook::after_start(shared, pod, container, &id).await;
+            shared.events.normal(pod, name, "Started", "Container started");
+            let address = addresses.first().map(String::as_str);
+            hook::after_start(shared, pod, (container, &id), address).await;
         }
         Err(err) => shared.events.warning(pod, name, "Failed", &format!("Error: {}", report(&err))),
     }
@@ -360,10 +361,9 @@ async fn container_config(
     worker: &Worker,
     pod: &Pod,
     container: &Container,
-    (sandbox, attempt): (&str, u32),
+    (attempt, addresses): (u32, &[String]),
 ) -> Result<ContainerConfig, Failed> {
     let shared = &worker.shared;
-    let addresses = addresses(shared, sandbox).await?;
     // Variables may name the pod's address, which the status may not have yet.
     let mut known = pod.clone();
     if let Some(first) = addresses.first() {
@@ -409,7 +409,7 @@ async fn container_config(
             (shared, &worker.materials.places),
             pod,
             (container, attempt),
-            &addresses,
+            addresses,
             &env,
         )
         .await?,
@@ -442,7 +442,11 @@ async fn check_user(
     }
 }
 
-async fn addresses(shared: &Shared, sandbox: &str) -> Result<Vec<String>, Failed> {
+async fn addresses(worker: &Worker, sandbox: &str) -> Result<Vec<String>, Failed> {
+    if let Some(known) = worker.known.addresses(sandbox) {
+        return Ok(known.to_vec());
+    }
+    let shared = &worker.shared;
     let request = PodSandboxStatusRequest { pod_sandbox_id: sandbox.to_owned(), verbose: false };
     let answer = shared
         .runtime

@@ -2,7 +2,8 @@
 //!
 //! A round takes nothing over from the wake-up that began it; everything is read anew. Steps are
 //! done one after another and each to its end, except stops: they run side by side, and a pod
-//! that must now die sooner has them told again with the shorter grace.
+//! that must now die sooner has them told again with the shorter grace. The status is written
+//! beside the steps, one write at a time: no step waits for the API.
 //!
 //! When the agent stops, the step in hand is finished and the containers are left as they are.
 
@@ -34,10 +35,12 @@ use tracing::{debug, info, warn};
 use crate::pressure::Evictions;
 use crate::probe::Verdict;
 use crate::start::Materials;
-use crate::{Shared, disk, hook, observe, start};
+use crate::{Shared, disk, facts, hook, observe, start};
 
 /// A full round happens this often although nothing happened; volumes are refreshed then.
 const RESYNC: Duration = Duration::from_secs(60);
+/// What is left for the stop signal after a hook; upstream's.
+const GRACE_MIN: Duration = Duration::from_secs(2);
 /// Wait after a round whose status could not be written.
 const UNTOLD: Duration = Duration::from_secs(2);
 
@@ -53,6 +56,16 @@ enum Round {
     Gone,
 }
 
+/// What came of a status on its way to the API.
+enum Told {
+    /// The API has it; its pod as it is now.
+    Written(PodStatus, Arc<Pod>),
+    /// The API will never take it: the pod is another one, or gone.
+    Refused(PodStatus),
+    /// The API cannot be reached, or was busy.
+    Failed,
+}
+
 /// The worker of one pod.
 pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
@@ -65,9 +78,13 @@ pub(crate) struct Worker {
     pod: Option<Arc<Pod>>,
     /// The status written last, and the version of the pod that came of it.
     written: Option<(PodStatus, String)>,
+    /// The status on its way to the API; at most one.
+    telling: JoinSet<Told>,
+    /// When a write that failed is tried again.
+    untold: Option<Instant>,
     pub(crate) memory: Memory,
     pub(crate) materials: Materials,
-    known: observe::Known,
+    pub(crate) known: observe::Known,
     refreshed: Instant,
     asked: BTreeSet<(String, probe::Kind)>,
     probes: JoinSet<Verdict>,
@@ -92,6 +109,8 @@ impl Worker {
             evictions,
             pod: None,
             written: None,
+            telling: JoinSet::new(),
+            untold: None,
             memory: Memory::default(),
             materials: Materials::default(),
             known: observe::Known::default(),
@@ -120,6 +139,7 @@ impl Worker {
             tokio::select! { biased;
                 () = stop.cancelled() => return,
                 Some(verdict) = self.probes.join_next() => self.take(verdict.ok()),
+                Some(told) = self.telling.join_next() => self.take_told(told.ok()),
                 Ok(()) = self.news.changed() => {}
                 Ok(()) = self.problems.changed() => {}
                 Ok(()) = self.evictions.changed() => {}
@@ -130,6 +150,9 @@ impl Worker {
     }
 
     async fn round(&mut self) -> Round {
+        while let Some(told) = self.telling.try_join_next() {
+            self.take_told(told.ok());
+        }
         self.take_news();
         let seen = match observe::pod(&self.shared, &self.uid, &mut self.known).await {
             Ok(seen) => seen,
@@ -141,6 +164,7 @@ impl Worker {
                 return Round::Failed;
             }
         };
+        facts::learn_runtime(&self.shared).await;
         let now = Timestamp::now();
         let Some(pod) = self.pod.clone() else {
             return self.apply(None, &seen, plan_orphan(&seen)).await;
@@ -149,14 +173,21 @@ impl Worker {
         let problems = self.problems.borrow_and_update().join(", ");
         let blocked = !problems.is_empty() && !pod.spec.host_network;
         self.memory.blocked = blocked.then_some(problems);
+        let doomed = self.memory.verdict.is_some();
         remember(&pod, &seen, &mut self.memory, now);
+        if let Some(verdict) = self.memory.verdict.as_ref().filter(|_| !doomed) {
+            self.shared.events.normal(&pod, None, &verdict.reason, &verdict.message);
+        }
         self.take_verdict(&pod, &seen);
         self.refresh(&pod).await;
         self.adopt_probes(&pod, &seen);
-        let told = self.tell(&pod, &seen, now).await;
-        let pod = self.pod.clone().unwrap_or(pod);
+        let told = self.tell(&pod, &seen, now);
         let plan = plan_pod(&pod, &seen, &self.memory, now);
         let again = plan.again;
+        if plan.actions.contains(&Action::Forget) && !told {
+            // Whoever waits for the pod's end reads how it ended before it is gone.
+            return Round::Wait(UNTOLD);
+        }
         if !plan.actions.is_empty() {
             return self.apply(Some(&pod), &seen, plan).await;
         }
@@ -208,36 +239,43 @@ impl Worker {
         }
     }
 
-    /// Writes the status when it differs; tells whether the API has it now.
-    async fn tell(&mut self, pod: &Arc<Pod>, seen: &Seen, now: Timestamp) -> bool {
-        let place = Place { host: self.shared.node.address, now };
+    /// Begins to write the status when it differs; tells whether the API has it already.
+    fn tell(&mut self, pod: &Arc<Pod>, seen: &Seen, now: Timestamp) -> bool {
+        let runtime = self.shared.runtime_name.get().map_or("containerd", String::as_str);
+        let place = Place { host: self.shared.node.address, runtime, now };
         let status = compute_status(pod, seen, &self.memory, place);
         // An API that keeps less than it was told must not make us tell it for ever.
         let version = &pod.metadata.resource_version;
         let told = self.written.as_ref().is_some_and(|(s, v)| *s == status && v == version);
         if status == pod.status || told {
-            return true;
+            return self.telling.is_empty();
+        }
+        if !self.telling.is_empty() || self.untold.is_some_and(|then| Instant::now() < then) {
+            return false;
         }
         self.tell_back_offs(pod, &status);
-        let Some(body) = status_patch(&self.uid, &status) else { return true };
-        let patch = Patch::merge(body).on("status");
-        let meta = &pod.metadata;
-        let client = &self.shared.client;
-        match client.patch(&resource::PODS, Some(&meta.namespace), &meta.name, &patch).await {
-            Ok(answer) => match Pod::decode(&answer) {
-                Ok(answer) if answer.metadata.uid == self.uid => {
-                    self.written = Some((status, answer.metadata.resource_version.clone()));
-                    self.pod = Some(Arc::new(answer));
-                    true
+        let (shared, pod) = (Arc::clone(&self.shared), Arc::clone(pod));
+        self.telling.spawn(async move { write_status(&shared, &pod, status).await });
+        false
+    }
+
+    fn take_told(&mut self, told: Option<Told>) {
+        self.untold = None;
+        match told {
+            Some(Told::Written(status, answer)) if answer.metadata.uid == self.uid => {
+                self.written = Some((status, answer.metadata.resource_version.clone()));
+                let newer =
+                    |have: &Arc<Pod>| have.metadata.revision() <= answer.metadata.revision();
+                if self.pod.as_ref().is_some_and(newer) {
+                    self.pod = Some(answer);
                 }
-                _ => true,
-            },
-            // The pod is gone, or another one has its name; the watch says so soon.
-            Err(err) if err.is_not_found() || err.is_conflict() => true,
-            Err(err) => {
-                warn!(pod = pod.key(), err = report(&err), "cannot write a pod's status; retrying");
-                false
             }
+            // The pod is gone, or another one has its name; the watch says so soon.
+            Some(Told::Written(status, _) | Told::Refused(status)) => {
+                let version = self.pod.as_ref().map(|pod| pod.metadata.resource_version.clone());
+                self.written = Some((status, version.unwrap_or_default()));
+            }
+            Some(Told::Failed) | None => self.untold = Some(Instant::now() + UNTOLD),
         }
     }
 
@@ -256,14 +294,19 @@ impl Worker {
             if told.is_some_and(|told| told.reason == waiting.reason) {
                 continue;
             }
-            let message = match waiting.reason.as_str() {
-                "CrashLoopBackOff" => format!(
+            let (name, events) = (Some(container.name.as_str()), &self.shared.events);
+            if waiting.reason == "CrashLoopBackOff" {
+                let message = format!(
                     "Back-off restarting failed container {} in pod {}_{}({})",
                     container.name, pod.metadata.name, pod.metadata.namespace, self.uid
-                ),
-                _ => waiting.message,
-            };
-            self.shared.events.warning(pod, Some(&container.name), "BackOff", &message);
+                );
+                events.warning(pod, name, "BackOff", &message);
+            } else {
+                let image = container.image.as_deref().unwrap_or_default();
+                let message = format!("Back-off pulling image \"{image}\"");
+                events.normal(pod, name, "BackOff", &message);
+                events.warning(pod, name, "Failed", &format!("Error: {}", waiting.reason));
+            }
         }
     }
 
@@ -443,6 +486,24 @@ impl Worker {
     }
 }
 
+/// Writes a status to the API.
+async fn write_status(shared: &Shared, pod: &Pod, status: PodStatus) -> Told {
+    let meta = &pod.metadata;
+    let Some(body) = status_patch(&meta.uid, &status) else { return Told::Refused(status) };
+    let patch = Patch::merge(body).on("status");
+    let answer =
+        shared.client.patch(&resource::PODS, Some(&meta.namespace), &meta.name, &patch).await;
+    match answer.map(|answer| Pod::decode(&answer)) {
+        Ok(Ok(answer)) => Told::Written(status, Arc::new(answer)),
+        Ok(Err(_)) => Told::Refused(status),
+        Err(err) if err.is_not_found() || err.is_conflict() => Told::Refused(status),
+        Err(err) => {
+            warn!(pod = pod.key(), err = report(&err), "cannot write a pod's status; retrying");
+            Told::Failed
+        }
+    }
+}
+
 /// Seconds a pod may take to end; less when it is being deleted, none when it is gone.
 fn patience(pod: Option<&Pod>) -> i64 {
     let Some(pod) = pod else { return -1 };
@@ -461,14 +522,17 @@ async fn stop_one(shared: &Shared, pod: Option<&Pod>, action: Action) -> bool {
             StopCause::SpecChanged => {
                 format!("Container {container} definition changed, will be restarted")
             }
-            StopCause::Unhealthy => {
-                format!("Container {container} failed liveness probe, will be restarted")
+            StopCause::Unhealthy(kind) => {
+                let word = if kind == probe::Kind::Startup { "startup" } else { "liveness" };
+                format!("Container {container} failed {word} probe, will be restarted")
             }
         };
         shared.events.normal(pod, Some(&container), "Killing", &message);
         let begun = Instant::now();
         hook::before_stop(shared, pod, &container, &id, grace).await;
-        grace = grace.saturating_sub(begun.elapsed());
+        let left = grace.saturating_sub(begun.elapsed());
+        // A hook that used its time up leaves a moment for the signal.
+        grace = if grace.is_zero() { grace } else { left.max(GRACE_MIN) };
     }
     match shared.runtime.stop_container(&id, grace).await {
         Ok(()) => true,

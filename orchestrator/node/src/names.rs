@@ -91,6 +91,15 @@ pub fn container_hash(container: &Container) -> String {
     format!("{:016x}", fnv(text.as_bytes()))
 }
 
+/// A digest of several texts, as 32 hexadecimal digits. Not for security.
+#[must_use]
+pub fn digest(texts: &[&str]) -> String {
+    let joined = texts.join("\n");
+    let first = fnv(joined.as_bytes());
+    let second = fnv(format!("{first:016x}{joined}").as_bytes());
+    format!("{first:016x}{second:016x}")
+}
+
 fn fnv(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)

@@ -16,6 +16,7 @@ use jiff::{SignedDuration, Timestamp};
 use objects::pod::{Container, Pod};
 
 use crate::names::{container_hash, grace_seconds};
+use crate::probe::Kind;
 use crate::seen::{self, Failure, Life, Memory, Seen, Verdict, Volumes};
 
 /// The first pause of a crash loop, in seconds.
@@ -93,7 +94,7 @@ pub enum StopCause {
     /// The container's image changed.
     SpecChanged,
     /// The liveness or startup probe failed.
-    Unhealthy,
+    Unhealthy(Kind),
     /// It is in a sandbox that is no longer the pod's, or in an unknown state.
     Stray,
 }
@@ -451,10 +452,11 @@ fn plan_kills(pod: &Pod, seen: &Seen, memory: &Memory, plan: &mut Plan) {
         let grace = grace_seconds(pod);
         if !life.hash.is_empty() && life.hash != container_hash(container) {
             plan.stop(life, grace, StopCause::SpecChanged);
-        } else if let Some(probe) = memory.probes.get(&life.id).and_then(|p| p.condemned(container))
+        } else if let Some((kind, probe)) =
+            memory.probes.get(&life.id).and_then(|p| p.condemned(container))
         {
             let grace = probe.termination_grace_period_seconds.unwrap_or(grace);
-            plan.stop(life, grace, StopCause::Unhealthy);
+            plan.stop(life, grace, StopCause::Unhealthy(kind));
         }
     }
 }

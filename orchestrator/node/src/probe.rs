@@ -140,11 +140,11 @@ impl ProbeState {
 
     /// The probe that says the container must be restarted, if one does.
     #[must_use]
-    pub fn condemned<'a>(&self, container: &'a Container) -> Option<&'a Probe> {
+    pub fn condemned<'a>(&self, container: &'a Container) -> Option<(Kind, &'a Probe)> {
         [Kind::Startup, Kind::Liveness]
             .into_iter()
             .find(|kind| self.track(*kind).decided == Some(false))
-            .and_then(|kind| probe_of(container, kind))
+            .and_then(|kind| Some((kind, probe_of(container, kind)?)))
     }
 
     fn asks(&self, container: &Container, kind: Kind) -> bool {

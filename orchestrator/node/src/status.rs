@@ -25,19 +25,21 @@ use crate::seen::{self, Exit, Failure, Life, Memory, Seen, Volumes};
 
 /// What the status needs to know of the node.
 #[derive(Debug, Clone, Copy)]
-pub struct Place {
+pub struct Place<'a> {
     /// The node's own address.
     pub host: IpAddr,
+    /// The container runtime's name: what the ids of its containers begin with.
+    pub runtime: &'a str,
     /// What time it is.
     pub now: Timestamp,
 }
 
 /// Writes the status of a pod.
 #[must_use]
-pub fn compute_status(pod: &Pod, seen: &Seen, memory: &Memory, place: Place) -> PodStatus {
+pub fn compute_status(pod: &Pod, seen: &Seen, memory: &Memory, place: Place<'_>) -> PodStatus {
     let ending = ends(pod, seen, memory);
     let one = |container: &Container, role: Role| {
-        container_status(pod, seen, memory, (container, role, ending), place.now)
+        container_status(pod, seen, memory, (container, role, ending), place)
     };
     let mut status = pod.status.clone();
     status.init_container_statuses = pod
@@ -57,9 +59,11 @@ pub fn compute_status(pod: &Pod, seen: &Seen, memory: &Memory, place: Place) -> 
     status.host_ip = host;
     set_phase(&mut status, pod, seen, memory);
     set_conditions(&mut status, pod, seen, place.now);
+    status.observed_generation = pod.metadata.generation;
     if let Some(verdict) = memory.verdict.as_ref().filter(|verdict| verdict.is_eviction()) {
         let kind = "DisruptionTarget";
-        let condition = Condition::new(kind, true, "TerminationByKubelet", &verdict.message);
+        let mut condition = Condition::new(kind, true, "TerminationByKubelet", &verdict.message);
+        condition.observed_generation = pod.metadata.generation;
         set_condition(&mut status.conditions, condition, place.now);
     }
     status
@@ -199,7 +203,8 @@ fn set_conditions(status: &mut PodStatus, pod: &Pod, seen: &Seen, now: Timestamp
     }
     let sandbox =
         Condition::new("PodReadyToStartContainers", seen.ready_sandbox().is_some(), "", "");
-    for condition in [sandbox, init, ready, containers] {
+    for mut condition in [sandbox, init, ready, containers] {
+        condition.observed_generation = pod.metadata.generation;
         set_condition(&mut status.conditions, condition, now);
     }
     if find_condition(&status.conditions, "PodScheduled").is_none() {
@@ -220,8 +225,9 @@ fn container_status(
     seen: &Seen,
     memory: &Memory,
     (container, role, ending): (&Container, Role, bool),
-    now: Timestamp,
+    place: Place<'_>,
 ) -> ContainerStatus {
+    let Place { now, runtime, .. } = place;
     let lives = seen.lives(&container.name);
     let mut status = ContainerStatus {
         name: container.name.clone(),
@@ -233,7 +239,7 @@ fn container_status(
         ..ContainerStatus::default()
     };
     match lives.first() {
-        Some(newest) => fill_seen(&mut status, newest, lives.get(1).copied()),
+        Some(newest) => fill_seen(&mut status, runtime, newest, lives.get(1).copied()),
         None => fill_lost(&mut status, pod, seen),
     }
     let policy = match role {
@@ -273,11 +279,12 @@ fn needs_start(status: &ContainerStatus, role: Role, policy: &str) -> bool {
 
 fn fill_seen(
     status: &mut ContainerStatus,
+    runtime: &str,
     newest: &seen::Container,
     before: Option<&seen::Container>,
 ) {
     status.restart_count = Some(i64::from(newest.attempt));
-    status.container_id = format!("containerd://{}", newest.id);
+    status.container_id = format!("{runtime}://{}", newest.id);
     if !newest.image.is_empty() {
         status.image = Some(newest.image.clone());
     }
@@ -288,13 +295,16 @@ fn fill_seen(
             status.state.running =
                 Some(ContainerStateRunning { started_at, ..ContainerStateRunning::default() });
         }
-        Life::Exited(exit) => status.state.terminated = Some(terminated(exit, &newest.id)),
+        Life::Exited(exit) => {
+            status.state.terminated = Some(terminated(exit, &format!("{runtime}://{}", newest.id)))
+        }
         Life::Created | Life::Unknown => {}
     }
     if let Some(before) = before
         && let Some(exit) = before.life.exit()
     {
-        status.last_state.terminated = Some(terminated(exit, &before.id));
+        status.last_state.terminated =
+            Some(terminated(exit, &format!("{runtime}://{}", before.id)));
     }
 }
 
@@ -378,8 +388,10 @@ fn default_wait(pod: &Pod, role: Role) -> &'static str {
 fn failed(failure: &Failure, container: &Container, now: Timestamp) -> ContainerStateWaiting {
     let age = now.as_second().saturating_sub(failure.at.as_second());
     if failure.reason == "ErrImagePull" && age >= FRESH_SECONDS {
-        let message =
-            format!("Back-off pulling image \"{}\": {}", container.image, failure.message);
+        let message = format!(
+            "Back-off pulling image \"{}\": ErrImagePull: {}",
+            container.image, failure.message
+        );
         return waiting("ImagePullBackOff", &message);
     }
     waiting(&failure.reason, &failure.message)
@@ -405,7 +417,7 @@ fn terminated(exit: &Exit, id: &str) -> ContainerStateTerminated {
         message: exit.message.clone(),
         started_at: exit.started.map(Time::from),
         finished_at: exit.finished.map(Time::from),
-        container_id: format!("containerd://{id}"),
+        container_id: id.to_owned(),
         ..ContainerStateTerminated::default()
     }
 }

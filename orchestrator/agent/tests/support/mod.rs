@@ -1,5 +1,7 @@
 //! An API in memory: objects by path, merge patches, watches. It checks nothing.
 
+#![allow(dead_code, reason = "each program that includes this file uses a part of it")]
+
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;

@@ -260,7 +260,7 @@ fn a_changed_image_and_a_failed_probe_restart_a_container() {
     let mut state = ProbeState::default();
     state.record(&pod.spec.containers[0], crate::probe::Kind::Liveness, false, at(NOW));
     memory.probes.insert("a0".to_owned(), state);
-    assert_eq!(told(&plan_pod(&pod, &now, &memory, at(NOW))), "stop a0 7s Unhealthy");
+    assert_eq!(told(&plan_pod(&pod, &now, &memory, at(NOW))), "stop a0 7s Unhealthy(Liveness)");
     now.containers[0].hash = "other".to_owned();
     assert_eq!(told(&plan_pod(&pod, &now, &memory, at(NOW))), "stop a0 7s SpecChanged");
 }

@@ -8,8 +8,12 @@ use crate::seen::Verdict;
 /// What time it is in every test.
 const NOW: i64 = 1_000_000;
 
-fn place() -> Place {
-    Place { host: "10.98.1.12".parse().unwrap(), now: Timestamp::from_second(NOW).unwrap() }
+fn place() -> Place<'static> {
+    Place {
+        host: "10.98.1.12".parse().unwrap(),
+        runtime: "containerd",
+        now: Timestamp::from_second(NOW).unwrap(),
+    }
 }
 
 fn pod(policy: &str, names: &str, status: Value) -> Pod {
