@@ -76,7 +76,7 @@ pub(crate) async fn problems(shared: &Shared) -> Vec<String> {
     let mut problems = match shared.runtime.status(StatusRequest::default()).await {
         Ok(answer) => {
             let conditions = answer.status.unwrap_or_default().conditions;
-            conditions.into_iter().filter(|condition| !condition.status).map(words).collect()
+            conditions.into_iter().filter(|one| stops_pods(one)).map(words).collect()
         }
         Err(err) => vec![format!("container runtime is down: {}", report(&err))],
     };
@@ -89,6 +89,11 @@ pub(crate) async fn problems(shared: &Shared) -> Vec<String> {
         changed
     });
     problems
+}
+
+/// Only these two of CRI's conditions; others, as on deprecated settings, are advice.
+fn stops_pods(condition: &RuntimeCondition) -> bool {
+    !condition.status && matches!(condition.r#type.as_str(), "RuntimeReady" | "NetworkReady")
 }
 
 fn words(condition: RuntimeCondition) -> String {

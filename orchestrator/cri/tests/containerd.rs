@@ -73,7 +73,8 @@ async fn a_pod_lives_and_dies_through_the_interface() {
     let status = runtime.status(StatusRequest::default()).await.unwrap().status.unwrap();
     let ready: Vec<(&str, bool)> =
         status.conditions.iter().map(|c| (c.r#type.as_str(), c.status)).collect();
-    assert_eq!(ready, [("RuntimeReady", true), ("NetworkReady", true)]);
+    // Later releases add conditions of their own behind these.
+    assert_eq!(ready.get(..2), Some([("RuntimeReady", true), ("NetworkReady", true)].as_slice()));
     let image = |image: &str| ImageStatusRequest {
         image: Some(ImageSpec { image: image.into(), ..Default::default() }),
         verbose: false,

@@ -81,6 +81,18 @@ fn up_asks_before_it_changes_a_site_that_is_up() {
     assert!(stderr.contains("--plan"), "{stderr}");
 }
 
+/// Text without the mark by which ansible-core 2.19 says that it is no template.
+fn plain(listed: Value) -> Value {
+    match listed {
+        Value::Object(mut members) => match members.remove("__ansible_unsafe") {
+            Some(text) => text,
+            None => members.into_iter().map(|(name, value)| (name, plain(value))).collect(),
+        },
+        Value::Array(items) => items.into_iter().map(plain).collect(),
+        other => other,
+    }
+}
+
 #[test]
 fn the_inventory_plugin_lists_a_site_in_ansibles_own_words() {
     let dir = tempfile::tempdir().unwrap();
@@ -98,7 +110,7 @@ fn the_inventory_plugin_lists_a_site_in_ansibles_own_words() {
         .env("MUSTER_BINARY", env!("CARGO_BIN_EXE_muster"))
         .output()
         .expect("ansible-inventory runs; `cargo xtask deps` installs it");
-    let listed: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    let listed = plain(serde_json::from_str(&stdout(&output)).unwrap());
     let own: Value =
         serde_json::from_str(&stdout(&muster(&["inventory", "--list", "--file", UNIVERSITY])))
             .unwrap();
