@@ -20,13 +20,16 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
-type Watcher = mpsc::UnboundedSender<Result<Frame<Bytes>, Infallible>>;
+type Event = Result<Frame<Bytes>, Infallible>;
+type Watcher = mpsc::UnboundedSender<Event>;
 
 #[derive(Default)]
 struct State {
     revision: u64,
     objects: BTreeMap<String, Value>,
     watchers: Vec<(String, Watcher)>,
+    /// Revision, path and line of everything that happened, for who begins to watch later.
+    history: Vec<(u64, String, String)>,
 }
 
 /// The API; ends when dropped.
@@ -98,6 +101,19 @@ impl State {
         self.watchers.retain(|(kind, watcher)| {
             !is_in(path, kind) || watcher.send(Ok(Frame::data(line.clone().into()))).is_ok()
         });
+        self.history.push((self.revision, path.to_owned(), line));
+    }
+
+    /// Begins a watch behind a revision: what happened since a list is not lost.
+    fn watch(&mut self, path: String, since: u64) -> mpsc::UnboundedReceiver<Event> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        for (revision, key, line) in &self.history {
+            if *revision > since && is_in(key, &path) {
+                sender.send(Ok(Frame::data(line.clone().into()))).unwrap();
+            }
+        }
+        self.watchers.push((path, sender));
+        receiver
     }
 }
 
@@ -147,11 +163,13 @@ async fn answer(
     let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
     let body: Value = serde_json::from_slice(&body).unwrap_or_default();
     let path = head.uri.path().trim_end_matches("/status").to_owned();
-    let is_watch = head.uri.query().is_some_and(|query| query.contains("watch=true"));
+    let query = head.uri.query().unwrap_or_default();
+    let is_watch = query.contains("watch=true");
+    let since = query.split('&').find_map(|pair| pair.strip_prefix("resourceVersion="));
     let mut state = state.lock().unwrap();
     if is_watch {
-        let (sender, receiver) = mpsc::unbounded_channel();
-        state.watchers.push((path, sender));
+        let since = since.and_then(|text| text.parse().ok()).unwrap_or(state.revision);
+        let receiver = state.watch(path, since);
         let stream = StreamBody::new(UnboundedReceiverStream::new(receiver));
         return Ok(Response::new(stream.boxed()));
     }
