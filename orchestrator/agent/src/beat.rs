@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use cluster::plan::{Machine, Role};
 use jiff::Timestamp;
-use node::machine::{Facts, compute_node_status, differs, labels, render_node};
+use node::machine::{Facts, compute_node_status, differs, labels, render_node, shall_restart};
 use objects::lease::{Lease, LeaseSpec};
 use objects::meta::Object;
 use objects::node::Node;
@@ -89,6 +89,10 @@ impl Beat {
         if self.leased.is_none_or(|at| at.elapsed() >= LEASE_BEAT) {
             self.renew(&node).await?;
             self.leased = Some(Instant::now());
+        }
+        // A machine that runs anything else than our image is not ours to restart.
+        if facts.versions.os.starts_with("Muster ") && shall_restart(&node, &facts.ids.boot) {
+            restart(&facts.name).await;
         }
         Ok(())
     }
@@ -183,6 +187,17 @@ impl Beat {
         lease.spec = spec;
         let object = lease.encode().map_err(|source| ClientError::Encode { source })?;
         client.create(&resource::LEASES, Some(LEASES), &object).await.map(drop)
+    }
+}
+
+/// Ends this boot; the boot server says what the next one runs. Asked again at the next beat if it
+/// comes to nothing.
+async fn restart(node: &str) {
+    info!(node, "the node is empty and shall restart");
+    match tokio::process::Command::new("systemctl").arg("reboot").status().await {
+        Ok(status) if status.success() => (),
+        Ok(status) => warn!(node, %status, "the machine does not restart"),
+        Err(err) => warn!(node, err = report(&err), "the machine does not restart"),
     }
 }
 

@@ -163,7 +163,5 @@ pub(crate) async fn pids() -> Option<Reading> {
 }
 
 async fn os_name() -> String {
-    let release = text("/etc/os-release").await;
-    let line = release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
-    line.unwrap_or("Linux").trim_matches('"').to_owned()
+    node::machine::os_name(&text("/etc/os-release").await)
 }

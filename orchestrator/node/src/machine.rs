@@ -116,6 +116,31 @@ pub fn architecture() -> &'static str {
     }
 }
 
+/// What a machine runs, for people, from its `os-release`: our image with its version, or the
+/// distribution.
+#[must_use]
+pub fn os_name(release: &str) -> String {
+    let value = |name: &str| {
+        let line = release.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        line.map(|text| text.trim_matches('"')).filter(|text| !text.is_empty())
+    };
+    let name = value("PRETTY_NAME").unwrap_or("Linux");
+    match value("IMAGE_VERSION").filter(|_| value("IMAGE_ID") == Some("muster")) {
+        Some(version) => format!("Muster {version} ({name})"),
+        None => name.to_owned(),
+    }
+}
+
+/// Is this very boot to end? The cluster asks so of a node that it has emptied, by the id of the
+/// boot, so that nobody restarts twice for one wish.
+#[must_use]
+pub fn shall_restart(node: &Node, boot: &str) -> bool {
+    let said = |name: &str| node.metadata.annotation(name);
+    !boot.is_empty()
+        && said("muster.dev/restart") == Some(boot)
+        && said("muster.dev/maintenance-state") == Some("ready")
+}
+
 /// The node's status from facts; conditions of others and times of ours are kept from `before`.
 #[must_use]
 pub fn compute_node_status(before: &NodeStatus, facts: &Facts, now: Timestamp) -> NodeStatus {
@@ -259,6 +284,30 @@ mod tests {
             runtime_problems: Vec::new(),
             images: vec![(vec!["small".into()], 1), (vec!["large".into()], 2)],
         }
+    }
+
+    #[test]
+    fn our_image_is_told_with_its_version() {
+        let debian = "PRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\nID=debian\n";
+        assert_eq!(os_name(debian), "Debian GNU/Linux 12 (bookworm)");
+        let ours = format!("{debian}IMAGE_ID=muster\nIMAGE_VERSION=0.2.0\n");
+        assert_eq!(os_name(&ours), "Muster 0.2.0 (Debian GNU/Linux 12 (bookworm))");
+        assert_eq!(os_name(""), "Linux");
+    }
+
+    #[test]
+    fn a_node_restarts_once_for_each_wish_and_only_when_it_is_empty() {
+        let mut node = Node::blank();
+        let mut shall = |restart: &str, state: &str| {
+            let notes = [("muster.dev/restart", restart), ("muster.dev/maintenance-state", state)];
+            node.metadata.annotations =
+                notes.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
+            shall_restart(&node, "boot-2")
+        };
+        assert!(shall("boot-2", "ready"));
+        assert!(!shall("boot-1", "ready"), "that was the boot before");
+        assert!(!shall("boot-2", "draining"));
+        assert!(!shall_restart(&Node::blank(), ""));
     }
 
     #[track_caller]
