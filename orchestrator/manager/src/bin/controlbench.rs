@@ -1,13 +1,19 @@
-//! Measures controllers against a server that runs them:
-//! `controlbench --kubeconfig DIR/admin.kubeconfig [--pid MASTER]`.
+//! Measures controllers: `controlbench [--kubeconfig DIR/admin.kubeconfig [--pid MASTER]]`.
 //!
 //! Three figures: until all pods of a deployment of a thousand exist; until ten thousand
-//! objects are gone after their owner; what the server's process costs while five thousand
-//! nodes do nothing but renew their leases (with `--pid`).
+//! objects are gone after their owner; what the control plane costs while five thousand nodes
+//! do nothing but renew their leases.
+//!
+//! Without `--kubeconfig` our own API server and manager are started for the occasion (the
+//! examples `serve` of `apiserver` and `manage` of `manager`). With it, whatever runs there is
+//! measured, and the cost of one process of it with `--pid`.
+
+#[path = "schedbench/process.rs"]
+mod process;
 
 use std::collections::BTreeSet;
-use std::error::Error;
 use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
@@ -17,6 +23,8 @@ use runtime::client::{DeleteParams, ListParams, Patch, WatchEvent, WatchParams};
 use runtime::{Client, Resource};
 use serde_json::{Value, json};
 
+use process::Process;
+
 /// Requests of ours under way at a time.
 const AT_ONCE: usize = 64;
 /// The namespace everything happens in.
@@ -24,11 +32,12 @@ const NAMESPACE: &str = "controlbench";
 /// The longest any figure may take.
 const LIMIT: Duration = Duration::from_secs(300);
 
-type Outcome<T> = Result<T, Box<dyn Error>>;
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+type Outcome<T> = Result<T, Failure>;
 
 /// What the command line asks for.
 struct Args {
-    kubeconfig: String,
+    kubeconfig: Option<PathBuf>,
     pid: Option<u32>,
     replicas: usize,
     owned: usize,
@@ -36,13 +45,12 @@ struct Args {
 }
 
 fn args() -> Outcome<Args> {
-    let mut args =
-        Args { kubeconfig: String::new(), pid: None, replicas: 1000, owned: 10_000, nodes: 5000 };
+    let mut args = Args { kubeconfig: None, pid: None, replicas: 1000, owned: 10_000, nodes: 5000 };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let value = words.next().ok_or("every option wants a value")?;
         match word.as_str() {
-            "--kubeconfig" => args.kubeconfig = value,
+            "--kubeconfig" => args.kubeconfig = Some(value.into()),
             "--pid" => args.pid = Some(value.parse()?),
             "--replicas" => args.replicas = value.parse()?,
             "--owned" => args.owned = value.parse()?,
@@ -50,18 +58,28 @@ fn args() -> Outcome<Args> {
             other => return Err(format!("no option {other}").into()),
         }
     }
-    if args.kubeconfig.is_empty() {
-        return Err("usage: controlbench --kubeconfig FILE [--pid PID] [--replicas N] \
-                    [--owned N] [--nodes N]"
-            .into());
-    }
     Ok(args)
 }
 
 #[tokio::main]
 async fn main() -> Outcome<()> {
     let args = args()?;
-    let client = Client::from_kubeconfig(&args.kubeconfig)?;
+    let server = match args.kubeconfig {
+        Some(_) => None,
+        None => Some(process::serve().await?),
+    };
+    let own = server.as_ref().and_then(Process::kubeconfig);
+    let manager = own.as_deref().and_then(Path::parent).map(process::manage).transpose()?;
+    let kubeconfig = args.kubeconfig.clone().or(own).ok_or("no server")?;
+    let client = Client::from_kubeconfig(&kubeconfig)?;
+    if manager.is_some() {
+        managed(&client).await?;
+    }
+    let cost = || -> Outcome<f64> {
+        let other = args.pid.map(process::ticks).transpose()?.unwrap_or_default();
+        let own = [&server, &manager].into_iter().flatten().map(Process::ticks);
+        Ok(other + own.sum::<Outcome<f64>>()?)
+    };
     let namespace = json!({"metadata": {"name": NAMESPACE}});
     match client.create(&Resource::from(&kind::NAMESPACE), None, &namespace).await {
         Err(err) if !err.is_already_exists() => return Err(err.into()),
@@ -71,8 +89,8 @@ async fn main() -> Outcome<()> {
     tell(&format!("deployment of {}: every pod object after {took:.3} s", args.replicas))?;
     let took = owned(&client, args.owned).await?;
     tell(&format!("{} owned objects: gone {took:.3} s after their owner", args.owned))?;
-    if let Some(pid) = args.pid {
-        let share = idle(&client, pid, args.nodes).await?;
+    if args.pid.is_some() || server.is_some() {
+        let share = idle(&client, &cost, args.nodes).await?;
         tell(&format!("{} idle nodes: {share:.1} % of one core", args.nodes))?;
     }
     let params = DeleteParams::default();
@@ -166,17 +184,20 @@ async fn owned(client: &Client, number: usize) -> Outcome<f64> {
     Ok(begun.elapsed().as_secs_f64())
 }
 
-/// Processor time of a process so far, in hundredths of a second.
-fn ticks(pid: u32) -> Outcome<f64> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let rest = text.rsplit_once(')').ok_or("no process")?.1;
-    let fields: Vec<&str> = rest.split_whitespace().collect();
-    let number = |at: usize| fields.get(at).and_then(|text| text.parse::<f64>().ok());
-    // utime and stime are the 14th and 15th of the whole line.
-    Ok(number(11).zip(number(12)).map(|(user, system)| user + system).ok_or("no times")?)
+/// Waits until the manager has made what it makes in every namespace.
+async fn managed(client: &Client) -> Outcome<()> {
+    let accounts = Resource::from(&kind::SERVICE_ACCOUNT);
+    let begun = Instant::now();
+    while client.get(&accounts, Some("default"), "default").await.is_err() {
+        if begun.elapsed() > LIMIT {
+            return Err("the manager does not work".into());
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Ok(())
 }
 
-async fn idle(client: &Client, pid: u32, number: usize) -> Outcome<f64> {
+async fn idle(client: &Client, cost: &dyn Fn() -> Outcome<f64>, number: usize) -> Outcome<f64> {
     let (nodes, leases) = (Resource::from(&kind::NODE), Resource::from(&kind::LEASE));
     let space = "kube-node-lease";
     let names: Vec<String> = (0..number).map(|at| format!("bench-{at}")).collect();
@@ -198,7 +219,7 @@ async fn idle(client: &Client, pid: u32, number: usize) -> Outcome<f64> {
     }
     // What the making of nodes set off comes to rest first.
     tokio::time::sleep(Duration::from_secs(5)).await;
-    let (begun, before) = (Instant::now(), ticks(pid)?);
+    let (begun, before) = (Instant::now(), cost()?);
     // Every node renews once in ten seconds, as agents do; for twenty seconds.
     let pause = Duration::from_secs(10).div_f64(f64::from(u32::try_from(number)?));
     let mut beat = tokio::time::interval(pause);
@@ -207,7 +228,7 @@ async fn idle(client: &Client, pid: u32, number: usize) -> Outcome<f64> {
         let body = Patch::merge(json!({"spec": {"renewTime": now()}}));
         client.patch(&leases, Some(space), name, &body).await?;
     }
-    let share = (ticks(pid)? - before) / begun.elapsed().as_secs_f64();
+    let share = (cost()? - before) / begun.elapsed().as_secs_f64();
     for name in &names {
         client.delete(&nodes, None, name, &DeleteParams::default()).await?;
     }

@@ -11,7 +11,7 @@ use objects::pod::Pod;
 use serde_json::{Value, json};
 
 use crate::workload::{Batch, Workload};
-use crate::{Failure, Outcome};
+use crate::{Cost, Failure, Outcome};
 
 /// Rounds without any progress after which a workload is given up.
 const PATIENCE: usize = 400;
@@ -21,6 +21,8 @@ struct Story {
     scheduler: Scheduler,
     now: Timestamp,
     waiting: BTreeMap<String, Arc<Pod>>,
+    /// Pods that must still find a node.
+    left: usize,
     decisions: Vec<Duration>,
 }
 
@@ -30,6 +32,7 @@ pub(crate) fn run(workload: &Workload) -> Result<Outcome, Failure> {
         scheduler: Scheduler::new(Config::default(), 1),
         now: Timestamp::now(),
         waiting: BTreeMap::new(),
+        left: 0,
         decisions: Vec::new(),
     };
     let (mut nodes, mut pods) = (0, 0);
@@ -38,6 +41,7 @@ pub(crate) fn run(workload: &Workload) -> Result<Outcome, Failure> {
         pods: 0,
         elapsed: Duration::ZERO,
         decisions: Vec::new(),
+        cost: Cost::default(),
     };
     for step in &workload.steps {
         if let Some(object) = &step.object
@@ -58,6 +62,10 @@ pub(crate) fn run(workload: &Workload) -> Result<Outcome, Failure> {
                 story.add(batch, pods)?;
                 pods += 1;
             }
+            if batch.stranded {
+                continue;
+            }
+            story.left = batch.count;
             story.decisions.clear();
             let begun = Instant::now();
             story.settle()?;
@@ -86,14 +94,14 @@ impl Story {
     /// Goes on until every pod has its node.
     fn settle(&mut self) -> Result<(), Failure> {
         let mut idle = 0;
-        while !self.waiting.is_empty() {
+        while self.left > 0 {
             let begun = Instant::now();
             let decision = self.scheduler.next(self.now);
             let took = begun.elapsed();
             let Some(decision) = decision else {
                 idle += 1;
                 if idle > PATIENCE {
-                    return Err(format!("{} pods find no node", self.waiting.len()).into());
+                    return Err(format!("{} pods find no node", self.left).into());
                 }
                 self.now = self.now.saturating_add(SignedDuration::from_secs(1))?;
                 continue;
@@ -105,6 +113,7 @@ impl Story {
                     let Action::Bind { node, .. } = *bind else { continue };
                     self.scheduler.bound(&uid, true, self.now);
                     if let Some(pod) = self.waiting.remove(&uid) {
+                        self.left -= 1;
                         let mut pod = Pod::clone(&pod);
                         pod.spec.node_name = node;
                         self.scheduler.apply(Event::Pod(Arc::new(pod)), self.now);

@@ -11,6 +11,7 @@
 //! any server.
 
 mod core;
+mod process;
 mod served;
 mod workload;
 
@@ -33,6 +34,7 @@ struct Outcome {
     elapsed: Duration,
     /// Per decision about any pod, refused ones included.
     decisions: Vec<Duration>,
+    cost: Cost,
 }
 
 struct Arguments {
@@ -42,6 +44,13 @@ struct Arguments {
     json: bool,
     /// Divides every count, for a quick look.
     divide: usize,
+}
+
+/// Processor time of server and scheduler, in seconds, while the clock ran.
+#[derive(Debug, Clone, Copy, Default)]
+struct Cost {
+    server: f64,
+    scheduler: f64,
 }
 
 const USAGE: &str =
@@ -103,18 +112,21 @@ fn tell(name: &str, arguments: &Arguments, mut outcome: Outcome) -> Result<(), F
             "name": name, "mode": mode, "nodes": outcome.nodes, "pods": outcome.pods,
             "seconds": outcome.elapsed.as_secs_f64(), "podsPerSecond": rate,
             "decisions": count,
+            "cpuSeconds": {"server": outcome.cost.server, "scheduler": outcome.cost.scheduler},
             "decisionMicros": {"p50": micros(50), "p90": micros(90), "p99": micros(99), "max": micros(100)},
         });
         writeln!(out, "{line}")?;
     } else {
         writeln!(
             out,
-            "{name:32} {mode:4} {:6} nodes {:6} pods {rate:9.0} pods/s  decisions {count:6}: p50 {:.0} µs, p99 {:.0} µs, max {:.0} µs",
+            "{name:32} {mode:4} {:6} nodes {:6} pods {rate:9.0} pods/s  decisions {count:6}: p50 {:.0} µs, p99 {:.0} µs, max {:.0} µs; CPU per pod: server {:.0} µs, scheduler {:.0} µs",
             outcome.nodes,
             outcome.pods,
             micros(50),
             micros(99),
             micros(100),
+            outcome.cost.server * 1e6 / pods.max(1.0),
+            outcome.cost.scheduler * 1e6 / pods.max(1.0),
         )?;
     }
     Ok(())

@@ -1,8 +1,7 @@
 //! End to end: our scheduler against an API server, through public endpoints alone.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,13 +12,12 @@ use objects::pod::Pod;
 use runtime::client::ListParams;
 use runtime::{Client, Resource};
 use serde_json::Value;
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::process::{Process, serve, ticks};
 use crate::workload::{Batch, Workload};
-use crate::{Failure, Outcome};
+use crate::{Cost, Failure, Outcome};
 
 /// Connections by which objects are made.
 const CLIENTS: usize = 4;
@@ -27,51 +25,6 @@ const CLIENTS: usize = 4;
 const AT_ONCE: usize = 128;
 /// Longest time for the pods of one step.
 const STEP_MAX: Duration = Duration::from_secs(600);
-/// Longest start of the server, its build included.
-const START_MAX: Duration = Duration::from_secs(1200);
-
-/// Our API server, as a process with a directory of its own; both end with this value.
-struct Served {
-    child: Child,
-    dir: PathBuf,
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        // It holds nothing that must be saved.
-        drop(self.child.start_kill());
-        drop(std::fs::remove_dir_all(&self.dir));
-    }
-}
-
-/// Starts the server and waits until it listens.
-async fn serve() -> Result<Served, Failure> {
-    let dir = std::env::temp_dir().join(format!("schedbench-{}", std::process::id()));
-    let built = std::env::current_exe()?.parent().map(|dir| dir.join("examples/serve"));
-    let mut command = match built.filter(|path| path.exists()) {
-        Some(path) => Command::new(path),
-        None => {
-            let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-            let mut command = Command::new(cargo);
-            command.args(["run", "-q", "--release", "-p", "apiserver", "--example", "serve", "--"]);
-            command
-        }
-    };
-    let mut child = command
-        .arg(&dir)
-        .env("RUST_LOG", "warn")
-        .stdout(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()?;
-    let stdout = child.stdout.take().ok_or("the server has no output")?;
-    let served = Served { child, dir };
-    let mut lines = BufReader::new(stdout).lines();
-    let first = tokio::time::timeout(START_MAX, lines.next_line()).await??;
-    if !first.is_some_and(|line| line.starts_with("https://")) {
-        return Err("the server ended before it listened".into());
-    }
-    Ok(served)
-}
 
 /// Plays a workload against the server of a kubeconfig, or one of our own.
 pub(crate) async fn run(
@@ -82,18 +35,19 @@ pub(crate) async fn run(
         Some(_) => None,
         None => Some(serve().await?),
     };
-    let own = server.as_ref().map(|server| server.dir.join("admin.kubeconfig"));
+    let own = server.as_ref().and_then(Process::kubeconfig);
     let kubeconfig = kubeconfig.map(Path::to_owned).or(own).ok_or("no server")?;
     let mut clients = Vec::new();
     for _ in 0..CLIENTS {
         clients.push(Client::from_kubeconfig(&kubeconfig)?);
     }
-    let (mut nodes, mut pods) = (0, 0);
+    let (mut nodes, mut pods, mut stranded) = (0, 0, 0);
     let mut outcome = Outcome {
         nodes: workload.nodes(),
         pods: 0,
         elapsed: Duration::ZERO,
         decisions: Vec::new(),
+        cost: Cost::default(),
     };
     for step in &workload.steps {
         if let Some(object) = &step.object {
@@ -106,11 +60,15 @@ pub(crate) async fn run(
         if let Some(batch) = &step.pods {
             make(&clients, (0..batch.count).map(|n| batch.pod(pods + n)).collect()).await?;
             pods += batch.count;
-            schedule(&kubeconfig, batch, &mut outcome).await?;
+            if batch.stranded {
+                stranded += batch.count;
+                continue;
+            }
+            schedule(&kubeconfig, server.as_ref(), batch, &mut outcome).await?;
         }
     }
     if let Some(client) = clients.first() {
-        verify(client).await?;
+        verify(client, stranded).await?;
     }
     Ok(outcome)
 }
@@ -148,7 +106,17 @@ async fn make(clients: &[Client], objects: Vec<Value>) -> Result<(), Failure> {
 }
 
 /// Runs the scheduler until the pods of a step are bound.
-async fn schedule(kubeconfig: &Path, batch: &Batch, outcome: &mut Outcome) -> Result<(), Failure> {
+async fn schedule(
+    kubeconfig: &Path,
+    server: Option<&Process>,
+    batch: &Batch,
+    outcome: &mut Outcome,
+) -> Result<(), Failure> {
+    let cost = || -> Result<Cost, Failure> {
+        let server = server.map(Process::ticks).transpose()?.unwrap_or_default();
+        Ok(Cost { server: server / 100.0, scheduler: ticks(std::process::id())? / 100.0 })
+    };
+    let before = cost()?;
     let stop = CancellationToken::new();
     let stopwatch = Arc::new(Stopwatch::default());
     let client = Client::from_kubeconfig(kubeconfig)?;
@@ -171,13 +139,17 @@ async fn schedule(kubeconfig: &Path, batch: &Batch, outcome: &mut Outcome) -> Re
     if batch.measured {
         outcome.pods += batch.count;
         outcome.elapsed += stopwatch.span();
+        let after = cost()?;
+        outcome.cost.server += after.server - before.server;
+        outcome.cost.scheduler += after.scheduler - before.scheduler;
         outcome.decisions.extend(stopwatch.take());
     }
     Ok(())
 }
 
-/// Reads everything back: no node holds more than it has, and every pod has a node.
-async fn verify(client: &Client) -> Result<(), Failure> {
+/// Reads everything back: no node holds more than it has, and every pod has a node but those that
+/// cannot have one.
+async fn verify(client: &Client, mut stranded: usize) -> Result<(), Failure> {
     let everything = ListParams { limit: Some(2000), ..ListParams::default() };
     let mut room: BTreeMap<String, (i64, i64)> = BTreeMap::new();
     for node in list(client, &objects::kind::NODE, &everything).await? {
@@ -190,6 +162,10 @@ async fn verify(client: &Client) -> Result<(), Failure> {
     }
     for pod in list(client, &objects::kind::POD, &everything).await? {
         let pod: Pod = serde_json::from_value(pod)?;
+        if pod.spec.node_name.is_empty() && stranded > 0 {
+            stranded -= 1;
+            continue;
+        }
         let left = room.get_mut(&pod.spec.node_name);
         let (cpu, pods) = left.ok_or_else(|| format!("{} has no node", pod.metadata.name))?;
         let all = pod.spec.containers.iter();

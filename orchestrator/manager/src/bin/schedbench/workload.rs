@@ -37,6 +37,9 @@ pub(crate) struct Batch {
     /// Does the clock run for these?
     #[serde(default)]
     pub(crate) measured: bool,
+    /// Are these left waiting, because nothing will place them?
+    #[serde(default)]
+    pub(crate) stranded: bool,
     /// Merged into the usual object.
     #[serde(default)]
     pub(crate) template: Value,
