@@ -2,9 +2,12 @@
 //!
 //! Only requests that came through the enrolment door count: there the server, not the
 //! client, wrote who asks. Everything that does not fit the plan waits for
-//! `muster approve`; a quarantined machine waits too.
+//! `muster approve`; a quarantined machine waits too. Requests to upstream's signers are signed
+//! when a person approved them and upstream's rules hold (`upstream`).
 
-use jiff::Timestamp;
+mod upstream;
+
+use jiff::{SignedDuration, Timestamp};
 use objects::certificate::CertificateSigningRequest;
 use objects::condition::{Condition, set_condition};
 use objects::machine::Machine;
@@ -14,6 +17,8 @@ use serde_json::json;
 use crate::action::{Action, Steps, Target, encode};
 use crate::view::{Key, RequestFacts, View};
 
+pub use upstream::{is_client, is_serving};
+
 /// The signer of node certificates.
 pub const SIGNER: &str = "muster.dev/node";
 /// The user name the enrolment door writes into requests.
@@ -22,22 +27,23 @@ pub const ENROLLING: &str = "muster:enrolling";
 const EVIDENCE: &str = "muster.dev/evidence-";
 /// Annotation that says why a request waits.
 pub const WAITS_FOR: &str = "muster.dev/waits-for";
-/// How long a request without a decision is kept.
+/// How long a request without a decision is kept, in seconds.
 const KEEP: i64 = 24 * 3600;
+/// How long one with a decision is.
+const KEEP_DECIDED: i64 = 3600;
 
-/// Plans the step for one request.
+/// Plans the step for one request to our own signer.
 #[must_use]
 pub fn reconcile(view: &View, key: &Key, now: Timestamp) -> Steps {
     let mut steps = Steps::none();
-    let Some(request) = view.requests.get("", &key.name) else { return steps };
-    if request.metadata.is_deleting() || clean(request, now, &mut steps) {
+    let Some(request) = view.requests.get("", &key.name).filter(|one| is_open(one)) else {
         return steps;
-    }
-    if request.spec.signer_name != SIGNER || request.is_issued() || request.is_denied() {
+    };
+    if request.spec.signer_name != SIGNER {
         return steps;
     }
     if request.is_approved() {
-        if !request.status.conditions.iter().any(|one| one.kind == "Failed") {
+        if !has_failed(request) {
             steps.push(sign(view, request, now));
         }
         return steps;
@@ -54,19 +60,36 @@ pub fn reconcile(view: &View, key: &Key, now: Timestamp) -> Steps {
     steps
 }
 
-/// Forgets old requests: those decided an hour ago and those nobody decided for a day.
-fn clean(request: &CertificateSigningRequest, now: Timestamp, steps: &mut Steps) -> bool {
-    let Some(created) = request.metadata.creation_timestamp else { return false };
-    let decided = request.is_issued() || request.is_denied();
-    let keep = if decided { 3600 } else { KEEP };
-    let due = created.0.saturating_add(jiff::SignedDuration::from_secs(keep));
+fn is_open(request: &CertificateSigningRequest) -> bool {
+    !request.metadata.is_deleting() && !request.is_issued() && !request.is_denied()
+}
+
+/// Forgets old requests: an hour after they were decided, or a day after they were made.
+///
+/// Spec: upstream's cleaner.
+#[must_use]
+pub fn clean(view: &View, key: &Key, now: Timestamp) -> Steps {
+    let mut steps = Steps::none();
+    let Some(request) = view.requests.get("", &key.name) else { return steps };
+    let Some(created) = request.metadata.creation_timestamp else { return steps };
+    let end = |kind: &str| {
+        let found = request.status.conditions.iter().find(|one| one.kind == kind)?;
+        found.last_update_time.or(found.last_transition_time)
+    };
+    let decided = end("Denied").or_else(|| end("Failed"));
+    let issued = end("Approved").filter(|_| request.is_issued());
+    let (since, keep) = match decided.or(issued) {
+        Some(at) => (at, KEEP_DECIDED),
+        None => (created, KEEP),
+    };
+    let due = since.0.saturating_add(SignedDuration::from_secs(keep));
     let due = due.unwrap_or(Timestamp::MAX);
-    if now >= due {
-        steps.push(Action::delete(Target::of(request)));
-        return true;
+    if now < due {
+        steps.look_again(due);
+    } else if !request.metadata.is_deleting() {
+        steps.push(Action::delete(Target::of(&**request)));
     }
-    steps.look_again(due);
-    false
+    steps
 }
 
 /// Signs, unless even a person's approval must not be enough: this signer makes nodes, never
@@ -76,12 +99,38 @@ fn sign(view: &View, request: &CertificateSigningRequest, now: Timestamp) -> Act
     if view.facts.get(&request.metadata.name).and_then(node_name).is_some() {
         return Action::Sign { target };
     }
-    let message = "The request is not for a node: the subject must be a node's.";
+    refuse(request, "The request is not for a node: the subject must be a node's.", now)
+}
+
+fn has_failed(request: &CertificateSigningRequest) -> bool {
+    request.status.conditions.iter().any(|one| one.kind == "Failed")
+}
+
+/// Signs what a person approved for one of upstream's signers.
+#[must_use]
+pub fn reconcile_upstream(view: &View, key: &Key, now: Timestamp) -> Steps {
+    let mut steps = Steps::none();
+    let Some(request) = view.requests.get("", &key.name).filter(|one| is_open(one)) else {
+        return steps;
+    };
+    if !request.is_approved() || has_failed(request) {
+        return steps;
+    }
+    match upstream::judge(request, view.facts.get(&request.metadata.name)) {
+        Some(Ok(())) => steps.push(Action::Sign { target: Target::of(&**request) }),
+        Some(Err(why)) => steps.push(refuse(request, why, now)),
+        None => (),
+    }
+    steps
+}
+
+/// Writes down why nothing was signed; that is final.
+fn refuse(request: &CertificateSigningRequest, message: &str, now: Timestamp) -> Action {
     let mut failed = Condition::new("Failed", true, "SignerValidationFailure", message);
     failed.last_update_time = Some(Time::from(now));
     let mut conditions = request.status.conditions.clone();
     set_condition(&mut conditions, failed, now);
-    Action::patch_status(target, json!({ "conditions": conditions }))
+    Action::patch_status(Target::of(request), json!({ "conditions": conditions }))
 }
 
 fn approve(request: &CertificateSigningRequest, now: Timestamp) -> Action {

@@ -14,8 +14,8 @@ use crate::view::{Key, View};
 use crate::wake::{Touch, Wake, Woken, nodes_of_pod, same_name};
 use crate::{
     aggregation, approval, attachment, autoscaler, budget, cron_job, daemon_set, deployment, drain,
-    endpoints, garbage, job, lifecycle, load_balancer, membership, mirror, namespace, pod_gc,
-    quota, replica_set, service_account, stateful_set, volume_binder,
+    endpoints, expansion, garbage, job, lifecycle, load_balancer, machine, membership, mirror,
+    namespace, pod_gc, quota, replica_set, service_account, stateful_set, upgrade, volume_binder,
 };
 
 /// One controller: what it looks at and what it does about one key.
@@ -333,6 +333,20 @@ pub static CONTROLLERS: &[Controller] = &[
         ..BASE
     },
     Controller {
+        name: "csrsigning-controller",
+        needs: &[(&kind::CERTIFICATE_SIGNING_REQUEST, Wake::Own)],
+        keys: |view| view.requests.keys(),
+        reconcile: approval::reconcile_upstream,
+        ..BASE
+    },
+    Controller {
+        name: "csrcleaner-controller",
+        needs: &[(&kind::CERTIFICATE_SIGNING_REQUEST, Wake::Own)],
+        keys: |view| view.requests.keys(),
+        reconcile: approval::clean,
+        ..BASE
+    },
+    Controller {
         name: "namespace-controller",
         needs: &[(&kind::NAMESPACE, Wake::Own)],
         keys: |view| view.namespaces.keys(),
@@ -356,6 +370,24 @@ pub static CONTROLLERS: &[Controller] = &[
         ],
         keys: |view| view.nodes.keys(),
         reconcile: drain::reconcile,
+        ..BASE
+    },
+    Controller {
+        name: "machine-controller",
+        needs: &[(&kind::MACHINE, Wake::Own), (&kind::NODE, Wake::By(machine::of_node))],
+        keys: |view| view.machines.keys(),
+        reconcile: machine::reconcile,
+        ..BASE
+    },
+    Controller {
+        name: "upgrade-controller",
+        needs: &[
+            (&kind::NODE_IMAGE, Wake::By(upgrade::of_image)),
+            (&kind::NODE, Wake::By(upgrade::of_node)),
+        ],
+        keys: upgrade::keys,
+        reconcile: upgrade::reconcile,
+        serial: true,
         ..BASE
     },
     Controller {
@@ -453,6 +485,16 @@ pub static CONTROLLERS: &[Controller] = &[
         ],
         keys: |view| view.volumes.keys(),
         reconcile: volume_binder::reconcile_volume,
+        ..BASE
+    },
+    Controller {
+        name: "persistentvolume-expander-controller",
+        needs: &[
+            (&kind::PERSISTENT_VOLUME_CLAIM, Wake::Own),
+            (&kind::PERSISTENT_VOLUME, Wake::By(expansion::claim_of_volume)),
+        ],
+        keys: |view| view.claims.keys(),
+        reconcile: expansion::reconcile,
         ..BASE
     },
     Controller {

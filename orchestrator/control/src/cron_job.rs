@@ -29,6 +29,7 @@ const MISSED: usize = 100;
 
 /// A cron job with its jobs.
 struct Clock<'a> {
+    view: &'a View,
     cron: &'a CronJob,
     jobs: Vec<&'a Arc<Job>>,
     now: Timestamp,
@@ -41,7 +42,7 @@ pub fn reconcile(view: &View, key: &Key, now: Timestamp) -> Steps {
     let Some(cron) = view.cron_jobs.get(&key.namespace, &key.name) else { return steps };
     let jobs = view.jobs.inside(&key.namespace);
     let jobs = jobs.filter(|job| job.metadata.is_controlled_by(&cron.metadata.uid)).collect();
-    let clock = Clock { cron, jobs, now };
+    let clock = Clock { view, cron, jobs, now };
     clock.forget(&mut steps);
     let started = clock.start(&mut steps);
     if !started {
@@ -122,7 +123,8 @@ impl<'a> Clock<'a> {
         let late =
             deadline.and_then(|limit| at.checked_add(limit).ok()).is_some_and(|end| end < now);
         let name = run_name(cron, at);
-        if late || self.jobs.iter().any(|job| job.metadata.name == name) {
+        // Ours, or one of an earlier cron job of this name that is still being collected.
+        if late || self.view.jobs.get(&cron.metadata.namespace, &name).is_some() {
             return false;
         }
         let mut active = self.active().peekable();

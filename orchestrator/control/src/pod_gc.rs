@@ -66,7 +66,8 @@ pub fn reconcile(view: &View, key: &Key, _now: Timestamp) -> Steps {
     }
     let Some(pod) = view.pods.get(&key.namespace, &key.name) else { return Steps::none() };
     if !pod.is_bound() {
-        if pod.metadata.is_deleting() {
+        // One that is held by a finalizer goes when that does, and not before.
+        if pod.metadata.is_deleting() && pod.metadata.finalizers.is_empty() {
             return vec![Action::remove_pod(pod)].into();
         }
         return Steps::none();
@@ -113,6 +114,16 @@ mod tests {
         check("", true, 1);
         check("gone", false, 1);
         check("gone", true, 1);
+    }
+
+    #[test]
+    fn one_that_is_held_is_not_asked_to_go_again() {
+        let mut pod = Pod { metadata: ObjectMeta::in_namespace("n", "p"), ..Pod::blank() };
+        pod.metadata.deletion_timestamp = Some(Timestamp::UNIX_EPOCH.into());
+        pod.metadata.finalizers = vec!["foregroundDeletion".to_owned()];
+        let view = View { pods: Set::from_iter([Arc::new(pod)]), ..View::default() };
+        let steps = reconcile(&view, &Key::new("n", "p"), Timestamp::UNIX_EPOCH);
+        assert_eq!(steps, Steps::none());
     }
 
     #[test]

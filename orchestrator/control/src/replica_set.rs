@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
-use objects::condition::find_condition;
+use objects::condition::{Condition, find_condition, set_condition};
 use objects::kind::{self, Kind};
 use objects::meta::{LabelSelector, OwnerReference};
 use objects::pod::Pod;
@@ -21,6 +21,8 @@ use crate::view::{Key, View};
 
 /// Pods made or deleted in one round: a typing mistake in `replicas` must not flood the API.
 const BURST: usize = 500;
+/// The condition that says why pods are missing.
+pub(crate) const REPLICA_FAILURE: &str = "ReplicaFailure";
 
 /// Plans the steps for one replica set.
 #[must_use]
@@ -73,8 +75,11 @@ fn keep(view: &View, set: &ReplicaSet, kind: &'static Kind, now: Timestamp) -> S
     let mut active = claim(view, set, &selector, &owner, &mut steps);
     active.retain(|pod| !pod.is_finished() && !pod.metadata.is_deleting());
     let wanted = usize::try_from(set.spec.replicas.unwrap_or(1)).unwrap_or(0);
+    let refused = view.refused.get(&Key::of(&set.metadata)).map(String::as_str);
     if !set.metadata.is_deleting() {
-        for _ in active.len()..wanted.min(active.len().saturating_add(BURST)) {
+        // One that was refused is asked for alone, until the server takes it.
+        let burst = if refused.is_some() { 1 } else { BURST };
+        for _ in active.len()..wanted.min(active.len().saturating_add(burst)) {
             steps.push(create_pod(set, &owner, &target));
         }
         let surplus = active.len().saturating_sub(wanted).min(BURST);
@@ -87,7 +92,8 @@ fn keep(view: &View, set: &ReplicaSet, kind: &'static Kind, now: Timestamp) -> S
             });
         }
     }
-    tell_status(set, &active, target, now, &mut steps);
+    let conditions = conditions(set, refused.filter(|_| active.len() < wanted), now);
+    tell_status(set, &active, conditions, now, target, &mut steps);
     steps
 }
 
@@ -218,11 +224,25 @@ pub(crate) fn available_from(pod: &Pod, min_ready_seconds: i64) -> Option<Timest
     ready_since(pod)?.checked_add(SignedDuration::from_secs(min_ready_seconds)).ok()
 }
 
+/// The set's conditions, with the one that says why it cannot have its pods.
+fn conditions(set: &ReplicaSet, refused: Option<&str>, now: Timestamp) -> Vec<Condition> {
+    let mut conditions = set.status.conditions.clone();
+    match refused {
+        Some(why) => {
+            let failure = Condition::new(REPLICA_FAILURE, true, "FailedCreate", why);
+            set_condition(&mut conditions, failure, now);
+        }
+        None => conditions.retain(|one| one.kind != REPLICA_FAILURE),
+    }
+    conditions
+}
+
 fn tell_status(
     set: &ReplicaSet,
     active: &[&Arc<Pod>],
-    target: Target,
+    conditions: Vec<Condition>,
     now: Timestamp,
+    target: Target,
     steps: &mut Steps,
 ) {
     let (mut labeled, mut ready, mut available) = (0, 0, 0);
@@ -243,6 +263,7 @@ fn tell_status(
         ready_replicas: ready,
         available_replicas: available,
         observed_generation: set.metadata.generation,
+        conditions,
         ..set.status.clone()
     };
     if wanted != set.status {
@@ -258,6 +279,7 @@ fn status_body(status: &ReplicaSetStatus) -> Value {
         "readyReplicas": status.ready_replicas,
         "availableReplicas": status.available_replicas,
         "observedGeneration": status.observed_generation,
+        "conditions": status.conditions,
     })
 }
 

@@ -130,7 +130,7 @@ impl Key {
 }
 
 /// What the operator sets for the whole cluster.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// Silence after which a node counts as `Unknown`.
     pub node_monitor_grace_period: Duration,
@@ -205,6 +205,7 @@ macro_rules! view_kinds {
             config_maps: objects::config::ConfigMap,
             cluster_roles: objects::access::ClusterRole,
             machines: objects::machine::Machine,
+            node_images: objects::machine::NodeImage,
             requests: objects::certificate::CertificateSigningRequest,
         }
     };
@@ -227,6 +228,9 @@ macro_rules! view {
             pub dark: Option<Timestamp>,
             /// What pods use and what autoscalers decided before.
             pub observed: Arc<Observed>,
+            /// What the server said when it last refused to make something for a key, as a quota
+            /// does; forgotten once it makes it, or nothing more is asked for.
+            pub refused: BTreeMap<Key, String>,
             /// Pods given to nodes whose binding the view does not show yet, by pod uid.
             pub assumed: BTreeMap<String, String>,
             /// What the operator sets.

@@ -110,7 +110,10 @@ fn finalize(target: Target, finalizers: &[String], name: &str, wanted: bool, ste
 
 fn protect_claim(view: &View, claim: &Arc<PersistentVolumeClaim>, steps: &mut Steps) {
     let meta = &claim.metadata;
-    let uses = |pod: &Arc<Pod>| !pod.is_finished() && claim_names(pod).contains(&meta.name);
+    // One without a node does not use it yet, and will not: a claim that goes keeps pods waiting.
+    let uses = |pod: &Arc<Pod>| {
+        pod.is_bound() && !pod.is_finished() && claim_names(pod).contains(&meta.name)
+    };
     let wanted = !meta.is_deleting() || view.pods.inside(&meta.namespace).any(uses);
     if meta.is_deleting() && !meta.finalizers.iter().any(|one| one == CLAIM_IN_USE) {
         return;
@@ -188,12 +191,18 @@ fn find_volume(view: &View, claim: &Arc<PersistentVolumeClaim>, steps: &mut Step
                     PROVISIONER: provisioner,
                     "volume.beta.kubernetes.io/storage-provisioner": provisioner,
                 }}});
-                steps.push(Action::patch(Target::of(&**claim), body));
+                let message = format!(
+                    "Waiting for a volume to be created either by the external provisioner \
+                     '{provisioner}' or manually by the system administrator. If volume creation \
+                     is delayed, please verify that the provisioner is running and correctly \
+                     registered."
+                );
+                let target = Target::of(&**claim);
+                let note = Note::normal(&target, "ExternalProvisioning", message);
+                steps.push(Action::patch(target, body).telling(note));
             }
         } else {
-            let message =
-                "no persistent volumes available for this claim and no storage class is set";
-            tell_pending(claim, "FailedBinding", message, steps);
+            tell_unbound(claim, class, steps);
         }
         return;
     };
@@ -218,6 +227,25 @@ fn find_volume(view: &View, claim: &Arc<PersistentVolumeClaim>, steps: &mut Step
     steps.push(Action::patch(Target::of(&**claim), body));
 }
 
+/// Says once that nobody makes a volume for a claim, and why.
+fn tell_unbound(
+    claim: &Arc<PersistentVolumeClaim>,
+    class: Option<&Arc<StorageClass>>,
+    steps: &mut Steps,
+) {
+    match claim.spec.storage_class_name.as_deref().filter(|name| !name.is_empty()) {
+        Some(name) if class.is_none() => {
+            let message = format!("storageclass.storage.k8s.io \"{name}\" not found");
+            tell_pending(claim, "ProvisioningFailed", &message, steps);
+        }
+        _ => {
+            let message =
+                "no persistent volumes available for this claim and no storage class is set";
+            tell_pending(claim, "FailedBinding", message, steps);
+        }
+    }
+}
+
 /// Says once why a claim waits.
 fn tell_pending(
     claim: &Arc<PersistentVolumeClaim>,
@@ -227,7 +255,11 @@ fn tell_pending(
 ) {
     if claim.status.phase != "Pending" {
         let target = Target::of(&**claim);
-        let note = Note::normal(&target, reason, message);
+        let note = if reason == "ProvisioningFailed" {
+            Note::warning(&target, reason, message)
+        } else {
+            Note::normal(&target, reason, message)
+        };
         steps.push(Action::patch_status(target, json!({"phase": "Pending"})).telling(note));
     }
 }
@@ -424,7 +456,10 @@ mod tests {
             &kind::POD,
             json!({
                 "metadata": {"name": "p", "namespace": "n"},
-                "spec": {"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]},
+                "spec": {
+                    "nodeName": "a",
+                    "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}],
+                },
             }),
         );
         world.change(&kind::PERSISTENT_VOLUME_CLAIM, "n", "c", &gone);
@@ -476,6 +511,34 @@ mod tests {
         world.add(&kind::PERSISTENT_VOLUME_CLAIM, claim("c", "2Gi", json!({})));
         world.settle(&[]);
         assert_eq!(state(&world), (vec!["c Pending ".to_owned()], vec!["v Released".to_owned()]));
+    }
+
+    #[test]
+    fn a_claim_and_a_pod_without_a_node_that_both_go_do_not_wait_for_each_other() {
+        let mut world = World::default();
+        let going = |finalizer: &str| {
+            json!({"metadata": {
+                "deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": [finalizer],
+            }})
+        };
+        world.add(
+            &kind::POD,
+            json!({
+                "metadata": {"name": "p", "namespace": "n"},
+                "spec": {"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]},
+            }),
+        );
+        let mut made = claim("c", "2Gi", json!({}));
+        made["metadata"]["ownerReferences"] = json!([{
+            "apiVersion": "v1", "kind": "Pod", "name": "p", "uid": "uid-1",
+            "blockOwnerDeletion": true,
+        }]);
+        world.add(&kind::PERSISTENT_VOLUME_CLAIM, made);
+        world.change(&kind::POD, "n", "p", &going("foregroundDeletion"));
+        world.change(&kind::PERSISTENT_VOLUME_CLAIM, "n", "c", &going(CLAIM_IN_USE));
+        world.settle(&[]);
+        assert_eq!(state(&world).0, [""; 0]);
+        assert!(world.all::<Pod>().is_empty());
     }
 
     #[test]

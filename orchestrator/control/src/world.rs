@@ -62,6 +62,10 @@ type Key = (&'static str, String, String);
 pub(crate) struct World {
     objects: BTreeMap<Key, (&'static Kind, Value)>,
     serial: u64,
+    /// Raised by everything that changes any object.
+    version: u64,
+    /// The view of a version and a time; most rounds change nothing.
+    seen: Option<(u64, Timestamp, Arc<View>)>,
     pub(crate) heartbeats: Heartbeats,
     pub(crate) settings: crate::view::Settings,
     pub(crate) now: Timestamp,
@@ -76,6 +80,7 @@ impl World {
     /// Adds an object, giving it uid, version and age.
     pub(crate) fn add(&mut self, kind: &'static Kind, mut object: Value) {
         self.serial += 1;
+        self.version += 1;
         let meta = object["metadata"].as_object_mut().unwrap();
         if let Some(stem) = meta.remove("generateName") {
             let name = format!("{}{:05}", stem.as_str().unwrap(), self.serial);
@@ -93,6 +98,7 @@ impl World {
     /// Merges into an object, as a user or a node would.
     pub(crate) fn change(&mut self, kind: &'static Kind, ns: &str, name: &str, patch: &Value) {
         self.serial += 1;
+        self.version += 1;
         let serial = self.serial;
         let (_, object) = self.objects.get_mut(&(kind.plural, ns.into(), name.into())).unwrap();
         let before = object["spec"].clone();
@@ -106,6 +112,7 @@ impl World {
 
     /// Removes an object.
     pub(crate) fn remove(&mut self, kind: &'static Kind, ns: &str, name: &str) {
+        self.version += 1;
         self.objects.remove(&(kind.plural, ns.to_owned(), name.to_owned()));
     }
 
@@ -120,7 +127,20 @@ impl World {
     }
 
     /// What controllers see now.
-    pub(crate) fn view(&mut self) -> View {
+    pub(crate) fn view(&mut self) -> Arc<View> {
+        if let Some((version, now, view)) = &self.seen
+            && (*version, *now) == (self.version, self.now)
+            && view.settings == self.settings
+            && Arc::ptr_eq(&view.observed, &self.observed)
+        {
+            return Arc::clone(view);
+        }
+        let view = Arc::new(self.look());
+        self.seen = Some((self.version, self.now, Arc::clone(&view)));
+        view
+    }
+
+    fn look(&mut self) -> View {
         let mut graph = Graph::default();
         for (kind, object) in self.objects.values() {
             let after = Loose { metadata: decode(&object["metadata"]) };
@@ -363,6 +383,7 @@ impl World {
             let patch = json!({"metadata": {"deletionTimestamp": objects::Time::from(ends)}});
             self.change(target.kind, &target.namespace, &target.name, &patch);
         } else {
+            self.version += 1;
             self.objects.remove(&key);
         }
     }
@@ -377,6 +398,7 @@ impl World {
         let pod = target.kind.kind == "Pod" && bound && !ended;
         let waits = meta["finalizers"].as_array().is_some_and(|all| !all.is_empty());
         if !meta["deletionTimestamp"].is_null() && !waits && !pod {
+            self.version += 1;
             self.objects.remove(&key);
         }
     }

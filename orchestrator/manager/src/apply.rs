@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use control::action::{Action, Note, Propagation, Target};
+use control::action::{Action, Note, Propagation, Severity, Target};
 use control::controller::{Controller, Remembers};
 use control::scaling::Observed;
 use control::view::View;
@@ -89,12 +89,13 @@ impl Hand {
         view.observed = Arc::new(Observed { usage, ..Observed::default() });
     }
 
-    /// Carries out the steps of a round side by side; failures are reported here.
+    /// Carries out the steps of a round side by side; failures are reported here, and what the
+    /// server said when it refused one comes back.
     pub(crate) async fn carry_out_all(
         &self,
         by: &'static str,
         actions: &[Action],
-    ) -> Vec<Result<Option<Pending>, ()>> {
+    ) -> Vec<Result<Option<Pending>, Option<String>>> {
         // A plain vector: closures over borrowed steps do not make `Send` streams.
         let mut steps = Vec::with_capacity(actions.len());
         for action in actions {
@@ -107,11 +108,20 @@ impl Hand {
         &self,
         by: &'static str,
         action: &Action,
-    ) -> Result<Option<Pending>, ()> {
+    ) -> Result<Option<Pending>, Option<String>> {
         self.carry_out(by, action).await.map_err(|err| {
             let target = action.target().map(|target| target.name.as_str());
-            let err = report(&err);
-            warn!(controller = by, name = target, err, "step failed; the next round retries");
+            let text = report(&err);
+            warn!(
+                controller = by,
+                name = target,
+                err = text,
+                "step failed; the next round retries"
+            );
+            match err {
+                StepError::Api(err) => err.status().map(|status| status.message.clone()),
+                StepError::Sign { .. } => None,
+            }
         })
     }
 
@@ -123,21 +133,7 @@ impl Hand {
     ) -> Result<Option<Pending>, StepError> {
         match action {
             Action::Create { kind, namespace, object, note } => {
-                let resource = Resource::from(*kind);
-                let made = self.client.create(&resource, Some(namespace), object).await;
-                let Some(made) = overtaken(made)? else { return Ok(None) };
-                if let Some(note) = note {
-                    let name = made.pointer("/metadata/name").and_then(Value::as_str);
-                    let message = note.message.trim_end_matches(": ");
-                    let message = match name {
-                        Some(name) if note.message.ends_with("Created pod: ") => {
-                            format!("{message}: {name}")
-                        }
-                        _ => message.to_owned(),
-                    };
-                    self.events.tell(by, &Note { message, ..Note::clone(note) });
-                }
-                Ok(pending(kind, &made))
+                self.create(by, kind, namespace, object, note.as_deref()).await
             }
             Action::Patch { target, subresource, body, note } => {
                 let done = self.patch(target, *subresource, body).await?;
@@ -185,6 +181,36 @@ impl Hand {
             Action::Empty { target } => self.empty(target).await,
             Action::Sign { target } => self.sign(target).await,
         }
+    }
+
+    /// Makes an object and tells of it; of a refusal too.
+    async fn create(
+        &self,
+        by: &'static str,
+        kind: &'static objects::Kind,
+        namespace: &str,
+        object: &Value,
+        note: Option<&Note>,
+    ) -> Result<Option<Pending>, StepError> {
+        let made = self.client.create(&Resource::from(kind), Some(namespace), object).await;
+        let made = overtaken(made).inspect_err(|err| {
+            if let (Some(note), Some(status)) = (note, err.status()) {
+                self.events.tell(by, &not_created(note, &status.message));
+            }
+        })?;
+        let Some(made) = made else { return Ok(None) };
+        if let Some(note) = note {
+            let name = made.pointer("/metadata/name").and_then(Value::as_str);
+            let message = note.message.trim_end_matches(": ");
+            let message = match name {
+                Some(name) if note.message.ends_with("Created pod: ") => {
+                    format!("{message}: {name}")
+                }
+                _ => message.to_owned(),
+            };
+            self.events.tell(by, &Note { message, ..note.clone() });
+        }
+        Ok(pending(kind, &made))
     }
 
     async fn patch(
@@ -397,6 +423,19 @@ impl Hand {
     }
 }
 
+/// What to tell when the server refused to make what `note` would have told of: a quota or an
+/// admission webhook, most often. The words are upstream's.
+fn not_created(note: &Note, why: &str) -> Note {
+    let begun =
+        |end: &str| note.message.strip_suffix(end).filter(|_| note.message.starts_with("create"));
+    let message = match begun(" successful").or_else(|| begun(" success")) {
+        Some(begun) => format!("{begun} failed error: {why}"),
+        None if note.message.starts_with("Created job") => format!("Error creating job: {why}"),
+        None => format!("Error creating: {why}"),
+    };
+    Note { severity: Severity::Warning, reason: "FailedCreate", message, ..note.clone() }
+}
+
 /// Of this version only: a newer one may have got another owner.
 fn collected(target: &Target, propagation: Propagation) -> DeleteParams {
     let preconditions = Preconditions {
@@ -440,4 +479,37 @@ fn gone(target: &Target) -> Pending {
 fn pending(kind: &'static objects::Kind, answer: &Value) -> Option<Pending> {
     let revision = answer.pointer("/metadata/resourceVersion").and_then(Value::as_str)?;
     revision.parse().ok().map(|revision| Pending::Revision(kind, revision))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use objects::meta::ObjectReference;
+
+    #[track_caller]
+    fn check(told: &str, expected: &str) {
+        let note = Note {
+            about: ObjectReference::default(),
+            severity: Severity::Normal,
+            reason: "SuccessfulCreate",
+            message: told.to_owned(),
+        };
+        let failed = not_created(&note, "exceeded quota");
+        assert_eq!((failed.reason, failed.message.as_str()), ("FailedCreate", expected));
+        assert_eq!(failed.severity, Severity::Warning);
+    }
+
+    #[test]
+    fn what_the_server_refuses_to_make_is_told_in_upstreams_words() {
+        check("Created pod: ", "Error creating: exceeded quota");
+        check("Created job tick-1", "Error creating job: exceeded quota");
+        check(
+            "create Pod db-0 in StatefulSet db successful",
+            "create Pod db-0 in StatefulSet db failed error: exceeded quota",
+        );
+        check(
+            "create Claim c-db-0 Pod db-0 in StatefulSet db success",
+            "create Claim c-db-0 Pod db-0 in StatefulSet db failed error: exceeded quota",
+        );
+    }
 }

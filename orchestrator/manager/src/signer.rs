@@ -1,4 +1,4 @@
-//! Signs node certificates with the cluster's authority.
+//! Signs certificates of nodes and users with the cluster's authority.
 //!
 //! What may be signed is decided elsewhere: only approved requests come here.
 
@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use control::approval;
 use control::view::RequestFacts;
 use objects::certificate::CertificateSigningRequest;
 use runtime::pki::{self, Authority, PkiError, Secret, Usage};
@@ -58,7 +59,13 @@ impl Signer {
         let wanted = request.spec.expiration_seconds.and_then(|one| u64::try_from(one).ok());
         let lifetime = wanted.map_or(LIFETIME, Duration::from_secs).clamp(LIFETIME_MIN, LIFETIME);
         let pem = body(request).ok_or(SignerError::Body)?;
-        let cert = self.authority.sign(&pem, Usage::Both, lifetime)?;
+        let signer = request.spec.signer_name.as_str();
+        let usage = match (approval::is_client(signer), approval::is_serving(signer)) {
+            (true, _) => Usage::Client,
+            (_, true) => Usage::Server,
+            _ => Usage::Both,
+        };
+        let cert = self.authority.sign(&pem, usage, lifetime)?;
         Ok(STANDARD.encode(cert))
     }
 }

@@ -28,6 +28,9 @@ const POISONED: SignedDuration = SignedDuration::from_secs(60);
 const BEAT: Duration = Duration::from_secs(600);
 /// How soon to look whether the view shows a write, when no change says so.
 const UNSEEN: Duration = Duration::from_millis(50);
+/// How soon a key is looked at again when a step of it came too late. The view will show why, most
+/// often at once; when it does not, nobody must knock at the server's door without a pause.
+const LATE: (Duration, Duration) = (Duration::from_millis(4), Duration::from_secs(15));
 /// Keys planned in one round, so that the first of a flood are not held up by the last.
 const KEYS: usize = 512;
 
@@ -49,6 +52,8 @@ pub(crate) struct Worker {
     asked: BTreeMap<Key, Timestamp>,
     /// Keys that failed.
     failed: BTreeMap<Key, (Backoff, Instant)>,
+    /// What the server said when it refused to make something for a key.
+    refused: BTreeMap<Key, String>,
     beat: Option<Instant>,
     /// Keys of this round.
     round: Vec<Key>,
@@ -75,6 +80,7 @@ impl Worker {
             timers: BTreeSet::new(),
             asked: BTreeMap::new(),
             failed: BTreeMap::new(),
+            refused: BTreeMap::new(),
             beat: None,
             round: Vec::new(),
         }
@@ -178,6 +184,7 @@ impl World for Worker {
         let news = self.hub.news(self.controller, &mut self.cursors);
         self.settle();
         let mut view = self.hub.view_of(self.controller, &self.settings);
+        view.refused.clone_from(&self.refused);
         self.hand.look_around(self.controller, &mut view).await;
         let now = Timestamp::now();
         let woken = self.controller.wake(&mut view, &news, &mut self.memory, now);
@@ -204,7 +211,10 @@ impl World for Worker {
             self.ask(&key, steps.again_at);
             // What the server may refuse is asked again when the key wants it, not at once.
             if steps.actions.iter().all(Action::may_be_refused) {
-                self.dirty.remove(&key);
+                // Who wants nothing more must say so once more.
+                if self.refused.remove(&key).is_none() {
+                    self.dirty.remove(&key);
+                }
                 self.failed.remove(&key);
             }
             actions.extend(steps.actions.into_iter().map(|action| (key.clone(), action)));
@@ -217,6 +227,9 @@ impl World for Worker {
 
     async fn apply(&mut self, (key, action): &(Key, Action)) -> Result<(), StepError> {
         let pending = self.hand.carry_out(self.controller.name, action).await?;
+        if pending.is_none() && tells_success(action) {
+            self.hold(key, Backoff::new(LATE.0, LATE.1));
+        }
         self.wait_for(key, pending);
         Ok(())
     }
@@ -224,27 +237,54 @@ impl World for Worker {
     async fn apply_all(&mut self, actions: Vec<(Key, Action)>) -> usize {
         let (keys, actions): (Vec<Key>, Vec<Action>) = actions.into_iter().unzip();
         let results = self.hand.carry_out_all(self.controller.name, &actions).await;
-        let mut fell = BTreeSet::new();
-        for (key, result) in keys.iter().zip(results) {
+        let (mut fell, mut late) = (BTreeSet::new(), BTreeSet::new());
+        for ((key, action), result) in keys.iter().zip(&actions).zip(results) {
             match result {
+                Ok(None) if tells_success(action) => _ = late.insert(key),
                 Ok(pending) => self.wait_for(key, pending),
-                Err(()) => {
+                Err(why) => {
                     self.meter.failed(1);
                     fell.insert(key);
+                    if let (Action::Create { .. }, Some(why)) = (action, why) {
+                        self.refused.insert(key.clone(), why);
+                    }
                 }
             }
         }
-        for key in fell {
-            let entry = self.failed.entry(key.clone());
-            let (backoff, until) = entry.or_insert_with(|| (Backoff::default(), Instant::now()));
-            *until = Instant::now() + backoff.step();
+        let made = |(_, action): &(&Key, &Action)| matches!(action, Action::Create { .. });
+        for (key, _) in keys.iter().zip(&actions).filter(made) {
+            if !fell.contains(key) {
+                self.refused.remove(key);
+            }
         }
+        let well = |key: &&Key| !fell.contains(key) && !late.contains(key);
+        keys.iter().filter(well).for_each(|key| _ = self.failed.remove(key));
+        fell.iter().for_each(|key| self.hold(key, Backoff::default()));
+        late.difference(&fell).for_each(|key| self.hold(key, Backoff::new(LATE.0, LATE.1)));
         // Failures hold up their own keys alone.
         0
     }
 }
 
+/// Does the step, when it succeeds, say what the view will show?
+const fn tells_success(action: &Action) -> bool {
+    matches!(
+        action,
+        Action::Create { .. }
+            | Action::Patch { .. }
+            | Action::Replace { .. }
+            | Action::Delete { .. }
+    )
+}
+
 impl Worker {
+    /// Leaves a key alone for a while, longer each time until nothing is wrong with it.
+    fn hold(&mut self, key: &Key, backoff: Backoff) {
+        let entry = self.failed.entry(key.clone());
+        let (backoff, until) = entry.or_insert_with(|| (backoff, Instant::now()));
+        *until = Instant::now() + backoff.step();
+    }
+
     /// Holds a key until the view shows a write; kinds it does not look at cannot show any.
     fn wait_for(&mut self, key: &Key, pending: Option<Pending>) {
         let Some(pending) = pending else { return };

@@ -6,13 +6,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use control::action::Action;
-use control::controller::{Controller, Memory, News};
+use control::controller::{Controller, Memory, News, Remembers};
 use control::scaling::Observed;
-use control::view::{Key, Settings, View};
+use control::view::{Index, Key, PodIndex, Settings, View};
 use control::view_kinds;
 use control::wake::{Seen, Touch};
 use jiff::Timestamp;
 use objects::meta::Object;
+use objects::pod::Pod;
 
 use crate::agent;
 use crate::dice::Dice;
@@ -91,6 +92,8 @@ pub(crate) fn horizon(server: &Server, dice: Option<&mut Dice>, most: usize) -> 
 pub(crate) struct Actor {
     pub(crate) controller: &'static Controller,
     pub(crate) view: View,
+    /// The pods of the view by what they belong to, kept change by change.
+    pods: PodIndex,
     looks: Vec<&'static str>,
     sight: Sight,
     memory: Memory,
@@ -112,9 +115,6 @@ fn show(view: &mut View, written: &Written) {
         };
     }
     view_kinds!(by_kind);
-    if kind.plural == "pods" {
-        view.index = Arc::default();
-    }
 }
 
 fn plurals() -> Vec<&'static str> {
@@ -136,6 +136,7 @@ impl Actor {
         Self {
             controller,
             view: View { settings: settings.clone(), ..View::default() },
+            pods: PodIndex::default(),
             looks,
             sight: Sight::default(),
             memory: Memory::default(),
@@ -162,9 +163,13 @@ impl Actor {
             let until = horizon(server, dice.as_deref_mut(), most);
             self.sight.look(server, plural, until, &mut changes);
         }
+        self.index(&changes);
         let mut news = News::default();
         for Change { written, before } in changes {
-            show(&mut self.view, written);
+            // Who needs nothing in particular reads the graph alone.
+            if !self.controller.needs.is_empty() {
+                show(&mut self.view, written);
+            }
             let side = |typed: Option<&Typed>| -> Option<Arc<dyn Seen>> {
                 typed.map(|(_, seen)| Arc::clone(seen))
             };
@@ -175,7 +180,7 @@ impl Actor {
                 after: side(written.object.as_ref()),
             });
         }
-        if !self.view.autoscalers.is_empty() {
+        if self.controller.remembers == Remembers::Scaling && !self.view.autoscalers.is_empty() {
             let usage = agent::usage(server);
             self.view.observed = Arc::new(Observed { usage, ..Observed::default() });
         }
@@ -186,6 +191,20 @@ impl Actor {
             writes.retain(|one| !sight.shows(one));
             !writes.is_empty()
         });
+    }
+
+    /// Notes where pods belong now.
+    fn index(&mut self, changes: &[Change<'_>]) {
+        // The view's own hold on the index would make every note a copy.
+        self.view.index = Arc::default();
+        let pod = |typed: Option<&Typed>| -> Option<Arc<Pod>> {
+            typed.and_then(|(any, _)| Arc::clone(any).downcast().ok())
+        };
+        for change in changes.iter().filter(|one| one.written.kind.plural == "pods") {
+            let (before, after) = (change.before.as_ref(), change.written.object.as_ref());
+            self.pods.note(pod(before).as_ref(), pod(after).as_ref());
+        }
+        self.view.index = Arc::new(Index::from(self.pods.clone()));
     }
 
     /// Keys whose time has come.

@@ -88,6 +88,35 @@ pub(crate) fn run_pods(
     !reports.is_empty()
 }
 
+/// Nodes that are empty and asked to restart do, into the youngest image there is.
+pub(crate) fn restart(server: &mut Server, silent: &BTreeMap<&'static str, bool>) -> bool {
+    server.who = "agent";
+    let asked = |node: &&Value| {
+        let boot = text(node, "/status/nodeInfo/bootID");
+        let note = |name: &str| text(node, &format!("/metadata/annotations/muster.dev~1{name}"));
+        silent.get(text(node, "/metadata/name")) != Some(&true)
+            && note("maintenance-state") == "ready"
+            && note("restart") == boot
+    };
+    let names =
+        server.all(&kind::NODE).filter(asked).map(|one| text(one, "/metadata/name").to_owned());
+    let names: Vec<String> = names.collect();
+    let image = image(server);
+    for name in &names {
+        let boot = format!("{name}-{}", server.head());
+        let info = json!({"nodeInfo": {"bootID": boot, "osImage": image}});
+        server.change(&kind::NODE, "", name, &json!({"status": info}));
+    }
+    !names.is_empty()
+}
+
+/// What a machine that boots now says it runs.
+pub(crate) fn image(server: &Server) -> String {
+    let number = |one: &Value| text(one, "/spec/version").parse::<u32>().unwrap_or(0);
+    let latest = server.all(&kind::NODE_IMAGE).map(number).max();
+    format!("Muster {} (sim)", latest.unwrap_or(0))
+}
+
 /// Volumes are made for claims that ask for them, and go when they are released.
 pub(crate) fn provision(server: &mut Server) -> bool {
     server.who = "driver";

@@ -31,7 +31,7 @@ impl Story {
     pub(crate) fn happen(&mut self) {
         self.server.who = "operator";
         let ns = *["n", "n", "n", "m"].get(self.dice.below(4)).unwrap_or(&"n");
-        match self.dice.below(26) {
+        match self.dice.below(27) {
             number @ 0..=8 => self.declare_some(number, ns),
             9 | 10 => self.remove_some(),
             11 | 12 => self.lose_pod(),
@@ -58,6 +58,7 @@ impl Story {
             18 => self.serve(ns),
             19 => self.autoscale(ns),
             20 => self.drain(),
+            21 => self.publish(),
             _ => {
                 let seconds = self.dice.below(60);
                 self.pass(i64::try_from(seconds).unwrap_or(0));
@@ -101,6 +102,7 @@ impl Story {
                 "work",
                 json!({
                     "completions": size + 1, "parallelism": 2, "backoffLimit": 3,
+                    "ttlSecondsAfterFinished": (size == 0).then_some(90),
                     "completionMode": if coin { "Indexed" } else { "NonIndexed" },
                 }),
             ),
@@ -198,6 +200,19 @@ impl Story {
         let wanted = self.dice.once_in(2).then_some("drain");
         let patch = json!({"metadata": {"annotations": {"muster.dev/maintenance": wanted}}});
         self.server.change(&kind::NODE, "", node, &patch);
+    }
+
+    /// A new image for every node; few lives see more than one.
+    fn publish(&mut self) {
+        let version = self.server.all(&kind::NODE_IMAGE).count() + 1;
+        let rollout = json!({"force": true, "minReadySeconds": self.dice.below(20)});
+        self.server.create(
+            &kind::NODE_IMAGE,
+            json!({
+                "metadata": {"name": format!("v{version:03}")},
+                "spec": {"version": version.to_string(), "rollout": rollout},
+            }),
+        );
     }
 
     /// The plan is changed: a machine moves to a place that no other has.

@@ -31,6 +31,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use anyhow::{Result, bail};
 use clap::Parser;
 
+/// A life is a million small objects; the allocator of musl serves one thread at a time.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[derive(Parser)]
 #[command(about = "Lives of a cluster from seeds")]
 struct Args {

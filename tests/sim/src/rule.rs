@@ -124,8 +124,16 @@ pub(crate) fn on_bind(server: &mut Server, pod: &Value, node: &str) {
     server.rules.broken.extend(why);
 }
 
-/// No two nodes share a network, no two services an address.
+/// No two nodes share a network, no two services an address; nodes are upgraded one by one.
 pub(crate) fn on_state(server: &mut Server, changed: &'static Kind) {
+    if *changed == kind::NODE {
+        let marked =
+            |one: &&Value| !text(one, "/metadata/annotations/muster.dev~1upgrade").is_empty();
+        let count = server.all(&kind::NODE).filter(marked).count();
+        if count > 1 {
+            server.rules.broken.push(format!("{count} nodes are being upgraded at a time"));
+        }
+    }
     let pointer = match changed.kind {
         "Node" => "/spec/podCIDR",
         "Service" if server.rules.restarts == Restarts::Fresh => {

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Result, bail, ensure};
+use control::action::Action;
 use control::controller::CONTROLLERS;
 use control::view::Settings;
 use jiff::{SignedDuration, Timestamp};
@@ -116,9 +117,11 @@ impl Story {
         }
         let places = if self.roomy { 24 } else { 6 };
         let cpu = places / 2;
+        let boot = format!("{name}-{}", self.server.head());
         let node = json!({
             "metadata": {"name": name, "labels": labels}, "spec": {},
             "status": {
+                "nodeInfo": {"bootID": boot, "osImage": agent::image(&self.server)},
                 "allocatable": {"cpu": cpu.to_string(), "memory": "8Gi", "pods": places.to_string()},
                 "conditions": [ready],
             },
@@ -155,7 +158,10 @@ impl Story {
                 }
                 self.planner.round(server, dice, true);
             }
-            3 | 4 => _ = agent::run_pods(server, &self.silent, dice),
+            3 | 4 => {
+                agent::run_pods(server, &self.silent, dice);
+                agent::restart(server, &self.silent);
+            }
             5 => _ = agent::provision(server),
             6 => _ = agent::attach(server),
             number => {
@@ -218,6 +224,7 @@ impl Story {
                 any = true;
             }
             any |= agent::run_pods(server, &self.silent, dice);
+            any |= agent::restart(server, &self.silent);
             any |= agent::provision(server);
             any |= agent::attach(server);
             if !any {
@@ -234,15 +241,6 @@ impl Story {
     /// Is everything as it was declared, and does nobody want anything?
     fn check(&self) -> Result<()> {
         let server = &self.server;
-        for actor in &self.actors {
-            let wishes = actor.wishes(server.now);
-            ensure!(
-                wishes.is_empty(),
-                "{} was not woken for {:#?}",
-                actor.controller.name,
-                wishes.first()
-            );
-        }
         let waits = |pod: &&Value| text(pod, "/spec/nodeName").is_empty() && !has_ended(pod);
         let waiting = server.all(&kind::POD).find(waits);
         let why = |pod| text(pod, "/status/conditions/0/message").contains("is being deleted");
@@ -253,6 +251,22 @@ impl Story {
             waiting.and_then(|pod| pod.pointer("/status/conditions/0/message")).unwrap_or_default()
         );
         let waits = waiting.is_some();
+        for actor in &self.actors {
+            let mut wishes = actor.wishes(server.now);
+            // Where there is no room, a budget may keep a node from being emptied for ever.
+            wishes.retain(|wish| !waits || !matches!(wish, Action::Evict { .. }));
+            ensure!(
+                wishes.is_empty(),
+                "{} was not woken for {:#?}",
+                actor.controller.name,
+                wishes.first()
+            );
+        }
+        let image = agent::image(server);
+        for node in server.all(&kind::NODE).filter(|_| !waits) {
+            let has = text(node, "/status/nodeInfo/osImage");
+            ensure!(has == image, "a node has {has}, not {image}: {node:#}");
+        }
         // A claim that somebody deleted stays until the pods that use it are gone, and no new pod
         // may use it: what was orphaned beside it keeps both so.
         let is_used = |claim: &Value| {
@@ -282,11 +296,11 @@ impl Story {
             let kept = *plural == "persistentvolumeclaims" && is_used(object);
             ensure!(!is_deleting(object) || kept, "{plural} {ns}/{name} does not go: {object:#}");
         }
-        self.check_shares()
+        self.check_shares(waits)
     }
 
     /// What there is once is given once; what is counted is counted right.
-    fn check_shares(&self) -> Result<()> {
+    fn check_shares(&self, waits: bool) -> Result<()> {
         let server = &self.server;
         let pointer = "/status/loadBalancer/ingress/0/ip";
         let twice = rule::shared(server, &kind::SERVICE, pointer);
@@ -309,7 +323,10 @@ impl Story {
             let has = number(web, "/spec/replicas");
             ensure!(has <= most, "{ns}/web is scaled to {has:?} of at most {most:?}");
         }
-        for node in server.all(&kind::NODE) {
+        let upgraded = |node: &&Value| {
+            waits && !text(node, "/metadata/annotations/muster.dev~1upgrade").is_empty()
+        };
+        for node in server.all(&kind::NODE).filter(|node| !upgraded(node)) {
             let closed = node.pointer("/spec/unschedulable") == Some(&json!(true));
             let taints = node.pointer("/spec/taints").and_then(Value::as_array);
             ensure!(!closed && taints.is_none_or(Vec::is_empty), "a node stays closed: {node:#}");

@@ -31,6 +31,7 @@ fn request() -> Value {
     })
 }
 
+/// What all controllers of requests plan together.
 fn decide(request: &Value, facts: RequestFacts, status: Value) -> Steps {
     let machine = json!({"metadata": {"name": "a"}, "spec": plan(), "status": status});
     let view = View {
@@ -39,7 +40,10 @@ fn decide(request: &Value, facts: RequestFacts, status: Value) -> Steps {
         facts: [("node-a-1".to_owned(), facts)].into(),
         ..View::default()
     };
-    reconcile(&view, &Key::new("", "node-a-1"), Timestamp::UNIX_EPOCH)
+    let (key, now) = (Key::new("", "node-a-1"), Timestamp::UNIX_EPOCH);
+    let mut steps = reconcile(&view, &key, now);
+    steps.extend(reconcile_upstream(&view, &key, now));
+    steps
 }
 
 #[track_caller]
@@ -107,9 +111,83 @@ fn not_even_a_person_makes_this_signer_sign_an_administrator() {
 #[test]
 fn other_signers_and_denied_requests_are_not_ours() {
     let mut foreign = request();
-    foreign["spec"]["signerName"] = json!("kubernetes.io/kube-apiserver-client");
+    foreign["spec"]["signerName"] = json!("example.com/signer");
     assert_eq!(decide(&foreign, facts(), json!({})), Steps::none());
     let mut denied = request();
     denied["status"] = json!({"conditions": [{"type": "Denied", "status": "True"}]});
     assert_eq!(decide(&denied, facts(), json!({})), Steps::none());
+}
+
+/// What becomes of an approved request to one of upstream's signers: signed, or why not.
+#[track_caller]
+fn check_upstream(signer: &str, usages: &[&str], facts: RequestFacts, expected: Option<&str>) {
+    let mut request = request();
+    let spec = json!({"signerName": format!("kubernetes.io/{signer}"), "usages": usages});
+    request["spec"] = spec;
+    assert_eq!(decide(&request, facts.clone(), json!({})), Steps::none(), "nobody approved it");
+    request["status"] = json!({"conditions": [{"type": "Approved", "status": "True"}]});
+    let steps = decide(&request, facts.clone(), json!({}));
+    match (steps.actions.as_slice(), expected) {
+        ([Action::Sign { .. }], None) => (),
+        ([Action::Patch { body, .. }], Some(why)) => {
+            let failed = &body["status"]["conditions"][1];
+            assert_eq!(failed["reason"], "SignerValidationFailure");
+            assert!(failed["message"].as_str().unwrap().contains(why), "{failed}");
+            request["status"] = body["status"].clone();
+            assert_eq!(decide(&request, facts, json!({})), Steps::none(), "it is final");
+        }
+        (other, _) => panic!("{other:?} instead of {expected:?}"),
+    }
+}
+
+#[test]
+fn upstreams_signers_sign_what_a_person_approved_and_their_rules_allow() {
+    let subject = |name: &str, organization: &str| RequestFacts {
+        common_name: name.to_owned(),
+        organizations: vec![organization.to_owned()],
+        ..RequestFacts::default()
+    };
+    let (client, serving) = (["digital signature", "client auth"], ["server auth"]);
+    let user = "kube-apiserver-client";
+    check_upstream(user, &client, subject("jane", "lab"), None);
+    check_upstream(user, &client, subject("jane", "system:masters"), Some("system:masters"));
+    check_upstream(user, &serving, subject("jane", "lab"), Some("lack"));
+    check_upstream(user, &["client auth", "any"], subject("jane", "lab"), Some("beyond"));
+    let kubelet = "kube-apiserver-client-kubelet";
+    let node = subject("system:node:b", "system:nodes");
+    check_upstream(kubelet, &client, node.clone(), None);
+    check_upstream(kubelet, &client, facts(), Some("subjectAltNames"));
+    check_upstream(kubelet, &client, subject("jane", "lab"), Some("organization"));
+    check_upstream("kubelet-serving", &serving, facts(), None);
+    check_upstream("kubelet-serving", &serving, node, Some("at least one"));
+}
+
+/// Whether a request of this status is there so many seconds after it was made.
+#[track_caller]
+fn check_kept(status: Value, seconds: i64, kept: bool) {
+    let mut request = request();
+    request["metadata"]["creationTimestamp"] = json!("1970-01-01T00:00:00Z");
+    request["status"] = status;
+    let request = Arc::new(serde_json::from_value(request).unwrap());
+    let view = View { requests: Set::from_iter([request]), ..View::default() };
+    let now = Timestamp::from_second(seconds).unwrap();
+    let steps = clean(&view, &Key::new("", "node-a-1"), now);
+    assert_eq!(steps.actions.is_empty(), kept, "{steps:?}");
+    assert_eq!(steps.again_at.is_some(), kept, "it is looked at again");
+}
+
+#[test]
+fn old_requests_are_forgotten_sooner_when_they_are_decided() {
+    let decided = |kind: &str, certificate: &str| {
+        let at = "1970-01-01T01:00:00Z";
+        let condition = json!({"type": kind, "status": "True", "lastUpdateTime": at});
+        json!({"conditions": [condition], "certificate": certificate})
+    };
+    check_kept(json!({}), 86_399, true);
+    check_kept(json!({}), 86_400, false);
+    for status in [decided("Denied", ""), decided("Failed", ""), decided("Approved", "Y2VydA==")] {
+        check_kept(status.clone(), 7199, true);
+        check_kept(status, 7200, false);
+    }
+    check_kept(decided("Approved", ""), 7200, true);
 }

@@ -119,3 +119,23 @@ fn a_broken_schedule_does_nothing() {
     world.pass(600, &[]);
     assert!(jobs(&world).is_empty());
 }
+
+#[test]
+fn a_run_whose_name_an_earlier_cron_job_still_has_waits() {
+    let mut world = world(json!({}));
+    let name = format!("tick-{}", world.now.as_second().div_euclid(600) * 10 + 10);
+    let owner = json!({
+        "apiVersion": "batch/v1", "kind": "CronJob", "name": "tick", "uid": "earlier",
+        "controller": true,
+    });
+    let meta = json!({
+        "name": name, "namespace": "n", "ownerReferences": [owner],
+        "finalizers": ["example.com/hold"],
+    });
+    world.add(&kind::JOB, json!({"metadata": meta, "spec": {"suspend": true, "template": {}}}));
+    world.pass(660, &[]);
+    assert!(jobs(&world).is_empty(), "nothing is made beside it");
+    world.remove(&kind::JOB, "n", &name);
+    world.pass(5, &[]);
+    assert_eq!(jobs(&world).len(), 1);
+}

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::Family;
 use crate::action::{Action, Steps, Target};
+use crate::replica_set::REPLICA_FAILURE;
 use crate::rollout;
 
 /// Seconds a rollout may stand still when the deployment does not say; upstream's default.
@@ -26,6 +27,13 @@ pub(super) fn tell(family: &Family<'_>, now: Timestamp, steps: &mut Steps) {
     let mut conditions = deployment.status.conditions.clone();
     set(&mut conditions, Condition::new("Available", available, condition.0, condition.1), now);
     progress(family, &wanted, &mut conditions, now, steps);
+    let mut sets = family.new.iter().chain(&family.old);
+    match sets.find_map(|set| find_condition(&set.status.conditions, REPLICA_FAILURE)) {
+        Some(had) => {
+            set(&mut conditions, Condition::new(&had.kind, true, &had.reason, &had.message), now);
+        }
+        None => conditions.retain(|one| one.kind != REPLICA_FAILURE),
+    }
     wanted.conditions = conditions;
     if wanted == deployment.status {
         return;

@@ -93,8 +93,10 @@ impl Graph {
         for owner in &wanted {
             self.dependents.entry(owner.clone()).or_default().insert(meta.uid.clone());
         }
+        // What an owner was found gone of may have been judged by the version before this one.
+        let lost = wanted.iter().any(|owner| !self.members.contains_key(owner));
         // A heartbeat changes neither, and there are many of those.
-        if state || moved {
+        if state || moved || lost {
             woken.push(meta.uid.clone());
             woken.extend(wanted);
         }

@@ -88,3 +88,34 @@ fn a_circle_of_waiting_owners_is_broken() {
     };
     check(vec![map("a", &["uid-2/b"], going()), map("b", &["uid-1/a"], json!({}))], &[]);
 }
+
+#[test]
+fn a_new_version_of_what_is_to_go_wakes_us() {
+    use super::Graph;
+    use crate::view::Key;
+    use crate::wake::{Seen, Touch};
+    use std::sync::Arc;
+    let object = |uid: &str, version: &str, owner: Option<&str>| -> Arc<dyn Seen> {
+        let owners: Vec<Value> = owner
+            .map(|uid| json!({"uid": uid, "name": uid, "kind": "ConfigMap"}))
+            .into_iter()
+            .collect();
+        let meta = json!({
+            "name": uid, "uid": uid, "resourceVersion": version, "ownerReferences": owners,
+        });
+        let map = json!({ "metadata": meta });
+        Arc::new(serde_json::from_value::<objects::config::ConfigMap>(map).unwrap())
+    };
+    let mut graph = Graph::default();
+    let mut see = |before: Option<&Arc<dyn Seen>>, after: &Arc<dyn Seen>| {
+        let key = Key::new("n", &after.meta().uid);
+        let (before, after) = (before.cloned(), Some(Arc::clone(after)));
+        graph.note(&Touch { kind: &kind::CONFIG_MAP, key, before, after })
+    };
+    let (lost, found) = (object("a", "1", Some("gone")), object("b", "1", Some("owner")));
+    see(None, &object("owner", "1", None));
+    see(None, &lost);
+    see(None, &found);
+    assert!(see(Some(&lost), &object("a", "2", Some("gone"))).contains(&"a".to_owned()));
+    assert!(see(Some(&found), &object("b", "2", Some("owner"))).is_empty(), "a heartbeat");
+}

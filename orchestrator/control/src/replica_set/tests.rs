@@ -129,3 +129,42 @@ fn replacements_come_on_other_nodes_when_a_node_dies_and_nothing_is_left_behind(
     let node = &world.all::<objects::node::Node>()[0];
     assert!(node.is_ready() && node.spec.taints.is_empty(), "{node:?}");
 }
+
+#[test]
+fn a_set_whose_pods_are_refused_says_why_and_asks_for_one_at_a_time() {
+    let mut world = World::default();
+    world.add(
+        &kind::REPLICA_SET,
+        json!({
+            "metadata": {"name": "web", "namespace": "n"},
+            "spec": {
+                "replicas": 5, "selector": {"matchLabels": {"app": "web"}},
+                "template": {"metadata": {"labels": {"app": "web"}}, "spec": {"containers": []}},
+            },
+        }),
+    );
+    let key = Key::new("n", "web");
+    let mut look = |refused: Option<&str>| -> (usize, Value) {
+        let seen = world.view();
+        let view = View {
+            replica_sets: seen.replica_sets.clone(),
+            refused: refused.map(|why| (key.clone(), why.to_owned())).into_iter().collect(),
+            ..View::default()
+        };
+        let steps = reconcile(&view, &key, world.now);
+        let creates = |one: &&Action| matches!(one, Action::Create { .. });
+        let count = steps.actions.iter().filter(creates).count();
+        let status = steps.actions.iter().find_map(|one| match one {
+            Action::Patch { body, .. } => Some(Value::clone(body)),
+            _ => None,
+        });
+        let status = status.unwrap_or_default();
+        world.change(&kind::REPLICA_SET, "n", "web", &status);
+        (count, status["status"]["conditions"].clone())
+    };
+    assert_eq!(look(None), (5, json!([])));
+    let (count, conditions) = look(Some("exceeded quota"));
+    assert_eq!((count, &conditions[0]["reason"]), (1, &json!("FailedCreate")));
+    assert_eq!(conditions[0]["message"], "exceeded quota");
+    assert_eq!(look(None), (5, json!([])), "it is over");
+}

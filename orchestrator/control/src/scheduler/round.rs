@@ -165,6 +165,12 @@ impl Scheduler {
         filtered: &mut Filtered,
     ) {
         let Self { snapshot, nominations, .. } = self;
+        // In a crowd that waits for others to leave there is no node to be struck out.
+        if nominations.is_empty()
+            || !filtered.codes.as_deref().unwrap_or(&class.codes).contains(&FEASIBLE)
+        {
+            return;
+        }
         for (name, pods) in nominations.iter() {
             let Some(node) = snapshot.table.find(name) else { continue };
             let codes = filtered.codes.as_deref().unwrap_or(&class.codes);

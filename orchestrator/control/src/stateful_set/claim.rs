@@ -9,7 +9,7 @@ use objects::workload::StatefulSet;
 use serde_json::json;
 
 use super::{Crew, pod};
-use crate::action::{Action, Steps, Target, encode};
+use crate::action::{Action, Note, Steps, Target, encode};
 use crate::family::owner_reference;
 use crate::view::View;
 
@@ -50,7 +50,13 @@ pub(super) fn make(view: &View, set: &StatefulSet, number: i64, steps: &mut Step
             },
             "spec": encode(&template.spec),
         });
-        steps.push(Action::create(&kind::PERSISTENT_VOLUME_CLAIM, namespace, object));
+        let message = format!(
+            "create Claim {name} Pod {}-{number} in StatefulSet {} success",
+            set.metadata.name, set.metadata.name
+        );
+        let note = Note::normal(&Target::of(set), "SuccessfulCreate", message);
+        let step = Action::create(&kind::PERSISTENT_VOLUME_CLAIM, namespace, object);
+        steps.push(step.telling(note));
     }
     ready
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use jiff::SignedDuration;
 use objects::kind;
 use objects::pod::{Pod, Volume};
 use objects::workload::StatefulSet;
@@ -16,6 +17,9 @@ const NAME_LABEL: &str = "statefulset.kubernetes.io/pod-name";
 /// Label with a pod's number.
 const INDEX_LABEL: &str = "apps.kubernetes.io/pod-index";
 
+/// When to look again whether a name that somebody else has is free.
+const TAKEN: SignedDuration = SignedDuration::from_secs(15);
+
 /// The number at the end of a pod's name; `None` when it is not one of this set.
 pub(super) fn number(set: &StatefulSet, name: &str) -> Option<i64> {
     let text = name.strip_prefix(&set.metadata.name)?.strip_prefix('-')?;
@@ -24,7 +28,7 @@ pub(super) fn number(set: &StatefulSet, name: &str) -> Option<i64> {
 }
 
 impl Crew<'_> {
-    /// Asks for a pod and its claims; `false` when its template is not known yet.
+    /// Asks for a pod and its claims; `false` when it must wait: for an old claim, or for its name.
     pub(super) fn make(&self, number: i64, steps: &mut Steps) -> bool {
         let set = self.set;
         let revision = self.revision_of(number);
@@ -32,6 +36,12 @@ impl Crew<'_> {
         let known = if of_update { None } else { self.history.template(revision) };
         let mut template = known.unwrap_or_else(|| set.spec.template.clone());
         let name = format!("{}-{number}", set.metadata.name);
+        if self.view.pods.get(&set.metadata.namespace, &name).is_some() {
+            // Somebody else's: of an earlier set of this name that is still being collected, or a
+            // stranger's. Its end wakes us in the first case.
+            steps.look_again(self.now.saturating_add(TAKEN).unwrap_or(self.now));
+            return false;
+        }
         if !claim::make(self.view, set, number, steps) {
             return false;
         }

@@ -195,3 +195,27 @@ fn claims_are_kept_or_go_as_the_policy_says() {
     );
     check_claims(policy("Delete", "Delete"), &["data-db-0 StatefulSet"], &[]);
 }
+
+#[test]
+fn a_pod_that_has_our_name_but_is_not_ours_is_waited_for() {
+    let mut world = world(json!({"replicas": 1}));
+    let owner = json!({
+        "apiVersion": "apps/v1", "kind": "StatefulSet", "name": "db", "uid": "earlier",
+        "controller": true,
+    });
+    world.add(
+        &kind::POD,
+        json!({
+            "metadata": {
+                "name": "db-0", "namespace": "n", "labels": {"app": "db"},
+                "ownerReferences": [owner], "finalizers": ["example.com/hold"],
+            },
+            "spec": {"containers": [{"name": "c", "image": "old"}]},
+        }),
+    );
+    world.settle(&[]);
+    assert_eq!(pods(&world), ["db-0 old"], "nothing is made beside it");
+    world.remove(&kind::POD, "n", "db-0");
+    world.settle(&[]);
+    assert_eq!(pods(&world), ["db-0 one"]);
+}
