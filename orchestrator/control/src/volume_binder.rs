@@ -444,6 +444,7 @@ mod tests {
     #[test]
     fn the_smallest_that_fits_is_taken_and_kept_while_in_use() {
         let mut world = World::default();
+        world.add_node("a", "r1");
         world.add(&kind::PERSISTENT_VOLUME, volume("big", "9Gi", json!({})));
         world.add(&kind::PERSISTENT_VOLUME, volume("fit", "3Gi", json!({})));
         world.add(&kind::PERSISTENT_VOLUME, volume("small", "1Gi", json!({})));
