@@ -12,6 +12,7 @@
 //! Tasks: the loop that keeps zone and sockets current; one for UDP, one for TCP; one per
 //! foreign question under way and per TCP connection, owned by those.
 
+mod datagram;
 mod forward;
 mod server;
 
@@ -20,17 +21,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::select_all;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use kernel::{Address, AddressScope, Netlink, NetlinkError};
 use node::dns::Zone;
 use runtime::telemetry::report;
 use thiserror::Error;
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::services::{DnsConfig, Watched};
+use crate::services::{DnsConfig, Told, Watched};
 use server::Desk;
 
 /// The port of DNS.
@@ -45,7 +47,10 @@ const BEAT: Duration = Duration::from_secs(10);
 /// For benchmarks: the same sockets and tasks as a node's.
 pub async fn serve_zone(zone: Zone, udp: UdpSocket, tcp: TcpListener) {
     let desk = Arc::new(Desk::default());
-    desk.set_zone(zone, Default::default());
+    desk.change_zone(|own| {
+        *own = Some(zone);
+        true
+    });
     tokio::join!(server::serve_udp(udp, Arc::clone(&desk)), server::serve_tcp(tcp, desk));
 }
 
@@ -63,6 +68,10 @@ pub(crate) struct Dns {
     watched: Watched,
     config: DnsConfig,
     desk: Arc<Desk>,
+    /// How far the zone has followed what the API says.
+    told: Told,
+    /// When the node's own settings were read, and what of the site's they were read with.
+    read: Option<(Instant, [Option<String>; 2])>,
 }
 
 /// Sockets in use, and their tasks.
@@ -74,7 +83,7 @@ struct Serving {
 
 impl Dns {
     pub(crate) fn new(watched: Watched, config: DnsConfig) -> Self {
-        Self { watched, config, desk: Arc::default() }
+        Self { watched, config, desk: Arc::default(), told: Told::default(), read: None }
     }
 
     /// Answers until `stop`.
@@ -82,7 +91,7 @@ impl Dns {
         stop.run_until_cancelled(self.follow()).await;
     }
 
-    async fn follow(self) {
+    async fn follow(mut self) {
         let mut wakes = self.watched.changes();
         let mut serving: Option<Serving> = None;
         loop {
@@ -112,40 +121,48 @@ impl Dns {
     /// Where to answer; `None` until there is something to say, or when the site has no address
     /// for it.
     fn wanted(&self) -> Option<SocketAddr> {
-        let address = self.watched.dns_address().map(|ip| SocketAddr::from((ip, PORT)));
+        let dns = self.watched.ranges().and_then(|site| site.v4.dns);
+        let address = dns.map(|ip| SocketAddr::from((ip, PORT)));
         self.config.listen.or(address).filter(|_| self.desk.has_zone())
     }
 
-    /// Makes the zone anew, and reads the settings again.
-    async fn refresh(&self) {
-        let resolv = tokio::fs::read_to_string(&self.config.resolv_conf).await;
-        let own = self.wanted().map(|address| address.ip());
-        let setting = |key| self.watched.setting(key);
-        self.desk.set_upstreams(forward::Upstreams::read(
-            setting("stubDomains").as_deref(),
-            setting("upstreamNameservers").as_deref(),
-            &resolv.unwrap_or_default(),
-            own,
-        ));
-        let Some(networks) = self.watched.networks().filter(|_| self.watched.synced()) else {
+    /// Takes in what the API and the node's settings say.
+    async fn refresh(&mut self) {
+        self.read_settings().await;
+        let Some(site) = self.watched.ranges().filter(|_| self.watched.synced()) else {
             return;
         };
-        let (services, slices) = (self.watched.services.snapshot(), self.watched.slices.snapshot());
-        let seen = (services, slices);
-        if self.desk.is_made_of(&seen) {
+        let families = [Some(&site.v4), site.v6.as_ref()].into_iter().flatten();
+        let ranges: Vec<IpNet> = families.flat_map(|one| [one.pods, one.services]).collect();
+        let (watched, told, domain) = (&self.watched, &mut self.told, &self.config.domain);
+        self.desk.change_zone(|own| {
+            if own.as_ref().is_none_or(|zone| zone.ranges() != ranges) {
+                *told = Told::default();
+                *own = Zone::new(domain, ranges)
+                    .inspect_err(|err| {
+                        warn!(err = report(err), "the cluster's names cannot be served");
+                    })
+                    .ok();
+            }
+            let Some(zone) = own else { return false };
+            watched.tell(told, zone.behind());
+            zone.refresh()
+        });
+    }
+
+    /// Reads whom to ask about foreign names, when that may have changed.
+    async fn read_settings(&mut self) {
+        let site = ["stubDomains", "upstreamNameservers"].map(|key| self.watched.setting(key));
+        let recent = |(at, of): &(Instant, _)| at.elapsed() < BEAT && *of == site;
+        if self.read.as_ref().is_some_and(recent) {
             return;
         }
-        let ranges: Vec<Ipv4Net> = vec![networks.pods, networks.services];
-        let zone = Zone::build(
-            &self.config.domain,
-            ranges,
-            seen.0.values().map(AsRef::as_ref),
-            seen.1.values().map(AsRef::as_ref),
-        );
-        match zone {
-            Ok(zone) => self.desk.set_zone(zone, seen),
-            Err(err) => warn!(err = report(&err), "the cluster's names cannot be served"),
-        }
+        let resolv = tokio::fs::read_to_string(&self.config.resolv_conf).await;
+        let own = self.wanted().map(|address| address.ip());
+        let [stubs, general] = site.each_ref().map(Option::as_deref);
+        let resolv = resolv.unwrap_or_default();
+        self.desk.set_upstreams(forward::Upstreams::read(stubs, general, &resolv, own));
+        self.read = Some((Instant::now(), site));
     }
 
     async fn serve(&self, address: SocketAddr) -> Result<Serving, ListenError> {

@@ -18,6 +18,7 @@ pub mod dns;
 pub mod hollow;
 pub mod join;
 pub mod services;
+pub mod tables;
 
 mod beat;
 mod disk;

@@ -1,8 +1,10 @@
-//! Services on this node: Services and EndpointSlices in, one nftables table out.
+//! Services on this node: Services and EndpointSlices in, nftables tables out.
 //!
-//! What the table says is decided in `node::service`; here it is applied, whole at first, later
-//! element by element, each time in one transaction. One loop; the caches are `services`'s.
-//! The table stays when the proxy ends: services work on while the agent is down.
+//! What the tables say is decided in `node::service`; here it is applied, whole at first, later
+//! element by element ([`crate::tables`]), each time in one transaction. One loop; the caches are
+//! `services`'s. Nobody waits for a burst to end: what comes while the kernel works is done next,
+//! together. When the kernel does not hold what was thought, the whole is loaded again at once.
+//! The tables stay when the proxy ends: services work on while the agent is down.
 //!
 //! Outside load balancers ask at the services' health check ports ([`health`]).
 //!
@@ -11,28 +13,21 @@
 
 mod health;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::Duration;
 
-use cluster::plan::Networks;
 use kernel::conntrack::{self, ConntrackError};
-use kernel::nft::{self, NftError};
-use node::service::{
-    Backend, Flow, Frontend, Loaded, Services, Site, Skipped, TABLE, is_stale, plan_services,
-    render_table,
-};
+use node::service::{Backend, Change, Family, Flow, Planner, Site, Skipped, TABLE};
 use runtime::backoff::Backoff;
 use runtime::driver::{Pace, Plan, World};
+use runtime::report;
 use thiserror::Error;
 use tracing::{debug, warn};
 
-use crate::services::Watched;
+use crate::services::{Told, Watched};
+use crate::tables::{TableError, Tables};
 use health::{Checks, HealthError};
 
-/// A burst of endpoint changes, such as a rollout's, becomes one transaction.
-const SETTLE: Duration = Duration::from_millis(20);
-/// How often the table is looked for in the kernel when nothing changes.
+/// How often the tables are looked for in the kernel when nothing changes.
 const BEAT: Duration = Duration::from_secs(60);
 /// How long the first table waits for the node to be Ready. Loading it loads a dozen kernel
 /// modules, too, which in an emulator takes seconds from the very work that makes the node Ready;
@@ -47,10 +42,10 @@ const BACKOFF_MAX: Duration = Duration::from_secs(30);
 /// Why a round failed.
 #[derive(Debug, Error)]
 pub(crate) enum ProxyError {
-    #[error("the table of services cannot be read")]
-    Read(#[source] NftError),
-    #[error("the table of services cannot be changed")]
-    Apply(#[source] NftError),
+    #[error("the tables of services cannot be looked for")]
+    Read(#[source] TableError),
+    #[error("the tables of services cannot be changed")]
+    Apply(#[source] TableError),
     #[error("health checks of services cannot be answered")]
     Health(#[source] HealthError),
     #[error("stale flows cannot be forgotten")]
@@ -59,113 +54,192 @@ pub(crate) enum ProxyError {
 
 /// How the loop is driven.
 pub(crate) fn pace() -> Pace {
-    Pace { resync: BEAT, settle: SETTLE, backoff: Backoff::new(BACKOFF_MIN, BACKOFF_MAX) }
+    let backoff = Backoff::new(BACKOFF_MIN, BACKOFF_MAX);
+    Pace { resync: BEAT, settle: Duration::ZERO, backoff }
 }
 
 /// The node's services as a world.
 pub(crate) struct Proxy {
     watched: Watched,
-    /// What the kernel holds; `None` before the first load, and when that is in doubt.
-    loaded: Option<Loaded>,
-    /// The UDP endpoints that flows were last held against; `None` before the first time.
-    flows: Option<Udp>,
+    /// How far the caches' changes were told to the planner.
+    told: Told,
+    /// `None` before the first look, and after one that went wrong.
+    planner: Option<Planner>,
+    tables: Tables,
+    /// Whether the kernel holds what was planned before.
+    loaded: bool,
+    /// Whether there may be flows that lead nowhere.
+    strands: bool,
     /// Where health checks are answered.
     checks: Checks,
     /// When the proxy started.
     since: tokio::time::Instant,
-    /// What was said last about parts that are not served.
-    skipped: Vec<Skipped>,
-    /// When the kernel was last asked for the table.
+    /// When the kernel was last asked for the tables.
     looked: Option<tokio::time::Instant>,
 }
 
-/// UDP frontends and their endpoints.
-type Udp = BTreeMap<Frontend, BTreeSet<Backend>>;
-
-/// What the loop sees: nothing while the API has not said everything yet, or it is too early.
-pub(crate) type Seen = Option<Wanted>;
-
-/// The wanted state.
-pub(crate) struct Wanted {
-    site: Site,
-    services: Arc<Services>,
-    udp: Udp,
+/// What the loop sees.
+pub(crate) enum Seen {
+    /// The API has not said everything yet, or it is too early.
+    TooLittle,
+    /// What is known has been told to the planner.
+    Told,
 }
 
 /// One step.
 pub(crate) enum Action {
-    /// Make the table serve these: element by element, or whole where that cannot be.
-    Serve { site: Site, services: Arc<Services> },
-    /// Answer health checks so; only after the table leads there.
-    Answer { services: Arc<Services> },
-    /// Forget flows that lead where these do not; only after the table leads there neither.
-    Forget { site: Site, udp: Udp },
+    /// Make the kernel hold everything.
+    Load,
+    /// Change what the kernel holds.
+    Change(Change),
+    /// Answer health checks as planned; only after the tables lead there.
+    Answer,
+    /// Forget flows that lead nowhere; only after the tables lead there neither.
+    Forget,
 }
 
 impl std::fmt::Debug for Action {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
+            Self::Load => f.write_str("Load"),
             // There may be ten thousand.
-            Self::Serve { services, .. } => {
-                write!(f, "Serve({} frontends)", services.frontends.len())
+            Self::Change(Change { removed, added, .. }) => {
+                write!(f, "Change({} out, {} in)", removed.len(), added.len())
             }
-            Self::Answer { services } => write!(f, "Answer({} ports)", services.health.len()),
-            Self::Forget { udp, .. } => write!(f, "Forget({} frontends)", udp.len()),
+            Self::Answer => f.write_str("Answer"),
+            Self::Forget => f.write_str("Forget"),
         }
     }
-}
-
-/// Forgets stale flows; blocks.
-fn forget(site: &Site, udp: &Udp) -> Result<(), ConntrackError> {
-    let mut flows = conntrack::flows()?;
-    flows.retain(|flow| {
-        let (address, port) = flow.answering;
-        let answering = Backend { address, port };
-        is_stale(site, udp, &Flow { destination: flow.destination, answering })
-    });
-    conntrack::forget(&flows)
 }
 
 impl Proxy {
     pub(crate) fn new(watched: Watched) -> Self {
         Self {
             watched,
-            loaded: None,
-            flows: None,
+            told: Told::default(),
+            planner: None,
+            tables: Tables::default(),
+            loaded: false,
+            // Of an earlier run of the agent.
+            strands: true,
             checks: Checks::default(),
             since: tokio::time::Instant::now(),
-            skipped: Vec::new(),
             looked: None,
         }
     }
 
-    /// The site's ranges; `None` until the API has told them.
-    fn site(&self) -> Option<Site> {
-        let networks = self.watched.networks()?;
-        let dns = networks.dns();
-        let Networks { pods, services, .. } = networks;
-        let (node, zone) = (self.watched.node.clone(), self.watched.zone());
-        Some(Site { node, pods, services, zone, dns })
-    }
-
     /// Whether the first table should still wait.
     fn is_early(&self) -> bool {
-        let ready = || self.watched.is_ready();
-        self.loaded.is_none() && self.since.elapsed() < READY_WAIT && !ready()
+        !self.loaded && self.since.elapsed() < READY_WAIT && !self.watched.is_ready()
     }
 
-    /// Forgets the loaded table when somebody has removed it: `nft flush ruleset` by hand.
-    async fn look(&mut self) -> Result<(), ProxyError> {
+    /// Forgets that tables are loaded when somebody has removed them: `nft flush ruleset` by hand.
+    fn look(&mut self) -> Result<(), ProxyError> {
         let recent = self.looked.is_some_and(|at| at.elapsed() < BEAT);
-        if self.loaded.is_none() || recent {
+        let Some(planner) = self.planner.as_ref().filter(|_| self.loaded && !recent) else {
             return Ok(());
-        }
+        };
         self.looked = Some(tokio::time::Instant::now());
-        if !nft::has_table("ip", TABLE).await.map_err(ProxyError::Read)? {
-            warn!(table = TABLE, "the table of services is gone; loading it again");
-            self.loaded = None;
+        if !self.tables.are_there(&families(planner.site())).map_err(ProxyError::Read)? {
+            warn!(table = TABLE, "a table of services is gone; loading it again");
+            self.loaded = false;
         }
         Ok(())
+    }
+
+    /// Tells the planner what the API has said since the last time.
+    fn tell(&mut self, site: Site) {
+        let planner = self.planner.get_or_insert_with(|| {
+            // A new one begins at the beginning, but for what the kernel remembers.
+            (self.told, self.loaded) = (Told::default(), false);
+            let mut planner = Planner::new(site.clone());
+            planner.remember(self.tables.slots(&site));
+            planner
+        });
+        if planner.set_site(site) {
+            self.loaded = false;
+        }
+        self.watched.tell(&mut self.told, planner.behind());
+    }
+
+    async fn load(&mut self) -> Result<(), ProxyError> {
+        let Some(planner) = &mut self.planner else { return Ok(()) };
+        self.loaded = false;
+        self.tables.load(planner).await.map_err(ProxyError::Apply)?;
+        debug!("services are in force");
+        (self.loaded, self.strands) = (true, true);
+        self.looked = Some(tokio::time::Instant::now());
+        Ok(())
+    }
+
+    async fn change(&mut self, change: &Change) -> Result<(), ProxyError> {
+        // Until it has happened nobody knows what the kernel holds.
+        self.loaded = false;
+        match self.tables.change(change).await {
+            Ok(()) => {
+                debug!(
+                    removed = change.removed.len(),
+                    added = change.added.len(),
+                    "services changed"
+                );
+                self.loaded = true;
+                Ok(())
+            }
+            Err(err) => {
+                warn!(err = report(&err), "the tables of services are others; loading them again");
+                self.load().await
+            }
+        }
+    }
+
+    /// Forgets stale flows.
+    async fn forget(&mut self) -> Result<(), ProxyError> {
+        let Some(planner) = &self.planner else { return Ok(()) };
+        let families = families(planner.site());
+        // Reading a full table takes a tenth of a second: not on the runtime's threads.
+        let list = move || -> Result<Vec<conntrack::Flow>, ConntrackError> {
+            let mut all = Vec::new();
+            for family in families {
+                all.extend(conntrack::flows(match family {
+                    Family::V4 => conntrack::Family::V4,
+                    Family::V6 => conntrack::Family::V6,
+                })?);
+            }
+            Ok(all)
+        };
+        let Some(flows) = aside(list).await else { return Ok(()) };
+        let mut flows = flows.map_err(ProxyError::Forget)?;
+        flows.retain(|flow| {
+            let (address, port) = flow.answering;
+            let answering = Backend { address, port };
+            planner.is_stale(&Flow { destination: flow.destination, answering })
+        });
+        if !flows.is_empty() {
+            debug!(flows = flows.len(), "flows that lead nowhere are forgotten");
+            let Some(outcome) = aside(move || conntrack::forget(&flows)).await else {
+                return Ok(());
+            };
+            outcome.map_err(ProxyError::Forget)?;
+        }
+        self.strands = false;
+        Ok(())
+    }
+}
+
+/// The families that a site has tables for.
+fn families(site: &Site) -> Vec<Family> {
+    Family::BOTH.into_iter().filter(|family| site.ranges(*family).is_some()).collect()
+}
+
+/// Runs what blocks where it holds nobody up; `None` when the runtime ends.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(outcome) => Some(outcome),
+        Err(err) => match err.try_into_panic() {
+            // A panic there is one here.
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => None,
+        },
     }
 }
 
@@ -181,79 +255,49 @@ impl World for Proxy {
     async fn observe(&mut self) -> Result<Seen, ProxyError> {
         // A table of half the services would refuse the other half.
         let synced = self.watched.synced();
-        let Some(site) = self.site().filter(|_| synced && !self.is_early()) else {
-            return Ok(None);
+        let Some(site) = self.watched.ranges().filter(|_| synced && !self.is_early()) else {
+            return Ok(Seen::TooLittle);
         };
-        self.look().await?;
-        let services = self.watched.services.snapshot();
-        let slices = self.watched.slices.snapshot();
-        let planned = plan_services(
-            &site,
-            services.values().map(AsRef::as_ref),
-            slices.values().map(AsRef::as_ref),
-        );
-        if planned.skipped != self.skipped {
-            for Skipped { service, reason } in &planned.skipped {
-                warn!(service, reason, "part of a service is not served");
-            }
-            self.skipped.clone_from(&planned.skipped);
-        }
-        let udp = planned.udp();
-        Ok(Some(Wanted { site, services: Arc::new(planned), udp }))
+        self.look()?;
+        self.tell(site);
+        Ok(Seen::Told)
     }
 
     fn plan(&mut self, seen: &Seen) -> Plan<Action> {
         let mut actions = Vec::new();
-        let Some(Wanted { site, services, udp }) = seen else {
+        // Taken out: should planning panic, the next round begins anew.
+        let (Seen::Told, Some(mut planner)) = (seen, self.planner.take()) else {
             return Plan { actions, again_after: Some(LOOK_AGAIN) };
         };
-        if self.loaded.as_ref().is_none_or(|loaded| !loaded.is(site, services)) {
-            let (site, services) = (site.clone(), Arc::clone(services));
-            actions.push(Action::Serve { site, services });
+        let change = planner.change();
+        for Skipped { service, reason } in &change.skipped {
+            warn!(service, reason, "part of a service is not served");
         }
-        if !self.checks.are(&services.health) {
-            actions.push(Action::Answer { services: Arc::clone(services) });
+        self.strands |= change.strands_flows;
+        if !self.loaded {
+            actions.push(Action::Load);
+        } else if !change.is_empty() {
+            actions.push(Action::Change(change));
         }
-        if self.flows.as_ref() != Some(udp) {
-            actions.push(Action::Forget { site: site.clone(), udp: udp.clone() });
+        if !self.checks.are(planner.health()) {
+            actions.push(Action::Answer);
         }
+        if self.strands || !self.loaded {
+            actions.push(Action::Forget);
+        }
+        self.planner = Some(planner);
         Plan::of(actions)
     }
 
     async fn apply(&mut self, action: &Action) -> Result<(), ProxyError> {
         match action {
-            Action::Serve { site, services } => {
-                // Taken out first: after a failure nobody knows what the kernel holds.
-                let loaded = self.loaded.take();
-                let change = loaded.and_then(|loaded| loaded.render_change(site, services));
-                let (script, loaded) = change.unwrap_or_else(|| {
-                    let whole = Loaded::whole(site.clone(), Services::clone(services));
-                    (render_table(site, services), whole)
-                });
-                nft::apply(&script).await.map_err(ProxyError::Apply)?;
-                debug!(bytes = script.len(), "services are in force");
-                self.loaded = Some(loaded);
-                self.looked = Some(tokio::time::Instant::now());
+            Action::Load => self.load().await,
+            Action::Change(change) => self.change(change).await,
+            Action::Answer => {
+                let Some(planner) = &self.planner else { return Ok(()) };
+                self.checks.answer(planner.health()).await.map_err(ProxyError::Health)
             }
-            Action::Answer { services } => {
-                self.checks.answer(&services.health).await.map_err(ProxyError::Health)?;
-            }
-            Action::Forget { site, udp } => {
-                // Reading a full table takes a tenth of a second: not on the runtime's threads.
-                let (site, wanted) = (site.clone(), udp.clone());
-                let forgotten = tokio::task::spawn_blocking(move || forget(&site, &wanted)).await;
-                match forgotten {
-                    Ok(outcome) => outcome.map_err(ProxyError::Forget)?,
-                    Err(err) => match err.try_into_panic() {
-                        // A panic there is one here.
-                        Ok(panic) => std::panic::resume_unwind(panic),
-                        // The runtime is ending.
-                        Err(_) => return Ok(()),
-                    },
-                }
-                self.flows = Some(udp.clone());
-            }
+            Action::Forget => self.forget().await,
         }
-        Ok(())
     }
 }

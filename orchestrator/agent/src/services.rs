@@ -1,21 +1,23 @@
 //! Services and names on this node: what the API says of them, and who works by it.
 //!
-//! Caches: this node's object, the site's config map, Services, EndpointSlices; one task each.
+//! Caches: this node's object, the site's config map; one task each. Those of Services and
+//! EndpointSlices are shared with the router's of the same process, where there is one.
 //! They serve the proxy (packets) and cluster DNS (names), one loop each. Beside them runs the loop
 //! of network policies ([`crate::policy`]), which has caches of its own.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use cluster::plan::Networks;
+use ipnet::{IpNet, Ipv6Net};
+use node::behind::Behind;
+use node::service::{Ranges, Site};
 use objects::config::ConfigMap;
-use objects::network::{EndpointSlice, Service};
 use objects::node::Node;
-use runtime::cache::CacheParams;
-use runtime::resource::{
-    CONFIG_MAPS, ENDPOINT_SLICES, NETWORK_POLICIES, NODES, Resource, SERVICES,
-};
+use runtime::cache::{CacheParams, Changes, ServiceCaches};
+use runtime::resource::{CONFIG_MAPS, NETWORK_POLICIES, NODES, Resource};
 use runtime::{Cache, Client, ClientConfig, ClientError, Supervisor};
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 use tokio::sync::watch;
@@ -37,6 +39,8 @@ pub struct Config {
     pub node: String,
     /// Where cluster DNS is to answer, and whom it asks.
     pub dns: DnsConfig,
+    /// What the process already follows of services; `None` when nobody does.
+    pub services: Option<ServiceCaches>,
 }
 
 /// Where cluster DNS answers, and whom it asks.
@@ -88,7 +92,8 @@ pub async fn run(stop: CancellationToken, config: Config) -> Result<(), RunError
     let enforcer = Enforcer::new(client.clone(), config.node.clone(), policies);
     let wakes = enforcer.changes();
     tasks.spawn("policies", runtime::drive(stop.clone(), wakes, enforcer, policy::pace()));
-    let watched = Watched::follow(&client, config.node, &mut tasks);
+    let endpoints = config.services.unwrap_or_else(|| ServiceCaches::follow(&client, &mut tasks));
+    let watched = Watched::follow(&client, config.node, endpoints, &mut tasks);
     let proxy = Proxy::new(watched.clone());
     let wakes = watched.changes();
     tasks.spawn("proxy", runtime::drive(stop.clone(), wakes, proxy, proxy::pace()));
@@ -103,13 +108,17 @@ pub(crate) struct Watched {
     pub(crate) node: String,
     this: Cache<Node>,
     site: Cache<ConfigMap>,
-    pub(crate) services: Cache<Service>,
-    pub(crate) slices: Cache<EndpointSlice>,
+    endpoints: ServiceCaches,
 }
 
 impl Watched {
-    /// Starts the caches.
-    fn follow(client: &Client, node: String, tasks: &mut Supervisor) -> Self {
+    /// Starts the caches; that of services and endpoints is shared with others.
+    fn follow(
+        client: &Client,
+        node: String,
+        endpoints: ServiceCaches,
+        tasks: &mut Supervisor,
+    ) -> Self {
         let by_name = |namespace: Option<&str>, name: &str| CacheParams {
             namespace: namespace.map(str::to_owned),
             ..CacheParams::fields(format!("metadata.name={name}"))
@@ -119,8 +128,23 @@ impl Watched {
             this: cache(client, NODES, by_name(None, &node), tasks),
             node,
             site: cache(client, CONFIG_MAPS, by_name(Some(namespace), name), tasks),
-            services: cache(client, SERVICES, CacheParams::default(), tasks),
-            slices: cache(client, ENDPOINT_SLICES, CacheParams::default(), tasks),
+            endpoints,
+        }
+    }
+
+    /// Tells `behind` what the API has said of services and endpoints since the last time.
+    pub(crate) fn tell(&self, told: &mut Told, behind: &mut Behind) {
+        match self.endpoints.services.changes_since(&mut told.services) {
+            Changes::These(changes) => changes.into_iter().for_each(|one| {
+                behind.set_service(&one.key.namespace, &one.key.name, one.after);
+            }),
+            Changes::Everything(all) => behind.replace_services(all.values().cloned()),
+        }
+        match self.endpoints.slices.changes_since(&mut told.slices) {
+            Changes::These(changes) => changes.into_iter().for_each(|one| {
+                behind.set_slice(&one.key.namespace, &one.key.name, one.after);
+            }),
+            Changes::Everything(all) => behind.replace_slices(all.values().cloned()),
         }
     }
 
@@ -129,14 +153,14 @@ impl Watched {
         vec![
             self.this.changes(),
             self.site.changes(),
-            self.services.changes(),
-            self.slices.changes(),
+            self.endpoints.services.changes(),
+            self.endpoints.slices.changes(),
         ]
     }
 
     /// Whether all services and endpoints are known: half of them would refuse the other half.
     pub(crate) fn synced(&self) -> bool {
-        self.services.synced() && self.slices.synced()
+        self.endpoints.synced()
     }
 
     /// Whether this node is Ready.
@@ -144,14 +168,21 @@ impl Watched {
         self.this.get("", &self.node).is_some_and(|node| node.is_ready())
     }
 
-    /// The zone this node is in.
-    pub(crate) fn zone(&self) -> Option<String> {
-        self.this.get("", &self.node)?.metadata.label(ZONE).map(str::to_owned)
-    }
-
-    /// The site's address ranges; `None` until the API has told them.
-    pub(crate) fn networks(&self) -> Option<Networks> {
-        serde_json::from_str(self.setting("networks")?.as_str()).ok()
+    /// The site's ranges as this node's services need them; `None` until the API has told them.
+    pub(crate) fn ranges(&self) -> Option<Site> {
+        let text = self.setting("networks")?;
+        let networks: Networks = serde_json::from_str(&text).ok()?;
+        let second: SecondNetworks = serde_json::from_str(&text).unwrap_or_default();
+        let dns = networks.dns().map(IpAddr::V4);
+        let v4 = Ranges { pods: networks.pods.into(), services: networks.services.into(), dns };
+        let v6 = second.pods_v6.zip(second.services_v6).map(|(pods, services)| Ranges {
+            pods: IpNet::V6(pods),
+            services: IpNet::V6(services),
+            dns: None,
+        });
+        let this = self.this.get("", &self.node);
+        let zone = this.and_then(|node| node.metadata.label(ZONE).map(str::to_owned));
+        Some(Site { node: self.node.clone(), zone, v4, v6 })
     }
 
     /// A text from the site's config map.
@@ -159,11 +190,21 @@ impl Watched {
         let (namespace, name) = Networks::CONFIG_MAP;
         self.site.get(namespace, name)?.data.get(key).cloned()
     }
+}
 
-    /// Where pods of this site find cluster DNS.
-    pub(crate) fn dns_address(&self) -> Option<Ipv4Addr> {
-        self.networks()?.dns()
-    }
+/// How far somebody has followed services and slices of endpoints.
+#[derive(Debug, Default)]
+pub(crate) struct Told {
+    services: u64,
+    slices: u64,
+}
+
+/// What a site of two families tells beside [`Networks`], in the same text.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct SecondNetworks {
+    pods_v6: Option<Ipv6Net>,
+    services_v6: Option<Ipv6Net>,
 }
 
 fn cache<T: DeserializeOwned + Send + Sync + 'static>(

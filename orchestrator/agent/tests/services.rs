@@ -27,8 +27,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use ::node::service::{Loaded, Site, TABLE, plan_services, render_table};
+use ::node::service::{Planner, Ranges, Site, TABLE};
 use agent::services::{self, DnsConfig};
+use agent::tables::{TableError, Tables};
 use kernel::netns::Namespace;
 use objects::network::{EndpointSlice, Service};
 use serde_json::{Value, json};
@@ -97,17 +98,25 @@ impl Lab {
     }
 
     /// Loads the table for these services into the node.
-    fn load(&self, services: &[Service], slices: &[EndpointSlice]) {
-        let site = site_of_the_table();
-        self.apply(&render_table(&site, &plan_services(&site, services, slices)));
+    fn load(&self, services: &[Service], slices: &[EndpointSlice]) -> Planner {
+        let mut planner = Planner::new(site_of_the_table());
+        tell(&mut planner, services, slices);
+        self.load_whole(&mut planner);
+        planner
     }
 
-    /// Applies a script in the node.
-    fn apply(&self, script: &str) {
-        let apply = || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.unwrap().block_on(kernel::nft::apply(script)).unwrap();
-        };
+    /// Loads what is planned into the node, all of it.
+    fn load_whole(&self, planner: &mut Planner) {
+        let script = planner.render_whole();
+        let apply = || run(async || kernel::nft::apply(&script).await.unwrap());
+        self.node.run(apply).unwrap();
+    }
+
+    /// Makes the node serve these instead of those before, element by element.
+    fn change(&self, planner: &mut Planner, services: &[Service], slices: &[EndpointSlice]) {
+        tell(planner, services, slices);
+        let change = planner.change();
+        let apply = || run(async || Tables::default().change(&change).await.unwrap());
         self.node.run(apply).unwrap();
     }
 
@@ -123,13 +132,27 @@ impl Lab {
     }
 }
 
+fn run<T>(work: impl AsyncFnOnce() -> T) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.unwrap().block_on(work())
+}
+
+fn tell(planner: &mut Planner, services: &[Service], slices: &[EndpointSlice]) {
+    planner.behind().replace_services(services.iter().cloned().map(Arc::new));
+    planner.behind().replace_slices(slices.iter().cloned().map(Arc::new));
+}
+
 fn site_of_the_table() -> Site {
+    let ranges = |pods: &str, services: &str| Ranges {
+        pods: pods.parse().unwrap(),
+        services: services.parse().unwrap(),
+        dns: None,
+    };
     Site {
         node: "node".to_owned(),
-        pods: "172.20.0.0/16".parse().unwrap(),
-        services: "172.21.0.0/24".parse().unwrap(),
         zone: None,
-        dns: None,
+        v4: ranges("172.20.0.0/16", "172.21.0.0/24"),
+        v6: None,
     }
 }
 
@@ -285,31 +308,44 @@ fn changes_element_by_element_end_where_a_whole_load_does() {
             (vec![web(json!({}))], vec![slice("web", &["red"])]),
             (vec![], vec![]),
         ];
-        let site = site_of_the_table();
-        let mut loaded: Option<Loaded> = None;
+        let mut planner = lab.load(&steps[0].0, &steps[0].1);
         for (services, slices) in steps.iter().chain(steps.iter().rev()) {
-            let planned = plan_services(&site, services, slices);
-            let (script, next) = match &loaded {
-                Some(loaded) => loaded.render_change(&site, &planned).unwrap(),
-                None => {
-                    (render_table(&site, &planned), Loaded::whole(site.clone(), planned.clone()))
-                }
-            };
-            lab.apply(&script);
+            lab.change(&mut planner, services, slices);
             let by_elements = held(&lab);
             assert!(by_elements.len() >= 7, "{by_elements:?}");
-            lab.load(services, slices);
-            assert_eq!(by_elements, held(&lab), "{script}");
-            // What follows builds on the whole table, which has no chain that nobody uses.
-            loaded = Some(Loaded::whole(site.clone(), planned));
-            assert!(next.is(&site, &plan_services(&site, services, slices)));
+            lab.load_whole(&mut planner);
+            assert_eq!(by_elements, held(&lab));
+            // Over the tables of an earlier run, which hold something else.
+            lab.load(&steps[3].0, &steps[3].1);
+            let load = || run(async || Tables::default().load(&mut planner).await.unwrap());
+            lab.node.run(load).unwrap();
+            assert_eq!(by_elements, held(&lab));
         }
-        lab.load(&steps[2].0, &steps[2].1);
-        let loaded = Loaded::whole(site.clone(), plan_services(&site, &steps[2].0, &steps[2].1));
-        let planned = plan_services(&site, &steps[1].0, &steps[1].1);
-        lab.apply(&loaded.render_change(&site, &planned).unwrap().0);
+        let mut planner = lab.load(&steps[2].0, &steps[2].1);
+        lab.change(&mut planner, &steps[1].0, &steps[1].1);
         let answers = lab.asks(&lab.pods["client"], WEB, 10);
         assert_eq!(names(&answers), ["blue"]);
+
+        // The slots of a run are known to the next one.
+        let slots = lab.node.run(|| Tables::default().slots(planner.site())).unwrap();
+        assert_eq!(slots.len(), 2, "{slots:?}");
+        for (frontend, slot, backend) in slots {
+            let there = planner.target(&frontend).unwrap().backends().nth(slot as usize);
+            assert_eq!(there, Some(&backend));
+        }
+
+        // Somebody else's hand in the tables: the change is refused whole, and a load mends it.
+        let key = "172.21.0.10 . tcp . 80 . 0";
+        shell_in("node", &format!("nft delete element ip {TABLE} endpoints \\{{ {key} \\}}"));
+        tell(&mut planner, &steps[0].0, &steps[0].1);
+        let change = planner.change();
+        let outcome = lab.node.run(|| run(async || Tables::default().change(&change).await));
+        assert!(matches!(outcome.unwrap(), Err(TableError::Elements(_))));
+        lab.node.run(|| run(async || Tables::default().load(&mut planner).await.unwrap())).unwrap();
+        assert_eq!(names(&lab.asks(&lab.pods["client"], WEB, 10)), ["red"]);
+        let by_elements = held(&lab);
+        lab.load_whole(&mut planner);
+        assert_eq!(by_elements, held(&lab));
     });
 }
 
@@ -357,7 +393,7 @@ fn run_services(lab: &Lab, items: &api::Items, listen: Option<SocketAddr>) -> Dr
         let mut dns = DnsConfig::new(watch::channel(Vec::new()).0);
         dns.listen = listen;
         dns.resolv_conf = "/nonexistent".into();
-        let config = services::Config { client, node: "node".to_owned(), dns };
+        let config = services::Config { client, node: "node".to_owned(), dns, services: None };
         node.run(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.unwrap().block_on(services::run(stop, config)).unwrap();

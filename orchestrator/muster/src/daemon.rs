@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use runtime::Supervisor;
+use runtime::cache::ServiceCaches;
+use runtime::{Client, Supervisor};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -118,14 +119,17 @@ pub(crate) fn agent(args: AgentArgs) -> Result<()> {
     serve(|stop| async move {
         let Some(joined) = agent::join(&stop, &config).await? else { return Ok(()) };
         let (client, node) = (joined.client_config.clone(), joined.node.name.clone());
+        let mut tasks: Supervisor<ServiceError> = Supervisor::new(stop.clone());
+        // The largest lists a node knows: one copy for routes, packets and names.
+        let shared = ServiceCaches::follow(&Client::new(client.clone())?, &mut tasks);
         let router = router::Config {
             client: client.clone(),
             node: node.clone(),
             paths: router::Paths::default(),
+            services: Some(shared.clone()),
         };
         let dns = agent::services::DnsConfig::new(told);
-        let services = agent::services::Config { client, node, dns };
-        let mut tasks: Supervisor<ServiceError> = Supervisor::new(stop.clone());
+        let services = agent::services::Config { client, node, dns, services: Some(shared) };
         let signal = stop.clone();
         tasks.spawn_fallible("router", async move {
             ServiceError::of(router::run(signal, router).await)

@@ -1,8 +1,8 @@
 //! Cluster DNS: the names of services, their endpoints, and pods.
 //!
-//! A [`Zone`] is made of Services and EndpointSlices and answers questions about the cluster's
-//! domain and the reverse names of its addresses; of everything else it says that it is
-//! foreign. It knows no sockets, no other name servers and no clock: the order of several
+//! A [`Zone`] is made of Services and EndpointSlices, one service at a time, and answers questions
+//! about the cluster's domain and the reverse names of its addresses; of everything else it says
+//! that it is foreign. It knows no sockets, no other name servers and no clock: the order of several
 //! addresses turns with an argument.
 //!
 //! Spec: Kubernetes DNS-Based Service Discovery 1.1.0; RFC 1034, 1035, 2308 (negative answers),
@@ -170,12 +170,13 @@ impl Zone {
             return Verdict::Foreign;
         }
         match self.reverse(address) {
-            Some(name) if query.query_type() == RecordType::PTR => {
-                self.some(query, vec![RData::PTR(PTR(name.clone()))], Vec::new())
+            [] if self.owns(address) => self.no_such_name(),
+            [] => Verdict::Foreign,
+            names if query.query_type() == RecordType::PTR => {
+                let data = names.iter().map(|name| RData::PTR(PTR(name.clone())));
+                self.some(query, data.collect(), Vec::new())
             }
-            Some(_) => self.nothing(),
-            None if self.owns(address) => self.no_such_name(),
-            None => Verdict::Foreign,
+            _ => self.nothing(),
         }
     }
 

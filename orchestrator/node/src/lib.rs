@@ -3,15 +3,15 @@
 //! Everything here is a pure function of what was seen and the time it was seen at: which step
 //! a pod needs next ([`plan`]), what is told about it ([`status`]), what its containers get
 //! ([`env`], [`resources`], [`config`]), when to ask it how it is ([`probe`]), and what its log
-//! lines say ([`log`]), who must go when the node runs short ([`pressure`], [`images`]), which
-//! service's packets go where ([`service`]), who may speak with whom ([`policy`]), and what its
-//! names mean
-//! ([`dns`]). `agent` sees and does; nothing here touches a socket, disk or clock.
+//! lines say ([`log`]), who must go when the node runs short ([`pressure`], [`images`]), what
+//! stands behind which service ([`behind`]), whose packets go where ([`service`]), who may speak
+//! with whom ([`policy`]), and what names mean ([`dns`]). `agent` sees and does; nothing here touches a socket, disk or clock.
 //!
 //! Spec: upstream's kubelet, whose reasons, names and times are kept wherever a user can see them.
 
 #![forbid(unsafe_code)]
 
+pub mod behind;
 pub mod config;
 pub mod dns;
 pub mod env;

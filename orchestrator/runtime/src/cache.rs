@@ -5,6 +5,8 @@
 //!
 //! One task per cache: [`Reflector::run`].
 
+mod services;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::{Arc, RwLock};
@@ -20,6 +22,8 @@ use crate::backoff::Backoff;
 use crate::client::{Client, ClientError, ListParams, WatchEvent, WatchParams};
 use crate::resource::Resource;
 use crate::telemetry::report;
+
+pub use services::ServiceCaches;
 
 /// Objects per page of the first list: bounds the memory of one answer.
 const PAGE: u32 = 500;
@@ -71,6 +75,8 @@ pub struct CacheParams {
     pub label_selector: String,
     /// Field selector; empty for all.
     pub field_selector: String,
+    /// Leaves out what nobody reads before an object is decoded.
+    pub trim: Option<fn(&mut Value)>,
 }
 
 impl CacheParams {
@@ -395,6 +401,9 @@ impl<T: DeserializeOwned + Send + Sync + 'static> Reflector<T> {
             meta.remove("managedFields");
         }
         forget_nulls(&mut object);
+        if let Some(trim) = self.params.trim {
+            trim(&mut object);
+        }
         match serde_json::from_value(object) {
             Ok(object) => Some((key, Arc::new(object))),
             Err(err) => {

@@ -83,7 +83,8 @@ pub trait World: Send {
 pub struct Pace {
     /// Full round even when nothing woke the loop.
     pub resync: Duration,
-    /// Wait after a wake-up, so that a burst becomes one round.
+    /// Wait after a wake-up, so that a burst becomes one round; with zero, what comes during a
+    /// round becomes the next one.
     pub settle: Duration,
     /// Waits after failed rounds.
     pub backoff: Backoff,
@@ -131,7 +132,10 @@ pub async fn drive<W: World>(
         };
         tokio::select! { biased;
             () = stop.cancelled() => return,
-            () = any_change(&mut wakes) => tokio::time::sleep(pace.settle).await,
+            // Even the shortest sleep lasts until the timer's next tick.
+            () = any_change(&mut wakes) => if !pace.settle.is_zero() {
+                tokio::time::sleep(pace.settle).await;
+            },
             () = tokio::time::sleep(wait) => (),
         }
     }

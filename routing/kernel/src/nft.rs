@@ -1,7 +1,10 @@
-//! nftables by way of the `nft` program.
+//! nftables: scripts by way of the `nft` program, elements of sets and maps straight over netlink.
 //!
 //! A script is one transaction: all of it happens or none. Which rules there are is decided by
-//! whoever renders the script.
+//! whoever renders the script. Starting the program takes milliseconds; [`Elements`] are for what
+//! changes often.
+
+mod element;
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -9,6 +12,11 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
+
+pub use crate::netfilter::Family;
+pub use element::{
+    Element, ElementError, Elements, Held, HeldValue, Parts, Place, Transaction, Value,
+};
 
 /// Ten thousand services load in under a second, but the first transaction after power-on also
 /// loads the kernel's modules, which took an overloaded emulator more than half a minute.

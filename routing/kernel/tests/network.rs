@@ -6,6 +6,7 @@ mod alone;
 
 use std::net::IpAddr;
 
+use kernel::nft::{Element, Elements, Parts, Place, Transaction, Value};
 use kernel::sync::Network;
 use kernel::{
     Address, AddressScope, Family, NextHop, Route, RouteKind, RouteOrigin, Veth, conntrack, nft,
@@ -116,12 +117,189 @@ fn translated_flows_are_listed_and_forgotten() {
         let translated = |flows: &[conntrack::Flow]| -> Vec<conntrack::Flow> {
             flows.iter().filter(|flow| flow.destination.1 == 53).cloned().collect()
         };
-        let ours = translated(&conntrack::flows().unwrap());
+        let ours = translated(&conntrack::flows(conntrack::Family::V4).unwrap());
         assert_eq!(ours.len(), 1, "{ours:?}");
         assert_eq!(ours[0].destination, ("10.9.9.9".parse().unwrap(), 53));
         assert_eq!(ours[0].answering, ("127.0.0.1".parse().unwrap(), 5353));
         conntrack::forget(&ours).unwrap();
         conntrack::forget(&ours).unwrap();
-        assert_eq!(translated(&conntrack::flows().unwrap()), []);
+        assert_eq!(translated(&conntrack::flows(conntrack::Family::V4).unwrap()), []);
+    });
+}
+
+fn apply(script: &str) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(nft::apply(script)).unwrap();
+}
+
+/// A family of addresses in nft's words, and two of its addresses with the range they are.
+struct Words {
+    family: nft::Family,
+    table: &'static str,
+    kind: &'static str,
+    first: IpAddr,
+    last: IpAddr,
+    range: &'static str,
+}
+
+fn families() -> [Words; 2] {
+    [
+        Words {
+            family: nft::Family::V4,
+            table: "ip",
+            kind: "ipv4_addr",
+            first: address("10.0.0.0"),
+            last: address("10.0.0.255"),
+            range: "10.0.0.0/24",
+        },
+        Words {
+            family: nft::Family::V6,
+            table: "ip6",
+            kind: "ipv6_addr",
+            first: address("fd00::"),
+            last: address("fd00::ff"),
+            range: "fd00::-fd00::ff",
+        },
+    ]
+}
+
+const SETS: [&str; 4] = ["verdicts", "ends", "one", "ranges"];
+
+impl Words {
+    fn structure(&self) -> String {
+        let Self { table, kind, .. } = self;
+        format!(
+            "table {table} t {{
+                chain there {{ accept; }}
+                map verdicts {{ type {kind} . inet_proto . inet_service : verdict; }}
+                map ends {{ type inet_proto . inet_service . mark : {kind} . inet_service; }}
+                set one {{ type {kind}; }}
+                set ranges {{ type {kind} . inet_service . {kind}; flags interval; }}
+            }}\n"
+        )
+    }
+
+    fn by_nft(&self) -> String {
+        let Self { table, first, last, range, .. } = self;
+        let elements = [
+            format!("{first} . udp . 53 : goto there, {first} . udp . 54 : drop"),
+            format!("tcp . 30080 . 0 : {last} . 8080, tcp . 30080 . 65536 : {last} . 8080"),
+            first.to_string(),
+            format!("{first} . 80 . {range}"),
+        ];
+        let lines = SETS.iter().zip(elements);
+        lines.map(|(set, all)| format!("add element {table} t {set} {{ {all} }}\n")).collect()
+    }
+
+    /// The same as [`Self::by_nft`].
+    fn by_netlink(&self) -> Vec<(&'static str, Element<'static>)> {
+        let slot = |mark| Parts::new().protocol(6).port(30080).mark(mark);
+        let end = || Value::Parts(Parts::new().address(self.last).port(8080));
+        let range = |end| Parts::new().address(self.first).port(80).address(end);
+        let (key, key_end) = (range(self.first), Some(range(self.last)));
+        vec![
+            ("verdicts", element(self.service(53), Value::Goto("there"))),
+            ("verdicts", element(self.service(54), Value::Drop)),
+            ("ends", element(slot(0), end())),
+            ("ends", element(slot(65536), end())),
+            ("one", element(Parts::new().address(self.first), Value::None)),
+            ("ranges", Element { key, key_end, value: Value::None }),
+        ]
+    }
+
+    fn service(&self, port: u16) -> Parts {
+        Parts::new().address(self.first).protocol(17).port(port)
+    }
+
+    fn place(&self, set: &'static str) -> Place<'static> {
+        Place { family: self.family, table: "t", set }
+    }
+
+    fn held(&self, elements: &mut Elements) -> [Vec<nft::Held>; 4] {
+        let mut all = SETS.map(|set| elements.list(self.place(set)).unwrap());
+        all.iter_mut().for_each(|set| set.sort());
+        all
+    }
+
+    fn all(&self, verb: fn(&mut Transaction, Place<'_>, &Element<'_>)) -> Transaction {
+        let mut transaction = Transaction::default();
+        for (set, element) in self.by_netlink() {
+            verb(&mut transaction, self.place(set), &element);
+        }
+        transaction
+    }
+}
+
+fn element(key: Parts, value: Value<'static>) -> Element<'static> {
+    Element { key, key_end: None, value }
+}
+
+#[test]
+fn elements_go_in_and_out_as_nft_would_have_them() {
+    alone("elements_go_in_and_out_as_nft_would_have_them", &["nft"], || {
+        let mut elements = Elements::open().unwrap();
+        for words in families() {
+            assert!(!elements.has_table(words.family, "t").unwrap());
+            apply(&words.structure());
+            assert!(elements.has_table(words.family, "t").unwrap());
+            apply(&words.by_nft());
+            let wanted = words.held(&mut elements);
+            assert_eq!(wanted.each_ref().map(Vec::len), [2, 2, 1, 1], "{wanted:?}");
+
+            let before = elements.generation().unwrap();
+            elements.commit(words.all(Transaction::remove)).unwrap();
+            assert_ne!(elements.generation().unwrap(), before);
+            assert_eq!(words.held(&mut elements).map(|set| set.len()), [0; 4]);
+            let twice = elements.commit(words.all(Transaction::remove));
+            assert_eq!(twice.unwrap_err().refused(), Some(libc::ENOENT));
+            elements.commit(words.all(Transaction::add)).unwrap();
+            assert_eq!(words.held(&mut elements), wanted);
+
+            // Half of what cannot be is nothing.
+            let mut mixed = words.all(Transaction::remove);
+            let unknown = element(words.service(55), Value::Drop);
+            mixed.remove(words.place("verdicts"), &unknown);
+            let outcome = elements.commit(mixed);
+            assert_eq!(outcome.unwrap_err().refused(), Some(libc::ENOENT));
+            let mut mixed = words.all(Transaction::remove);
+            let astray = element(words.service(55), Value::Goto("nowhere"));
+            mixed.add(words.place("verdicts"), &astray);
+            let outcome = elements.commit(mixed);
+            assert_eq!(outcome.unwrap_err().refused(), Some(libc::ENOENT));
+            assert_eq!(words.held(&mut elements), wanted);
+        }
+    });
+}
+
+#[test]
+fn a_transaction_may_be_larger_than_a_sockets_room() {
+    alone("a_transaction_may_be_larger_than_a_sockets_room", &["nft"], || {
+        let [words, _] = families();
+        apply(&words.structure());
+        let mut elements = Elements::open().unwrap();
+        let place = words.place("ends");
+        let many = |mut transaction: Transaction,
+                    verb: fn(&mut Transaction, Place<'_>, &Element<'_>)| {
+            for mark in 0..1500 {
+                let key = Parts::new().protocol(17).port(53).mark(mark);
+                let end = Parts::new().address(words.first).port(53);
+                verb(&mut transaction, place, &element(key, Value::Parts(end)));
+            }
+            transaction
+        };
+        elements.commit(many(Transaction::default(), Transaction::add)).unwrap();
+        assert_eq!(elements.list(place).unwrap().len(), 1500);
+        elements.commit(many(Transaction::default(), Transaction::remove)).unwrap();
+        assert_eq!(elements.list(place).unwrap(), []);
+        apply("add element ip t ends { tcp . 80 . 0 : 10.0.0.1 . 80 }");
+        // Everything is another thing at once.
+        let mut transaction = Transaction::default();
+        transaction.flush(place);
+        elements.commit(many(transaction, Transaction::add)).unwrap();
+        assert_eq!(elements.list(place).unwrap().len(), 1500);
+        let mut transaction = Transaction::default();
+        transaction.flush(place);
+        elements.commit(transaction).unwrap();
+        assert_eq!(elements.list(place).unwrap(), []);
     });
 }

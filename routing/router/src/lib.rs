@@ -21,6 +21,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use runtime::backoff::Backoff;
+use runtime::cache::ServiceCaches;
 use runtime::driver::Pace;
 use runtime::{Client, ClientConfig, ClientError, Supervisor};
 use thiserror::Error;
@@ -51,6 +52,8 @@ pub struct Config {
     pub node: String,
     /// Where things are.
     pub paths: Paths,
+    /// What the process already follows of services; `None` when nobody does.
+    pub services: Option<ServiceCaches>,
 }
 
 /// Files and sockets of the router.
@@ -103,7 +106,8 @@ pub enum RunError {
 pub async fn run(stop: CancellationToken, config: Config) -> Result<(), RunError> {
     let client = Client::new(config.client).map_err(RunError::Client)?;
     let mut tasks: Supervisor = Supervisor::new(stop.clone());
-    let site = Site::follow(&client, &config.node, &mut tasks);
+    let services = config.services.unwrap_or_else(|| ServiceCaches::follow(&client, &mut tasks));
+    let site = Site::follow(&client, &config.node, services, &mut tasks);
     let mut wakes = site.changes();
     let (lives, life) = watch::channel(0);
     tasks.spawn("bird", Bird::at(&config.paths.bird_socket).follow(stop.clone(), lives));

@@ -6,11 +6,11 @@ use base64::prelude::{BASE64_STANDARD, Engine as _};
 use cluster::plan::{Machine, Networks, Rack};
 use ipnet::Ipv4Net;
 use objects::condition::Condition;
-use objects::network::{EndpointSlice, Service};
+use objects::network::EndpointSlice;
 use routes::announce::{self, Standing};
 use routes::{Key, KeyError};
-use runtime::cache::CacheParams;
-use runtime::resource::{CONFIG_MAPS, ENDPOINT_SLICES, MACHINES, NODES, RACKS, SECRETS, SERVICES};
+use runtime::cache::{CacheParams, ServiceCaches};
+use runtime::resource::{CONFIG_MAPS, MACHINES, NODES, RACKS, SECRETS};
 use runtime::{Cache, Client, Resource, Supervisor};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -92,8 +92,7 @@ pub(crate) struct Site {
     node: Cache<Node>,
     networks: Cache<ConfigMap>,
     keys: Cache<Secret>,
-    services: Cache<Service>,
-    slices: Cache<EndpointSlice>,
+    endpoints: ServiceCaches,
     node_name: String,
 }
 
@@ -112,8 +111,13 @@ pub(crate) struct Known {
 }
 
 impl Site {
-    /// Starts the caches.
-    pub(crate) fn follow(client: &Client, node: &str, tasks: &mut Supervisor) -> Self {
+    /// Starts the caches; that of services and endpoints is shared with others.
+    pub(crate) fn follow(
+        client: &Client,
+        node: &str,
+        endpoints: ServiceCaches,
+        tasks: &mut Supervisor,
+    ) -> Self {
         let by_name = |name: &str| CacheParams::fields(format!("metadata.name={name}"));
         let (namespace, name) = Networks::CONFIG_MAP;
         let in_namespace = CacheParams { namespace: Some(namespace.to_owned()), ..by_name(name) };
@@ -125,8 +129,7 @@ impl Site {
             node: cache(client, NODES, by_name(node), tasks),
             networks: cache(client, CONFIG_MAPS, in_namespace, tasks),
             keys: cache(client, SECRETS, keys, tasks),
-            services: cache(client, SERVICES, CacheParams::default(), tasks),
-            slices: cache(client, ENDPOINT_SLICES, CacheParams::default(), tasks),
+            endpoints,
             node_name: node.to_owned(),
         }
     }
@@ -139,8 +142,8 @@ impl Site {
             self.node.changes(),
             self.networks.changes(),
             self.keys.changes(),
-            self.services.changes(),
-            self.slices.changes(),
+            self.endpoints.services.changes(),
+            self.endpoints.slices.changes(),
         ]
     }
 
@@ -157,7 +160,7 @@ impl Site {
         let pods = node.as_ref().and_then(|node| node.spec.pod_cidr);
         let announce = match node {
             // Before everything is known, nothing that is announced may be withdrawn.
-            Some(_) if !networks.load_balancers.is_empty() && !self.knows_services() => {
+            Some(_) if !networks.load_balancers.is_empty() && !self.endpoints.synced() => {
                 return Err("services and their endpoints");
             }
             Some(node) => self.announce(&networks, node.standing()),
@@ -171,15 +174,12 @@ impl Site {
         Ok(Known { machines, racks, networks, pods, keys: self.keys(), announce })
     }
 
-    fn knows_services(&self) -> bool {
-        self.services.synced() && self.slices.synced()
-    }
-
     fn announce(&self, networks: &Networks, standing: Standing) -> Vec<Ipv4Net> {
         if networks.load_balancers.is_empty() {
             return Vec::new();
         }
-        let (services, slices) = (self.services.snapshot(), self.slices.snapshot());
+        let services = self.endpoints.services.snapshot();
+        let slices = self.endpoints.slices.snapshot();
         let slices: Vec<&EndpointSlice> = slices.values().map(AsRef::as_ref).collect();
         let services = services.values().map(AsRef::as_ref);
         let chosen = announce::choose(&self.node_name, standing, networks, services, &slices);

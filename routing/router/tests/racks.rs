@@ -193,6 +193,7 @@ impl Site {
                 cni_config: folder.join("net.d/10-muster.conflist"),
                 survey: folder.join("routes.json"),
             },
+            services: None,
         };
         let (stop, path) = (self.stop.clone(), support::path(name));
         std::thread::spawn(move || {

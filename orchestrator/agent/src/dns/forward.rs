@@ -111,15 +111,18 @@ impl Forwarder {
         *self.upstreams.write().unwrap_or_else(PoisonError::into_inner) = upstreams;
     }
 
+    /// What is remembered of a foreign name; the answer bears any id.
+    pub(super) fn recall(&self, question: &Message) -> Option<Message> {
+        let query = question.queries.first()?;
+        let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        cache.get(query, signed(question), self.began.elapsed())
+    }
+
     /// Looks a foreign name up; the answer bears any id.
     pub(super) async fn ask(&self, question: &Message) -> Result<Message, ForwardError> {
         let query = question.queries.first().ok_or(ForwardError::Write)?;
-        let signed = question.edns.as_ref().is_some_and(|edns| edns.flags().dnssec_ok);
-        let kept = {
-            let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-            cache.get(query, signed, self.began.elapsed())
-        };
-        if let Some(kept) = kept {
+        let signed = signed(question);
+        if let Some(kept) = self.recall(question) {
             return Ok(kept);
         }
         let servers = {
@@ -140,6 +143,11 @@ impl Forwarder {
         }
         Err(last)
     }
+}
+
+/// Whether signatures are wanted, too.
+fn signed(question: &Message) -> bool {
+    question.edns.as_ref().is_some_and(|edns| edns.flags().dnssec_ok)
 }
 
 async fn ask_server(server: SocketAddr, question: &Message) -> io::Result<Message> {

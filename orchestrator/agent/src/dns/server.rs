@@ -5,21 +5,20 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, ResponseCode};
 use hickory_proto::rr::Name;
 use node::dns::{Answer, Verdict, Zone};
-use objects::network::{EndpointSlice, Service};
-use runtime::cache::Snapshot;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
+use super::datagram::{self, Inbox, Outbox};
 use super::forward::{Forwarder, Upstreams};
 
 /// The largest answer by UDP: fits any path without fragments (DNS flag day 2020).
@@ -38,24 +37,25 @@ const ALIASES_MAX: usize = 8;
 const REMEMBERED_MAX: usize = 8192;
 /// Messages longer than this are not remembered.
 const REMEMBERED_BYTES_MAX: usize = 256;
-/// Datagrams read before other tasks have their turn.
-const BATCH: usize = 64;
-
-/// What the zone was made of.
-type Made = (Snapshot<Service>, Snapshot<EndpointSlice>);
+/// Batches of datagrams read before other tasks have their turn.
+const BATCHES: usize = 4;
 
 /// What every question is answered by.
 #[derive(Default)]
 pub(super) struct Desk {
-    zone: RwLock<Option<(Arc<Zone>, Made)>>,
+    zone: RwLock<Option<Zone>>,
+    /// Counts the zone's changes.
+    edition: AtomicU64,
     forwarder: Forwarder,
     turn: AtomicUsize,
 }
 
 /// What becomes of a message.
 enum Reply {
-    /// This is sent.
+    /// This is sent; the same message is answered so while the zone stays as it is.
     Now(Message),
+    /// This is sent now; another time it may be something else.
+    Kept(Message),
     /// Others must be asked first.
     Foreign(Box<Message>),
     /// Nothing: it is no question.
@@ -63,29 +63,26 @@ enum Reply {
 }
 
 impl Desk {
-    pub(super) fn set_zone(&self, zone: Zone, made: Made) {
-        *self.zone.write().unwrap_or_else(PoisonError::into_inner) = Some((Arc::new(zone), made));
+    /// Changes the zone; `change` says whether it did. There is none at first.
+    pub(super) fn change_zone(&self, change: impl FnOnce(&mut Option<Zone>) -> bool) {
+        let mut zone = self.zone.write().unwrap_or_else(PoisonError::into_inner);
+        if change(&mut zone) {
+            self.edition.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     pub(super) fn has_zone(&self) -> bool {
-        self.zone().is_some()
+        self.with_zone(|_, _| ()).is_some()
     }
 
-    /// Whether the zone was made of just these.
-    pub(super) fn is_made_of(&self, seen: &Made) -> bool {
+    /// Works with the zone and the number of its edition; `None` while there is no zone.
+    fn with_zone<T>(&self, work: impl FnOnce(&Zone, u64) -> T) -> Option<T> {
         let zone = self.zone.read().unwrap_or_else(PoisonError::into_inner);
-        zone.as_ref().is_some_and(|(_, (services, slices))| {
-            Arc::ptr_eq(services, &seen.0) && Arc::ptr_eq(slices, &seen.1)
-        })
+        zone.as_ref().map(|zone| work(zone, self.edition.load(Ordering::Relaxed)))
     }
 
     pub(super) fn set_upstreams(&self, upstreams: Upstreams) {
         self.forwarder.set_upstreams(upstreams);
-    }
-
-    fn zone(&self) -> Option<Arc<Zone>> {
-        let zone = self.zone.read().unwrap_or_else(PoisonError::into_inner);
-        zone.as_ref().map(|(zone, _)| Arc::clone(zone))
     }
 
     /// Answers a message from the zone, where it can.
@@ -117,12 +114,16 @@ impl Desk {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         match zone.answer(query, turn) {
             Verdict::Answer(answer) => Reply::Now(render(&question, answer)),
-            Verdict::Alias { .. } | Verdict::Foreign => Reply::Foreign(Box::new(question)),
+            Verdict::Foreign => match self.forwarder.recall(&question) {
+                Some(reply) => Reply::Kept(readdressed(reply, &question)),
+                None => Reply::Foreign(Box::new(question)),
+            },
+            Verdict::Alias { .. } => Reply::Foreign(Box::new(question)),
         }
     }
 
     /// Answers what the zone could not: by asking others.
-    async fn ask_others(&self, zone: &Zone, question: &Message) -> Message {
+    async fn ask_others(&self, question: &Message) -> Message {
         let mut aliases = Vec::new();
         let mut name: Option<Name> = None;
         for _ in 0..ALIASES_MAX {
@@ -130,7 +131,10 @@ impl Desk {
             if let (Some(name), Some(query)) = (&name, asked.queries.first_mut()) {
                 query.set_name(name.clone());
             }
-            let verdict = asked.queries.first().map(|query| zone.answer(query, 0));
+            let verdict = asked
+                .queries
+                .first()
+                .and_then(|query| self.with_zone(|zone, _| zone.answer(query, 0)));
             let mut reply = match verdict {
                 Some(Verdict::Alias { record, target }) => {
                     aliases.push(*record);
@@ -147,13 +151,19 @@ impl Desk {
                 },
                 None => failure(&asked, ResponseCode::FormErr),
             };
-            reply.metadata.id = question.metadata.id;
-            reply.queries.clone_from(&question.queries);
+            reply = readdressed(reply, question);
             reply.answers.splice(..0, aliases);
             return reply;
         }
         failure(question, ResponseCode::ServFail)
     }
+}
+
+/// An answer to the same question of somebody else.
+fn readdressed(mut reply: Message, question: &Message) -> Message {
+    reply.metadata.id = question.metadata.id;
+    reply.queries.clone_from(&question.queries);
+    reply
 }
 
 fn render(question: &Message, answer: Answer) -> Message {
@@ -195,11 +205,13 @@ fn render_datagram(question_edns: Option<&Edns>, reply: &Message) -> Option<Vec<
 
 /// Answers by UDP, for ever.
 pub(super) async fn serve_udp(socket: UdpSocket, desk: Arc<Desk>) {
+    datagram::make_room(&socket);
     let socket = Arc::new(socket);
     let places = Arc::new(Semaphore::new(FOREIGN_MAX));
     let mut others = JoinSet::new();
     let mut memory = Memory::default();
-    let mut buffer = vec![0; 4096];
+    let (mut inbox, mut outbox) = (Inbox::new(), Outbox::default());
+    let mut foreign = Vec::new();
     loop {
         tokio::select! {
             Some(_) = others.join_next() => continue,
@@ -208,51 +220,77 @@ pub(super) async fn serve_udp(socket: UdpSocket, desk: Arc<Desk>) {
                 return;
             },
         }
-        let Some(zone) = desk.zone() else { continue };
-        memory.is_of(&zone);
-        for _ in 0..BATCH {
-            let (len, client) = match socket.try_recv_from(&mut buffer) {
-                Ok(received) => received,
+        for _ in 0..BATCHES {
+            let more = match inbox.receive(&socket) {
+                Ok(more) => more,
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => break,
                 // An ICMP message about an earlier answer.
                 Err(_) => continue,
             };
-            let bytes = buffer.get(..len).unwrap_or_default();
-            if let Some(answer) = memory.recall(bytes) {
-                send(&socket, answer, client);
-                continue;
-            }
-            match desk.reply(&zone, bytes) {
-                Reply::Silence => {}
-                Reply::Now(reply) => {
-                    // The client's limit stands in its own EDNS record, which the reply mirrors.
-                    let limit = Message::from_vec(bytes).ok().and_then(|message| message.edns);
-                    if let Some(answer) = render_datagram(limit.as_ref(), &reply) {
-                        send(&socket, &answer, client);
-                        memory.keep(bytes, &reply, answer);
+            desk.with_zone(|zone, edition| {
+                memory.is_of(edition);
+                for (message, client) in inbox.messages() {
+                    if let Some(question) =
+                        desk.answer_datagram(zone, message, client, &mut memory, &mut outbox)
+                    {
+                        foreign.push((question, client));
                     }
                 }
-                Reply::Foreign(question) => {
-                    let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-                        let reply = failure(&question, ResponseCode::ServFail);
-                        if let Some(answer) = render_datagram(question.edns.as_ref(), &reply) {
-                            send(&socket, &answer, client);
-                        }
-                        continue;
-                    };
-                    let (socket, desk) = (Arc::clone(&socket), Arc::clone(&desk));
-                    let zone = Arc::clone(&zone);
-                    others.spawn(async move {
-                        let reply = desk.ask_others(&zone, &question).await;
-                        if let Some(answer) = render_datagram(question.edns.as_ref(), &reply) {
-                            send(&socket, &answer, client);
-                        }
-                        drop(place);
-                    });
-                }
+            });
+            for (question, client) in foreign.drain(..) {
+                let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+                    let reply = failure(&question, ResponseCode::ServFail);
+                    if let Some(answer) = render_datagram(question.edns.as_ref(), &reply) {
+                        outbox.push(&[&answer], client);
+                    }
+                    continue;
+                };
+                let (socket, desk) = (Arc::clone(&socket), Arc::clone(&desk));
+                others.spawn(async move {
+                    let reply = desk.ask_others(&question).await;
+                    if let Some(answer) = render_datagram(question.edns.as_ref(), &reply) {
+                        send(&socket, &answer, client);
+                    }
+                    drop(place);
+                });
+            }
+            outbox.send(&socket);
+            if !more {
+                break;
             }
         }
         tokio::task::consume_budget().await;
+    }
+}
+
+impl Desk {
+    /// Answers one datagram, or returns the question that others must be asked.
+    fn answer_datagram(
+        &self,
+        zone: &Zone,
+        message: &[u8],
+        client: SocketAddr,
+        memory: &mut Memory,
+        outbox: &mut Outbox,
+    ) -> Option<Box<Message>> {
+        if let Some((id, answer)) = memory.recall(message) {
+            outbox.push(&[id, answer], client);
+            return None;
+        }
+        let (reply, keep) = match self.reply(zone, message) {
+            Reply::Silence => return None,
+            Reply::Now(reply) => (reply, true),
+            Reply::Kept(reply) => (reply, false),
+            Reply::Foreign(question) => return Some(question),
+        };
+        // The client's limit stands in its own EDNS record, which the reply mirrors.
+        let limit = Message::from_vec(message).ok().and_then(|message| message.edns);
+        let answer = render_datagram(limit.as_ref(), &reply)?;
+        outbox.push(&[&answer], client);
+        if keep {
+            memory.keep(message, &reply, answer);
+        }
+        None
     }
 }
 
@@ -268,28 +306,23 @@ fn send(socket: &UdpSocket, answer: &[u8], client: SocketAddr) {
 /// Clients ask the same few questions over and over; all but the id of such a message is equal.
 #[derive(Default)]
 struct Memory {
-    zone: Option<Arc<Zone>>,
+    edition: u64,
     answers: HashMap<Box<[u8]>, Box<[u8]>>,
-    scratch: Vec<u8>,
 }
 
 impl Memory {
     /// Forgets everything when the zone is another one.
-    fn is_of(&mut self, zone: &Arc<Zone>) {
-        if self.zone.as_ref().is_none_or(|own| !Arc::ptr_eq(own, zone)) {
+    fn is_of(&mut self, edition: u64) {
+        if self.edition != edition {
             self.answers.clear();
-            self.zone = Some(Arc::clone(zone));
+            self.edition = edition;
         }
     }
 
-    /// The answer to a message, with its id.
-    fn recall(&mut self, message: &[u8]) -> Option<&[u8]> {
-        let (id, rest) = message.split_first_chunk::<2>()?;
-        let answer = self.answers.get(rest)?;
-        self.scratch.clear();
-        self.scratch.extend_from_slice(id);
-        self.scratch.extend_from_slice(answer);
-        Some(&self.scratch)
+    /// The id of a message, and the rest of its answer.
+    fn recall<'a>(&'a self, message: &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
+        let (id, rest) = message.split_at_checked(2)?;
+        Some((id, self.answers.get(rest)?))
     }
 
     /// Remembers an answer, unless others of the same kind are to have their turn.
@@ -344,11 +377,10 @@ async fn converse(mut stream: TcpStream, desk: &Desk) -> io::Result<()> {
         };
         buffer.resize(len, 0);
         tokio::time::timeout(IDLE, stream.read_exact(&mut buffer)).await??;
-        let Some(zone) = desk.zone() else { return Ok(()) };
-        let reply = match desk.reply(&zone, &buffer) {
-            Reply::Silence => return Ok(()),
-            Reply::Now(reply) => reply,
-            Reply::Foreign(question) => desk.ask_others(&zone, &question).await,
+        let reply = match desk.with_zone(|zone, _| desk.reply(zone, &buffer)) {
+            None | Some(Reply::Silence) => return Ok(()),
+            Some(Reply::Now(reply) | Reply::Kept(reply)) => reply,
+            Some(Reply::Foreign(question)) => desk.ask_others(&question).await,
         };
         let bytes = reply.to_vec().map_err(io::Error::other)?;
         let len = u16::try_from(bytes.len()).map_err(io::Error::other)?;

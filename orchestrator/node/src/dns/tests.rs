@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use expect_test::{Expect, expect};
 use objects::network::{EndpointSlice, Service};
 use serde_json::json;
@@ -27,7 +29,7 @@ fn zone() -> Zone {
             endpoint["conditions"] = json!({"ready": ready});
         }
         serde_json::from_value(json!({
-            "metadata": {"name": "s", "namespace": "shop",
+            "metadata": {"name": format!("{service}-{ready}"), "namespace": "shop",
                 "labels": {"kubernetes.io/service-name": service}},
             "addressType": "IPv4", "endpoints": endpoints,
             "ports": [{"name": "sql", "protocol": "TCP", "port": 3306}],
@@ -45,7 +47,95 @@ fn zone() -> Zone {
         slice("peers", false, json!([{"addresses": ["172.20.11.9"], "hostname": "p-0"}])),
     ];
     let ranges = vec!["172.20.0.0/16".parse().unwrap(), "172.21.0.0/24".parse().unwrap()];
-    Zone::build("cluster.local", ranges, &services, &slices).unwrap()
+    let mut zone = Zone::new("cluster.local", ranges).unwrap();
+    zone.behind().replace_services(services.into_iter().map(Arc::new));
+    zone.behind().replace_slices(slices.into_iter().map(Arc::new));
+    assert!(zone.refresh());
+    zone
+}
+
+#[test]
+fn a_zone_that_followed_changes_is_as_one_made_anew() {
+    let service = |name: &str, cluster_ip: &str| -> Arc<Service> {
+        let spec = json!({"clusterIP": cluster_ip, "ports": [{"name": "sql", "port": 3306}]});
+        let meta = json!({"namespace": "shop", "name": name});
+        Arc::new(serde_json::from_value(json!({"metadata": meta, "spec": spec})).unwrap())
+    };
+    let slice = |name: &str, service: &str, hosts: &[(&str, &str)]| -> Arc<EndpointSlice> {
+        let endpoints: Vec<_> = hosts
+            .iter()
+            .map(|(host, address)| json!({"hostname": host, "addresses": [address]}))
+            .collect();
+        Arc::new(
+            serde_json::from_value(json!({
+                "metadata": {"namespace": "shop", "name": name,
+                    "labels": {"kubernetes.io/service-name": service}},
+                "addressType": "IPv4", "endpoints": endpoints,
+                "ports": [{"name": "sql", "protocol": "TCP", "port": 3306}]}))
+            .unwrap(),
+        )
+    };
+    let steps: [Step; 8] = [
+        (vec![service("db", "None")], vec![slice("a", "db", &[("db-0", "172.20.1.2")])], true),
+        // Only the order of a service's endpoints counts for names of headless ones.
+        (
+            vec![service("db", "None"), service("web", "172.21.0.7")],
+            vec![
+                slice("a", "db", &[("db-0", "172.20.1.2"), ("db-1", "172.20.1.3")]),
+                slice("b", "web", &[("", "172.20.1.9")]),
+            ],
+            true,
+        ),
+        (
+            vec![service("db", "None"), service("web", "172.21.0.7")],
+            vec![
+                slice("a", "db", &[("db-0", "172.20.1.2"), ("db-1", "172.20.1.3")]),
+                slice("b", "web", &[("", "172.20.1.8")]),
+            ],
+            false,
+        ),
+        // One address with two names loses one of them.
+        (
+            vec![service("db", "None"), service("twin", "None")],
+            vec![
+                slice("a", "db", &[("db-0", "172.20.1.2")]),
+                slice("b", "twin", &[("t-0", "172.20.1.2")]),
+            ],
+            true,
+        ),
+        (
+            vec![service("twin", "None")],
+            vec![
+                slice("a", "db", &[("db-0", "172.20.1.2")]),
+                slice("b", "twin", &[("t-0", "172.20.1.2")]),
+            ],
+            true,
+        ),
+        (vec![service("twin", "172.21.0.9")], vec![slice("a", "twin", &[])], true),
+        (vec![service("twin", "172.21.0.9")], vec![], false),
+        (vec![], vec![], true),
+    ];
+    follow(steps);
+}
+
+/// Services, slices of endpoints, and whether names change by them.
+type Step = (Vec<Arc<Service>>, Vec<Arc<EndpointSlice>>, bool);
+
+#[track_caller]
+fn follow(steps: impl IntoIterator<Item = Step>) {
+    let empty = || Zone::new("cluster.local", Vec::new()).unwrap();
+    let mut zone = empty();
+    for (services, slices, changes) in steps {
+        zone.behind().replace_services(services.clone());
+        zone.behind().replace_slices(slices.clone());
+        assert_eq!(zone.refresh(), changes, "{services:?}");
+        let mut fresh = empty();
+        fresh.behind().replace_services(services);
+        fresh.behind().replace_slices(slices);
+        fresh.refresh();
+        assert_eq!(zone.contents(), fresh.contents());
+    }
+    assert_eq!(zone.contents(), empty().contents());
 }
 
 /// Asks `TYPE NAME` for each line and writes what is answered.

@@ -5,13 +5,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use hickory_proto::rr::rdata::{A, AAAA, SOA, SRV};
 use hickory_proto::rr::{Name, RData, Record};
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use objects::network::{Endpoint, EndpointSlice, Service};
 
 use super::TTL_SECONDS;
+use crate::behind::Behind;
 
-/// The label by which a slice names its service.
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// Headless services may be asked for endpoints that are not ready by this old annotation, too.
 const TOLERATE: &str = "service.alpha.kubernetes.io/tolerate-unready-endpoints";
 
@@ -19,14 +18,16 @@ const TOLERATE: &str = "service.alpha.kubernetes.io/tolerate-unready-endpoints";
 type Port = (String, String, u16);
 
 /// All names of a cluster.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Zone {
     domain: Name,
     depth: usize,
     /// Addresses of which nobody else can know a name.
-    ranges: Vec<Ipv4Net>,
-    namespaces: BTreeMap<String, BTreeMap<String, Entry>>,
-    reverse: BTreeMap<IpAddr, Name>,
+    ranges: Vec<IpNet>,
+    behind: Behind,
+    namespaces: BTreeMap<Box<str>, BTreeMap<Box<str>, Entry>>,
+    /// The names of addresses, sorted.
+    reverse: BTreeMap<IpAddr, Vec<Name>>,
 }
 
 /// One service's names.
@@ -44,6 +45,8 @@ pub(super) enum Entry {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Host {
     name: Name,
+    /// Whether the endpoint has a name of its own, which its address is told to have.
+    is_named: bool,
     addresses: BTreeSet<IpAddr>,
     ports: BTreeSet<Port>,
 }
@@ -84,6 +87,21 @@ impl Entry {
             |(name, transport, _)| name == port && transport == protocol,
             Addresses::Unlisted,
         )
+    }
+
+    /// The addresses that have a name, and their names.
+    fn reverse(&self) -> Vec<(IpAddr, &Name)> {
+        match self {
+            Self::Cluster { name, addresses, .. } => {
+                addresses.iter().map(|address| (*address, name)).collect()
+            }
+            Self::Headless(hosts) => hosts
+                .values()
+                .filter(|host| host.is_named)
+                .flat_map(|host| host.addresses.iter().map(|address| (*address, &host.name)))
+                .collect(),
+            Self::External(_) => Vec::new(),
+        }
     }
 
     fn select(&self, wanted: impl Fn(&Port) -> bool, listed: Addresses) -> Found {
@@ -127,111 +145,100 @@ pub(super) fn host(hosts: &BTreeMap<String, Host>, name: &str) -> Found {
 }
 
 impl Zone {
-    /// Makes the zone of `domain` (`cluster.local`) from what the API says.
-    ///
-    /// Total: what makes no sense has no name. `ranges` are the cluster's own addresses: their
-    /// reverse names are ours even where nobody has the address.
+    /// Makes the zone of `domain` (`cluster.local`), with no names yet. `ranges` are the cluster's
+    /// own addresses: their reverse names are ours even where nobody has the address.
     ///
     /// # Errors
     ///
     /// When `domain` is not a domain name.
-    pub fn build<'a>(
-        domain: &str,
-        ranges: Vec<Ipv4Net>,
-        services: impl IntoIterator<Item = &'a Service>,
-        slices: impl IntoIterator<Item = &'a EndpointSlice>,
-    ) -> Result<Self, NotADomain> {
+    pub fn new(domain: &str, ranges: Vec<IpNet>) -> Result<Self, NotADomain> {
         let bad = || NotADomain(domain.to_owned());
         let mut name = Name::from_ascii(domain.to_ascii_lowercase()).map_err(|_| bad())?;
         name.set_fqdn(true);
-        let mut behind: BTreeMap<(&str, &str), Vec<&EndpointSlice>> = BTreeMap::new();
-        for slice in slices {
-            let meta = &slice.metadata;
-            if let Some(service) = meta.labels.get(SERVICE_NAME) {
-                behind.entry((&meta.namespace, service)).or_default().push(slice);
-            }
-        }
         let depth = name.iter().len();
-        let (namespaces, reverse) = (BTreeMap::new(), BTreeMap::new());
-        let mut zone = Self { domain: name, depth, ranges, namespaces, reverse };
-        for service in services {
-            let meta = &service.metadata;
-            let key = (meta.namespace.as_str(), meta.name.as_str());
-            zone.add(service, behind.get(&key).map_or(&[][..], Vec::as_slice));
+        let (behind, namespaces, reverse) = Default::default();
+        Ok(Self { domain: name, depth, ranges, behind, namespaces, reverse })
+    }
+
+    /// The cluster's own addresses.
+    #[must_use]
+    pub fn ranges(&self) -> &[IpNet] {
+        &self.ranges
+    }
+
+    /// Where to tell what the API says; in the zone after the next [`Self::refresh`].
+    pub fn behind(&mut self) -> &mut Behind {
+        &mut self.behind
+    }
+
+    /// Takes in what was told since the last time, and says whether any name has changed. Total:
+    /// what makes no sense has no name.
+    pub fn refresh(&mut self) -> bool {
+        let mut has_changed = false;
+        for name in self.behind.take_changed() {
+            let entry = self
+                .behind
+                .service(&name)
+                .and_then(|service| self.entry_of(service, &self.behind.slices(&name)));
+            has_changed |= self.put(&name.0, &name.1, entry);
+            self.behind.forget_if_gone(&name);
         }
-        Ok(zone)
+        has_changed
     }
 
-    fn add(&mut self, service: &Service, slices: &[&EndpointSlice]) {
-        let meta = &service.metadata;
-        let Some(name) = self.name(&[&meta.name, &meta.namespace, "svc"]) else { return };
-        let spec = &service.spec;
-        let entry = if spec.kind == "ExternalName" {
-            let Ok(mut target) = Name::from_ascii(&spec.external_name) else { return };
-            target.set_fqdn(true);
-            Entry::External(target)
-        } else if spec.cluster_ip == "None" || spec.cluster_ips.iter().any(|ip| ip == "None") {
-            Entry::Headless(self.hosts(service, &name, slices))
-        } else {
-            let several = spec.cluster_ips.iter().chain(std::iter::once(&spec.cluster_ip));
-            let addresses: BTreeSet<IpAddr> = several.filter_map(|ip| ip.parse().ok()).collect();
-            let addresses: Vec<IpAddr> = addresses.into_iter().collect();
-            let ports = spec.ports.iter().filter_map(|port| {
-                Some((port.name.clone(), small(&port.protocol), u16::try_from(port.port).ok()?))
-            });
-            let ports = ports.collect();
-            if addresses.is_empty() {
-                return;
-            }
-            for address in &addresses {
-                self.reverse.insert(*address, name.clone());
-            }
-            Entry::Cluster { name, addresses, ports }
-        };
-        let namespace = self.namespaces.entry(meta.namespace.clone()).or_default();
-        namespace.insert(meta.name.clone(), entry);
-    }
-
-    fn hosts(
-        &mut self,
-        service: &Service,
-        name: &Name,
-        slices: &[&EndpointSlice],
-    ) -> BTreeMap<String, Host> {
-        let tolerate = service.metadata.annotations.get(TOLERATE).is_some_and(|yes| yes == "true");
-        let unready = service.spec.publish_not_ready_addresses || tolerate;
-        let mut hosts: BTreeMap<String, Host> = BTreeMap::new();
-        for slice in slices.iter().filter(|slice| slice.address_type != "FQDN") {
-            let ports: Vec<Port> = slice
-                .ports
-                .iter()
-                .filter_map(|port| {
-                    let protocol = small(port.protocol.as_deref().unwrap_or_default());
-                    let number = port.port.and_then(|port| u16::try_from(port).ok())?;
-                    Some((port.name.clone().unwrap_or_default(), protocol, number))
-                })
-                .collect();
-            let ready = |endpoint: &&Endpoint| endpoint.conditions.ready.unwrap_or(true) || unready;
-            for endpoint in slice.endpoints.iter().filter(ready) {
-                for address in endpoint.addresses.iter().filter_map(|text| text.parse().ok()) {
-                    let named = endpoint.hostname.as_deref().filter(|name| !name.is_empty());
-                    let label =
-                        named.map_or_else(|| render_dashed(address), str::to_ascii_lowercase);
-                    let Ok(own) = name.prepend_label(label.as_str()) else { continue };
-                    if named.is_some() {
-                        self.reverse.insert(address, own.clone());
+    /// Puts a service's names in the place of those before; says whether they differ.
+    fn put(&mut self, namespace: &str, service: &str, entry: Option<Entry>) -> bool {
+        let old = self.namespaces.get_mut(namespace).and_then(|names| names.remove(service));
+        let differs = old != entry;
+        if differs {
+            for (address, name) in old.iter().flat_map(Entry::reverse) {
+                if let Some(names) = self.reverse.get_mut(&address) {
+                    names.retain(|one| one != name);
+                    if names.is_empty() {
+                        self.reverse.remove(&address);
                     }
-                    let host = hosts.entry(label).or_insert_with(|| Host {
-                        name: own,
-                        addresses: BTreeSet::new(),
-                        ports: BTreeSet::new(),
-                    });
-                    host.addresses.insert(address);
-                    host.ports.extend(ports.iter().cloned());
                 }
             }
+            for (address, name) in entry.iter().flat_map(Entry::reverse) {
+                let names = self.reverse.entry(address).or_default();
+                let at = names.partition_point(|one| one < name);
+                names.insert(at, name.clone());
+            }
         }
-        hosts
+        if let Some(entry) = entry {
+            self.namespaces.entry(namespace.into()).or_default().insert(service.into(), entry);
+        } else if self.namespaces.get(namespace).is_some_and(BTreeMap::is_empty) {
+            self.namespaces.remove(namespace);
+        }
+        differs
+    }
+
+    /// A service's names; `None` when it has none.
+    fn entry_of(&self, service: &Service, slices: &[&EndpointSlice]) -> Option<Entry> {
+        let meta = &service.metadata;
+        let name = self.name(&[&meta.name, &meta.namespace, "svc"])?;
+        let spec = &service.spec;
+        if spec.kind == "ExternalName" {
+            let mut target = Name::from_ascii(&spec.external_name).ok()?;
+            target.set_fqdn(true);
+            return Some(Entry::External(target));
+        }
+        if spec.cluster_ip == "None" || spec.cluster_ips.iter().any(|ip| ip == "None") {
+            return Some(Entry::Headless(hosts(service, &name, slices)));
+        }
+        let several = spec.cluster_ips.iter().chain(std::iter::once(&spec.cluster_ip));
+        let addresses: BTreeSet<IpAddr> = several.filter_map(|ip| ip.parse().ok()).collect();
+        let ports = spec.ports.iter().filter_map(|port| {
+            Some((port.name.clone(), small(&port.protocol), u16::try_from(port.port).ok()?))
+        });
+        let (addresses, ports) = (addresses.into_iter().collect::<Vec<_>>(), ports.collect());
+        (!addresses.is_empty()).then_some(Entry::Cluster { name, addresses, ports })
+    }
+
+    /// Everything there is, for comparison.
+    #[cfg(test)]
+    pub(super) fn contents(&self) -> String {
+        format!("{:?} {:?}", self.namespaces, self.reverse)
     }
 
     /// Whether a name is the domain or below it.
@@ -252,16 +259,14 @@ impl Zone {
         self.namespaces.get(namespace)?.get(service)
     }
 
-    pub(super) fn reverse(&self, address: IpAddr) -> Option<&Name> {
-        self.reverse.get(&address)
+    /// The names that an address has; none when nobody has it.
+    pub(super) fn reverse(&self, address: IpAddr) -> &[Name] {
+        self.reverse.get(&address).map(Vec::as_slice).unwrap_or_default()
     }
 
     /// Whether an address is one of the cluster's.
     pub(super) fn owns(&self, address: IpAddr) -> bool {
-        match address {
-            IpAddr::V4(address) => self.ranges.iter().any(|range| range.contains(&address)),
-            IpAddr::V6(_) => false,
-        }
+        self.ranges.iter().any(|range| range.contains(&address))
     }
 
     /// The name server's own name.
@@ -280,6 +285,41 @@ impl Zone {
         let labels = labels.iter().rev();
         labels.copied().try_fold(self.domain.clone(), |name, label| name.prepend_label(label).ok())
     }
+}
+
+/// The endpoints of a headless service.
+fn hosts(service: &Service, name: &Name, slices: &[&EndpointSlice]) -> BTreeMap<String, Host> {
+    let tolerate = service.metadata.annotations.get(TOLERATE).is_some_and(|yes| yes == "true");
+    let unready = service.spec.publish_not_ready_addresses || tolerate;
+    let mut hosts: BTreeMap<String, Host> = BTreeMap::new();
+    for slice in slices.iter().filter(|slice| slice.address_type != "FQDN") {
+        let ports: Vec<Port> = slice
+            .ports
+            .iter()
+            .filter_map(|port| {
+                let protocol = small(port.protocol.as_deref().unwrap_or_default());
+                let number = port.port.and_then(|port| u16::try_from(port).ok())?;
+                Some((port.name.clone().unwrap_or_default(), protocol, number))
+            })
+            .collect();
+        let ready = |endpoint: &&Endpoint| endpoint.conditions.ready.unwrap_or(true) || unready;
+        for endpoint in slice.endpoints.iter().filter(ready) {
+            for address in endpoint.addresses.iter().filter_map(|text| text.parse().ok()) {
+                let named = endpoint.hostname.as_deref().filter(|name| !name.is_empty());
+                let label = named.map_or_else(|| render_dashed(address), str::to_ascii_lowercase);
+                let Ok(own) = name.prepend_label(label.as_str()) else { continue };
+                let host = hosts.entry(label).or_insert_with(|| Host {
+                    name: own,
+                    is_named: named.is_some(),
+                    addresses: BTreeSet::new(),
+                    ports: BTreeSet::new(),
+                });
+                host.addresses.insert(address);
+                host.ports.extend(ports.iter().cloned());
+            }
+        }
+    }
+    hosts
 }
 
 /// The cluster's domain cannot be one.

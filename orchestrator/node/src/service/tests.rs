@@ -1,7 +1,11 @@
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
+use std::net::Ipv4Addr;
 use std::process::{Command, Stdio};
 
 use expect_test::{Expect, expect, expect_file};
+use objects::network::{EndpointSlice, Service};
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
@@ -9,11 +13,27 @@ use super::*;
 fn site() -> Site {
     Site {
         node: "here".to_owned(),
-        pods: "172.20.0.0/16".parse().unwrap(),
-        services: "172.21.0.0/24".parse().unwrap(),
         zone: Some("z1".to_owned()),
-        dns: None,
+        v4: ranges("172.20.0.0/16", "172.21.0.0/24"),
+        v6: None,
     }
+}
+
+fn dual() -> Site {
+    Site { v6: Some(ranges("fd20::/48", "fd21::/112")), ..site() }
+}
+
+fn ranges(pods: &str, services: &str) -> Ranges {
+    Ranges { pods: pods.parse().unwrap(), services: services.parse().unwrap(), dns: None }
+}
+
+/// What follows from these, from scratch, and what of it cannot be served.
+fn plan(site: Site, services: &[Service], slices: &[EndpointSlice]) -> (Planner, Vec<Skipped>) {
+    let mut planner = Planner::new(site);
+    planner.behind().replace_services(services.iter().cloned().map(Arc::new));
+    planner.behind().replace_slices(slices.iter().cloned().map(Arc::new));
+    let skipped = planner.change().skipped;
+    (planner, skipped)
 }
 
 fn service(name: &str, spec: Value) -> Service {
@@ -45,16 +65,20 @@ fn slice(service: &str, port: u16, endpoints: &str) -> EndpointSlice {
 /// Prints frontend → target, one a line.
 #[track_caller]
 fn check(services: &[Service], slices: &[EndpointSlice], expected: Expect) {
-    let planned = plan_services(&site(), services, slices);
+    let (mut planned, skipped) = plan(dual(), services, slices);
     let mut lines: Vec<String> = planned
-        .frontends
-        .iter()
+        .targets()
         .map(|(frontend, target)| {
             let front = match frontend {
                 Frontend::Address(address, transport, port) => {
                     format!("{address} {transport} {port}")
                 }
-                Frontend::NodePort(transport, port) => format!("node {transport} {port}"),
+                Frontend::NodePort(Family::V4, transport, port) => {
+                    format!("node {transport} {port}")
+                }
+                Frontend::NodePort(Family::V6, transport, port) => {
+                    format!("node6 {transport} {port}")
+                }
             };
             let list = |backends: &[Backend]| {
                 let all = backends.iter().map(|one| format!("{}:{}", one.address, one.port));
@@ -74,9 +98,9 @@ fn check(services: &[Service], slices: &[EndpointSlice], expected: Expect) {
             format!("{front} -> {target}")
         })
         .collect();
-    lines.extend(planned.skipped.iter().map(|one| format!("{}: {}", one.service, one.reason)));
+    lines.extend(skipped.iter().map(|one| format!("{}: {}", one.service, one.reason)));
     expected.assert_eq(&lines.join("\n"));
-    accepted_by_nft(&render_table(&site(), &planned));
+    accepted_by_nft(&planned.render_whole());
 }
 
 /// Lets nft judge a script inside a fresh user and network namespace, where the host allows one.
@@ -210,8 +234,8 @@ fn hints_keep_traffic_near_when_every_endpoint_has_one() {
             "172.20.1.2:80",
         ),
     ] {
-        let planned = plan_services(&site(), &[web()], &[hinted(hints)]);
-        let Some(Target::Balanced { backends, .. }) = planned.frontends.values().next() else {
+        let (planned, _) = plan(site(), &[web()], &[hinted(hints)]);
+        let Some((_, Target::Balanced { backends, .. })) = planned.targets().next() else {
             panic!("{planned:?}")
         };
         let found: Vec<String> =
@@ -232,51 +256,78 @@ fn balancers_are_guarded_and_told_of_local_endpoints() {
     balancer.status = serde_json::from_value(json!({"loadBalancer": {"ingress": [
         {"ip": "10.99.0.5"}, {"ip": "10.99.0.6", "ipMode": "Proxy"}, {"hostname": "x"}]}}))
     .unwrap();
-    let planned = plan_services(
-        &site(),
+    let (mut planned, _) = plan(
+        site(),
         &[balancer],
         &[slice("lb", 80, "172.20.1.2@here !172.20.1.3@here 172.20.2.2@there")],
     );
     let frontend = |address: &str| Frontend::Address(address.parse().unwrap(), Transport::Tcp, 80);
-    let nets = vec!["10.1.0.0/16".parse().unwrap()];
-    assert_eq!(planned.guarded, [(frontend("10.99.0.5"), nets)].into());
-    assert!(planned.frontends.contains_key(&frontend("10.99.0.9")));
-    assert!(!planned.frontends.contains_key(&frontend("10.99.0.6")), "its balancer is a proxy");
+    let elements = planned.elements();
+    let guards: Vec<&Key> = elements
+        .iter()
+        .filter(|one| matches!(one.set, Set::Guarded | Set::Sources))
+        .map(|one| &one.key)
+        .collect();
+    let guarded = frontend("10.99.0.5");
+    let net = "10.1.0.0/16".parse().unwrap();
+    assert_eq!(guards, [&Key::Frontend(guarded), &Key::Source(guarded, net)]);
+    assert!(planned.target(&frontend("10.99.0.9")).is_some());
+    assert!(planned.target(&frontend("10.99.0.6")).is_none(), "its balancer is a proxy");
     let (namespace, name) = ("default".to_owned(), "lb".to_owned());
-    assert_eq!(planned.health, [(31000, Health { namespace, name, local: 1 })].into());
-    accepted_by_nft(&render_table(&site(), &planned));
+    assert_eq!(*planned.health(), [(31000, Health { namespace, name, local: 1 })].into());
+    accepted_by_nft(&planned.render_whole());
 }
 
 #[test]
 fn endpoints_keep_the_slots_that_clients_are_remembered_with() {
-    let planned = |endpoints: &str| {
-        let spec = json!({"clusterIP": "172.21.0.11", "sessionAffinity": "ClientIP",
-            "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}}, "ports": [{"port": 80}]});
-        plan_services(&site(), &[service("sticky", spec)], &[slice("sticky", 80, endpoints)])
+    let spec = || {
+        json!({"clusterIP": "172.21.0.11", "sessionAffinity": "ClientIP",
+        "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}}, "ports": [{"port": 80}]})
     };
-    let mut loaded =
-        Loaded::whole(site(), planned("172.20.1.3@here 172.20.1.5@here 172.20.1.7@here"));
-    for (endpoints, slots) in [
+    let endpoints = |endpoints: &str| slice("sticky", 80, endpoints);
+    let first = "172.20.1.3@here 172.20.1.5@here 172.20.1.7@here";
+    let (mut planner, _) = plan(site(), &[service("sticky", spec())], &[endpoints(first)]);
+    let frontend = Frontend::Address("172.21.0.11".parse().unwrap(), Transport::Tcp, 80);
+    for (all, slots, changed) in [
         (
             "172.20.1.1@here 172.20.1.3@here 172.20.1.5@here 172.20.1.7@here",
             [3, 5, 7, 1].as_slice(),
+            1,
         ),
-        ("172.20.1.1@here 172.20.1.5@here 172.20.1.7@here", &[1, 5, 7]),
-        ("172.20.1.1@here 172.20.1.2@here 172.20.1.7@here", &[1, 2, 7]),
-        ("172.20.1.7@here", &[7]),
+        ("172.20.1.1@here 172.20.1.5@here 172.20.1.7@here", &[1, 5, 7], 2),
+        ("172.20.1.1@here 172.20.1.2@here 172.20.1.7@here", &[1, 2, 7], 1),
+        ("172.20.1.7@here", &[7], 3),
     ] {
-        let wanted = planned(endpoints);
-        let (script, next) = loaded.render_change(&site(), &wanted).unwrap();
-        assert!(next.is(&site(), &wanted), "{endpoints}");
-        let text = format!("{next:?}");
-        let mut order: Vec<(usize, u32)> = [1, 2, 3, 5, 7]
-            .into_iter()
-            .filter_map(|last| Some((text.find(&format!("address: 172.20.1.{last},"))?, last)))
-            .collect();
-        order.sort_unstable();
-        assert_eq!(order.into_iter().map(|(_, last)| last).collect::<Vec<_>>(), slots, "{script}");
-        loaded = next;
+        planner.behind().set_slice("default", "sticky-x", Some(Arc::new(endpoints(all))));
+        let change = planner.change();
+        let backends = planner.target(&frontend).unwrap().backends();
+        let order: Vec<String> = backends.map(|one| one.address.to_string()).collect();
+        let expected: Vec<String> = slots.iter().map(|last| format!("172.20.1.{last}")).collect();
+        assert_eq!(order, expected, "{change:?}");
+        let moved = change.removed.iter().chain(&change.added);
+        let keys: BTreeSet<&Key> =
+            moved.filter(|one| one.set == Set::Endpoints).map(|one| &one.key).collect();
+        assert_eq!(keys.len(), changed, "{change:?}");
     }
+
+    // Another planner, which learns from the kernel what the first one did.
+    let held: Vec<(Frontend, u32, Backend)> = [9, 8, 7, 6]
+        .into_iter()
+        .zip(0..)
+        .map(|(last, slot)| {
+            let address = IpAddr::V4(Ipv4Addr::new(172, 20, 1, last));
+            (frontend, slot, Backend { address, port: 80 })
+        })
+        .collect();
+    let mut next = Planner::new(site());
+    next.remember(held);
+    next.behind().set_service("default", "sticky", Some(Arc::new(service("sticky", spec()))));
+    let all = "172.20.1.6@here 172.20.1.7@here 172.20.1.8@here 172.20.1.5@here";
+    next.behind().set_slice("default", "sticky-x", Some(Arc::new(endpoints(all))));
+    next.change();
+    let backends = next.target(&frontend).unwrap().backends();
+    let order: Vec<String> = backends.map(|one| one.address.to_string()).collect();
+    assert_eq!(order, ["172.20.1.5", "172.20.1.8", "172.20.1.7", "172.20.1.6"]);
 }
 
 #[test]
@@ -291,7 +342,7 @@ fn what_makes_no_sense_is_named_and_harms_nobody_else() {
                 "a",
                 json!({"clusterIP": "172.21.0.1", "externalIPs": ["10.99.0.5"], "ports": [{"port": 80}]}),
             ),
-            service("c", json!({"clusterIP": "fd00::1", "ports": [{"port": 80}]})),
+            service("c", json!({"clusterIP": "172.21.0.300", "ports": [{"port": 80}]})),
             service(
                 "d",
                 json!({"clusterIP": "172.21.0.4", "ports": [{"port": 99999}, {"port": 53, "protocol": "UDP"}]}),
@@ -304,7 +355,7 @@ fn what_makes_no_sense_is_named_and_harms_nobody_else() {
             172.21.0.2 tcp 80 -> refused
             172.21.0.4 udp 53 -> refused
             default/b: Address(10.99.0.5, Tcp, 80) belongs to another service
-            default/c: clusterIP fd00::1 is no IPv4 address
+            default/c: clusterIP 172.21.0.300 is of no family of this site
             default/d: port  99999 is unknown"#]],
     );
 }
@@ -354,8 +405,8 @@ fn the_table_holds_every_kind_of_frontend() {
     ];
     let slices = ["web", "sticky", "inside", "open", "near"]
         .map(|name| slice(name, 8080, "172.20.1.2@here 172.20.2.2@there"));
-    let planned = plan_services(&site(), &services, &slices);
-    let text = render_table(&site(), &planned);
+    let (mut planned, _) = plan(site(), &services, &slices);
+    let text = planned.render_whole();
     expect_file!["../../testdata/services.nft"].assert_eq(&text);
     accepted_by_nft(&text);
 }
@@ -369,11 +420,16 @@ fn rules_do_not_grow_with_services() {
         services.push(service(&name, json!({"clusterIP": address, "ports": [{"port": 80}]})));
         slices.push(slice(&name, 8080, "172.20.1.2@here 172.20.2.2@there 172.20.3.2@there"));
     }
-    let planned = plan_services(&site(), &services, &slices);
-    assert_eq!(table::chains(&planned), 1);
-    let slots = table::slots_of(&planned);
+    let (planned, _) = plan(site(), &services, &slices);
+    assert_eq!(planned.chains(), 4, "for one to four endpoints");
+    let mut slots: BTreeMap<Frontend, BTreeSet<u32>> = BTreeMap::new();
+    for element in planned.elements() {
+        if let Key::Slot(frontend, slot) = element.key {
+            slots.entry(frontend).or_default().insert(slot);
+        }
+    }
     assert_eq!(slots.len(), 1000);
-    assert!(slots.values().all(|count| *count == 3));
+    assert!(slots.values().all(|all| *all == (0..3).collect()));
 }
 
 #[test]
@@ -382,15 +438,16 @@ fn flows_to_endpoints_that_are_gone_are_stale() {
         "ports": [{"port": 53, "protocol": "UDP", "nodePort": 30053}]});
     let mut slice = slice("dns", 5353, "172.20.1.2@here");
     slice.ports[0].protocol = Some("UDP".to_owned());
-    let udp = plan_services(&site(), &[service("dns", spec)], &[slice]).udp();
+    let (mut planned, _) = plan(site(), &[service("dns", spec)], &[slice]);
+    let dns = IpAddr::V4(Ipv4Addr::new(172, 21, 0, 10));
     let stale = |destination: &str, answering: &str| {
         let pair = |text: &str| {
             let (address, port) = text.split_once(':').unwrap();
-            (address.parse::<Ipv4Addr>().unwrap(), port.parse().unwrap())
+            (address.parse::<IpAddr>().unwrap(), port.parse().unwrap())
         };
         let (address, port) = pair(answering);
         let flow = Flow { destination: pair(destination), answering: Backend { address, port } };
-        is_stale(&site(), &udp, &flow)
+        planned.is_stale(&flow)
     };
     assert!(!stale("172.21.0.10:53", "172.20.1.2:5353"), "the endpoint that is there");
     assert!(stale("172.21.0.10:53", "172.20.9.9:5353"), "one that is gone");
@@ -400,4 +457,178 @@ fn flows_to_endpoints_that_are_gone_are_stale() {
     assert!(!stale("10.98.1.11:30053", "172.20.1.2:5353"));
     assert!(!stale("8.8.8.8:30053", "8.8.8.8:30053"), "not ours");
     assert!(!stale("8.8.8.8:53", "8.8.8.8:53"), "not ours");
+    // Where this node answers names itself, nothing is translated.
+    planned.set_site(Site { v4: Ranges { dns: Some(dns), ..site().v4 }, ..site() });
+    let own = |answering| Flow { destination: (dns, 53), answering };
+    assert!(!planned.is_stale(&own(Backend { address: dns, port: 53 })));
+    let gone = IpAddr::V4(Ipv4Addr::new(172, 20, 9, 9));
+    assert!(planned.is_stale(&own(Backend { address: gone, port: 5353 })));
+}
+
+#[test]
+fn a_service_of_two_families_has_a_table_in_each() {
+    let spec = json!({"type": "NodePort", "clusterIP": "172.21.0.10",
+        "clusterIPs": ["172.21.0.10", "fd21::10"], "externalTrafficPolicy": "Local",
+        "externalIPs": ["10.99.0.5", "fd99::5"], "ports": [{"port": 80, "nodePort": 30080}]});
+    let mut six = slice("web", 8080, "");
+    six.metadata.name = "web-6".to_owned();
+    six.address_type = "IPv6".to_owned();
+    six.endpoints = serde_json::from_value(json!([
+        {"addresses": ["fd20:0:0:1::2"], "nodeName": "here"},
+        {"addresses": ["fd20:0:0:2::2"], "nodeName": "there"}]))
+    .unwrap();
+    let four = slice("web", 8080, "172.20.1.2@here");
+    check(
+        &[service("web", spec.clone())],
+        &[four.clone(), six.clone()],
+        expect![[r#"
+            10.99.0.5 tcp 80 -> 172.20.1.2:8080 local 172.20.1.2:8080
+            172.21.0.10 tcp 80 -> 172.20.1.2:8080
+            fd21::10 tcp 80 -> fd20:0:0:1::2:8080 fd20:0:0:2::2:8080
+            fd99::5 tcp 80 -> fd20:0:0:1::2:8080 fd20:0:0:2::2:8080 local fd20:0:0:1::2:8080
+            node tcp 30080 -> 172.20.1.2:8080 local 172.20.1.2:8080
+            node6 tcp 30080 -> fd20:0:0:1::2:8080 fd20:0:0:2::2:8080 local fd20:0:0:1::2:8080"#]],
+    );
+    // Where the site has one family only, the other half is told of and does no harm.
+    let (planned, skipped) = plan(site(), &[service("web", spec)], &[four, six]);
+    assert!(planned.targets().all(|(frontend, _)| frontend.family() == Family::V4));
+    assert_eq!(planned.targets().count(), 3);
+    assert_eq!(skipped.len(), 1, "{skipped:?}");
+}
+
+/// What a kernel would hold, which refuses what `nft` would.
+#[derive(Default)]
+struct Kernel(BTreeMap<(Set, Key), Data>);
+
+impl Kernel {
+    fn apply(&mut self, change: &Change) {
+        for Element { set, key, data } in &change.removed {
+            assert_eq!(
+                self.0.remove(&(*set, *key)),
+                Some(*data),
+                "{key:?} of {set:?} is not there"
+            );
+        }
+        for Element { set, key, data } in &change.added {
+            assert_eq!(self.0.insert((*set, *key), *data), None, "{key:?} of {set:?} is there");
+        }
+    }
+}
+
+/// What was told of a step of a history: a service or a slice, of one of a few names.
+fn told() -> impl Strategy<Value = (bool, usize, Option<(usize, Vec<u8>)>)> {
+    let object = (0..24_usize, prop::collection::vec(0..12_u8, 0..6));
+    (any::<bool>(), 0..4_usize, prop::option::weighted(0.8, object))
+}
+
+/// One of some services, which claim frontends of each other.
+fn some_service(name: usize, kind: usize) -> Service {
+    let mut spec = json!({"clusterIP": format!("172.21.0.{}", 10 + name), "ports": [
+        {"port": 80, "name": "a", "nodePort": if kind.is_multiple_of(2) { 0 } else { 30080 + kind % 3 }},
+        {"port": 53, "name": "b", "protocol": "UDP"}]});
+    if kind.is_multiple_of(3) {
+        spec["externalIPs"] = json!(["10.99.0.5"]);
+        spec["externalTrafficPolicy"] = json!("Local");
+    }
+    if kind.is_multiple_of(5) {
+        spec["sessionAffinity"] = json!("ClientIP");
+    }
+    if kind.is_multiple_of(4) {
+        spec["clusterIPs"] = json!([spec["clusterIP"], format!("fd21::{name}")]);
+        spec["loadBalancerSourceRanges"] = json!(["10.0.0.0/8"]);
+    }
+    if kind == 23 {
+        spec["clusterIP"] = json!("None");
+    }
+    let mut service = service(&format!("s{name}"), spec);
+    let status = json!({"loadBalancer": {"ingress": [{"ip": "10.99.0.6"}]}});
+    service.status = serde_json::from_value(status).unwrap();
+    service
+}
+
+/// A slice of some service with some endpoints in some state.
+fn some_slice(name: usize, kind: usize, endpoints: &[u8]) -> EndpointSlice {
+    let text: Vec<String> = endpoints
+        .iter()
+        .map(|one| {
+            let mark = ["", "", "!", "~"][usize::from(*one) % 4];
+            let node = if one % 3 == 0 { "here" } else { "there" };
+            format!("{mark}172.20.1.{one}@{node}")
+        })
+        .collect();
+    let mut slice = slice(&format!("s{}", kind % 4), 8080, &text.join(" "));
+    slice.metadata.name = format!("slice{name}");
+    slice.ports = serde_json::from_value(json!([{"name": "a", "protocol": "TCP", "port": 8080},
+        {"name": "b", "protocol": "UDP", "port": 5353}]))
+    .unwrap();
+    slice
+}
+
+/// Frontends and what becomes of them, whatever the slots.
+fn unordered(planner: &Planner) -> BTreeMap<Frontend, String> {
+    let sorted = |list: &[Backend]| list.iter().copied().collect::<BTreeSet<_>>();
+    let text = |target: &Target| match target {
+        Target::Balanced { choice, backends, local } => {
+            format!("{choice:?} {:?} {:?}", sorted(backends), sorted(local))
+        }
+        other => format!("{other:?}"),
+    };
+    planner.targets().map(|(frontend, target)| (*frontend, text(target))).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+    #[test]
+    fn any_history_ends_where_a_fresh_start_does(
+        history in prop::collection::vec(prop::collection::vec(told(), 1..4), 1..12)
+    ) {
+        let mut planner = Planner::new(dual());
+        let mut kernel = Kernel::default();
+        let (mut services, mut slices) = (BTreeMap::new(), BTreeMap::new());
+        for step in history {
+            for (is_service, name, object) in step {
+                if is_service {
+                    let one = object.map(|(kind, _)| Arc::new(some_service(name, kind)));
+                    planner.behind().set_service("default", &format!("s{name}"), one.clone());
+                    services.insert(name, one);
+                } else {
+                    let one = object.map(|(kind, all)| Arc::new(some_slice(name, kind, &all)));
+                    planner.behind().set_slice("default", &format!("slice{name}"), one.clone());
+                    slices.insert(name, one);
+                }
+            }
+            kernel.apply(&planner.change());
+            prop_assert_eq!(planner.change(), Change::default());
+            let held: BTreeSet<Element> = planner.elements().into_iter().collect();
+            let there = kernel.0.iter().map(|((set, key), data)| Element {
+                set: *set, key: *key, data: *data,
+            });
+            prop_assert_eq!(&held, &there.collect());
+            let mut fresh = Planner::new(dual());
+            fresh.behind().replace_services(services.values().flatten().cloned());
+            fresh.behind().replace_slices(slices.values().flatten().cloned());
+            fresh.change();
+            prop_assert_eq!(unordered(&planner), unordered(&fresh));
+            prop_assert_eq!(planner.health(), fresh.health());
+            let rest = |planner: &Planner| -> BTreeSet<Element> {
+                let elements = planner.elements().into_iter();
+                elements.filter(|one| !matches!(one.key, Key::Slot(..))).collect()
+            };
+            prop_assert_eq!(rest(&planner), rest(&fresh));
+            // Every slot that a chain may choose leads somewhere.
+            for (frontend, target) in planner.targets() {
+                if let Target::Balanced { choice, backends, local } = target {
+                    let (all, here) = match choice.reach {
+                        Reach::All(all) => (all, 0),
+                        Reach::Local { local, all } => (all, local),
+                    };
+                    prop_assert_eq!((all as usize, here as usize), (backends.len(), local.len()));
+                    let by_address = matches!(frontend, Frontend::Address(..));
+                    let set = if by_address { Set::Services } else { Set::NodePorts };
+                    let there = kernel.0.contains_key(&(set, Key::Frontend(*frontend)));
+                    prop_assert!(there, "{:?} has no verdict", frontend);
+                }
+            }
+        }
+    }
 }

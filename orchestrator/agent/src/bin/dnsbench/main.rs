@@ -3,7 +3,7 @@
 //! `dnsbench [--services N] [--seconds N] [--output json]` starts each name server as a process
 //! bound to the first processor, with the same names, and asks from the last one over loopback.
 //! Printed are answers per second, answers per second of processor time used (which a busy
-//! machine disturbs less), and the latency at half of the full rate.
+//! machine disturbs less), and the latency and lost answers at half of the full rate.
 //!
 //! *Limits*: with one processor, servers and clients share it. A peer that is not installed is
 //! left out and said so.
@@ -52,6 +52,8 @@ struct Figures {
     answers_per_processor_second: f64,
     half_load_p50_us: u128,
     half_load_p99_us: u128,
+    /// Questions without an answer within a second.
+    half_load_lost: usize,
     resident_bytes: u64,
 }
 
@@ -103,7 +105,7 @@ fn measure(kind: Kind, services: u32, time: Duration) -> Result<Figures> {
     let full = load.as_fast_as_possible(time)?;
     let used = server.processor_time()?.saturating_sub(before).as_secs_f64();
     let rate = full as f64 / time.as_secs_f64();
-    let mut latencies = load.at_rate(rate / 2.0, time)?;
+    let load::Paced { mut latencies, lost } = load.at_rate(rate / 2.0, time)?;
     latencies.sort_unstable();
     let at =
         |share: usize| latencies.get(latencies.len() * share / 100).map_or(0, Duration::as_micros);
@@ -113,23 +115,25 @@ fn measure(kind: Kind, services: u32, time: Duration) -> Result<Figures> {
         answers_per_processor_second: full as f64 / used.max(0.01),
         half_load_p50_us: at(50),
         half_load_p99_us: at(99),
+        half_load_lost: lost,
         resident_bytes: server.resident_bytes()?,
     })
 }
 
 fn render(report: &Report) -> String {
     let mut text = format!(
-        "{:<10} {:>12} {:>16} {:>9} {:>9} {:>8}\n",
-        "", "answers/s", "per CPU second", "p50", "p99", "memory"
+        "{:<10} {:>12} {:>16} {:>9} {:>9} {:>6} {:>8}\n",
+        "", "answers/s", "per CPU second", "p50", "p99", "lost", "memory"
     );
     for one in &report.servers {
         text += &format!(
-            "{:<10} {:>12.0} {:>16.0} {:>6} us {:>6} us {:>4} MiB\n",
+            "{:<10} {:>12.0} {:>16.0} {:>6} us {:>6} us {:>6} {:>4} MiB\n",
             one.server,
             one.answers_per_second,
             one.answers_per_processor_second,
             one.half_load_p50_us,
             one.half_load_p99_us,
+            one.half_load_lost,
             one.resident_bytes >> 20,
         );
     }

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -146,19 +147,20 @@ fn unbound(dir: &TempDir, port: u16, services: u32) -> Result<Command> {
 
 /// Serves the same names by the agent's own name server.
 pub(crate) fn serve(port: u16, services: u32) -> Result<()> {
-    let services: Vec<Service> = (0..services)
+    let services: Vec<Arc<Service>> = (0..services)
         .map(|number| {
             let ip = address(number);
-            serde_json::from_value(json!({
+            Ok(Arc::new(serde_json::from_value(json!({
                 "metadata": {
                     "name": format!("service-{number}"), "namespace": format!("team-{}", number % 50),
                 },
                 "spec": { "clusterIP": ip, "clusterIPs": [ip], "ports": [{ "port": 80 }] },
-            }))
+            }))?))
         })
-        .collect::<Result<_, _>>()?;
-    let zone = Zone::build(node::dns::DOMAIN, Vec::new(), &services, [])?;
-    drop(services);
+        .collect::<Result<_>>()?;
+    let mut zone = Zone::new(node::dns::DOMAIN, Vec::new())?;
+    zone.behind().replace_services(services);
+    anyhow::ensure!(zone.refresh(), "no names");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let address = (Ipv4Addr::LOCALHOST, port);

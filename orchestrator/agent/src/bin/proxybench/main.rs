@@ -4,29 +4,34 @@
 //! services, three tables into a network namespace of its own: ours, a chain per service and
 //! endpoint found by a map (kube-proxy's with nftables), and the same found by one rule after the
 //! other (kube-proxy's with iptables, whose kernel side is nftables today). Printed are the time
-//! to load, the time to change one endpoint, the time of a new flow's first round trip to the
-//! first, middle and last service, and the memory that services take in the agent.
+//! to load, the time to change one endpoint (of the agent's own: from the object to the kernel's
+//! element, and once more of the whole agent: from the API server's event), the time of a new flow's first round trip to the first, middle and last service, and
+//! the memory that services take in the agent.
 //!
 //! *Limits*: everything is on loopback and one machine: compare the lines, not the numbers with
-//! those of other machines. The times to change include starting `nft`.
+//! those of other machines. The peers' times to change include starting `nft`, as theirs do.
 
 #![allow(clippy::cast_precision_loss, reason = "figures for people")]
 
+mod api;
 mod peer;
+mod whole;
 
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::unix::fs::MetadataExt as _;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use agent::tables::Tables;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use node::dns::{DOMAIN, Zone};
-use node::service::{Loaded, Site, TABLE, plan_services, render_table};
+use node::service::{Planner, Ranges, Site, TABLE};
 use objects::network::{EndpointSlice, Service};
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
 use peer::Shape;
@@ -88,6 +93,8 @@ struct Report {
     tables: Vec<Figures>,
     /// What the agent holds of the largest number of services.
     memory: Memory,
+    /// From an event of the API server to the kernel's element, with all of the agent between.
+    whole: whole::Figures,
 }
 
 /// Growth of this process while it makes what the agent holds.
@@ -157,7 +164,8 @@ fn measure(arguments: &Arguments) -> Result<Report> {
             }
         }
     }
-    Ok(Report { endpoints: arguments.endpoints, bare_us, tables, memory })
+    let whole = whole::measure(arguments.services, arguments.endpoints)?;
+    Ok(Report { endpoints: arguments.endpoints, bare_us, tables, memory, whole })
 }
 
 /// An endpoint that sends datagrams back, until the process ends.
@@ -180,34 +188,42 @@ fn echo(number: u8) -> Result<()> {
 }
 
 fn site() -> Result<Site> {
-    Ok(Site {
-        node: "here".to_owned(),
-        pods: "10.0.0.0/8".parse()?,
-        services: "172.16.0.0/12".parse()?,
-        zone: None,
-        dns: None,
-    })
+    let ranges =
+        Ranges { pods: "10.0.0.0/8".parse()?, services: "172.16.0.0/12".parse()?, dns: None };
+    Ok(Site { node: "here".to_owned(), zone: None, v4: ranges, v6: None })
 }
 
-fn objects(services: u32, endpoints: u8) -> Result<(Vec<Service>, Vec<EndpointSlice>)> {
+/// Services and their slices of endpoints, as the API tells them.
+fn told(services: u32, endpoints: u8) -> impl Iterator<Item = (Value, Value)> {
     let addresses: Vec<_> = (0..endpoints)
         .map(|number| {
             json!({"addresses": [peer::endpoint(number)], "nodeName": format!("node-{number}"),
                 "conditions": {"ready": true, "serving": true, "terminating": false}})
         })
         .collect();
-    let (mut all, mut slices) = (Vec::new(), Vec::new());
-    for number in 0..services {
+    (0..services).map(move |number| {
         let (namespace, name) = (format!("team-{}", number % 50), format!("service-{number}"));
-        all.push(serde_json::from_value(json!({
+        let service = json!({
             "metadata": {"namespace": namespace, "name": name},
             "spec": {"clusterIP": peer::service(number), "type": "ClusterIP",
-                "ports": [{"port": 80, "protocol": "UDP"}], "selector": {"app": name}}}))?);
-        slices.push(serde_json::from_value(json!({
+                "ports": [{"port": 80, "protocol": "UDP"}], "selector": {"app": name}}});
+        let slice = json!({
             "metadata": {"namespace": namespace, "name": format!("{name}-x"),
                 "labels": {"kubernetes.io/service-name": name}},
             "addressType": "IPv4", "endpoints": addresses,
-            "ports": [{"port": PORT, "protocol": "UDP"}]}))?);
+            "ports": [{"port": PORT, "protocol": "UDP"}]});
+        (service, slice)
+    })
+}
+
+/// Services and their slices of endpoints, as the caches hold them.
+type Objects = (Vec<Arc<Service>>, Vec<Arc<EndpointSlice>>);
+
+fn objects(services: u32, endpoints: u8) -> Result<Objects> {
+    let (mut all, mut slices) = (Vec::new(), Vec::new());
+    for (service, slice) in told(services, endpoints) {
+        all.push(Arc::new(serde_json::from_value(service)?));
+        slices.push(Arc::new(serde_json::from_value(slice)?));
     }
     Ok((all, slices))
 }
@@ -217,28 +233,33 @@ fn ours(runtime: &Runtime, count: u32, endpoints: u8) -> Result<(Figures, Memory
     let (services, mut slices) = objects(count, endpoints)?;
     let site = site()?;
     let with_objects = resident_bytes("VmRSS:")?;
-    let planned = plan_services(&site, &services, &slices);
-    let mut loaded = Loaded::whole(site.clone(), planned);
-    let zone = Zone::build(DOMAIN, vec![site.pods, site.services], &services, &slices)?;
+    let start = Instant::now();
+    let mut planner = Planner::new(site.clone());
+    planner.behind().replace_services(services.iter().cloned());
+    planner.behind().replace_slices(slices.iter().cloned());
+    let mut tables = Tables::default();
+    runtime.block_on(tables.load(&mut planner))?;
+    let load_ms = milliseconds(start.elapsed());
+    let mut zone = Zone::new(DOMAIN, vec![site.v4.pods, site.v4.services])?;
+    zone.behind().replace_services(services.iter().cloned());
+    zone.behind().replace_slices(slices.iter().cloned());
+    ensure!(zone.refresh(), "no names");
     let kept_bytes = resident_bytes("VmRSS:")?.saturating_sub(with_objects);
     drop(zone);
-    let start = Instant::now();
-    let planned = plan_services(&site, &services, &slices);
-    runtime.block_on(kernel::nft::apply(&render_table(&site, &planned)))?;
-    let load_ms = milliseconds(start.elapsed());
-    drop(planned);
     let mut changes = Vec::new();
+    let first = slices.first_mut().context("no service")?;
     for change in 0..CHANGES {
-        let endpoint = slices.first_mut().and_then(|slice| slice.endpoints.first_mut());
         let spare = if change % 2 == 0 { peer::SPARE } else { peer::endpoint(0) };
-        endpoint.context("no service")?.addresses = vec![spare.to_string()];
+        let mut slice = EndpointSlice::clone(first);
+        slice.endpoints.first_mut().context("no endpoint")?.addresses = vec![spare.to_string()];
+        *first = Arc::new(slice);
+        let meta = &first.metadata;
         let start = Instant::now();
-        let planned = plan_services(&site, &services, &slices);
-        let change = loaded.render_change(&site, &planned);
-        let (script, next) = change.context("the table cannot be changed")?;
-        runtime.block_on(kernel::nft::apply(&script))?;
+        planner.behind().set_slice(&meta.namespace, &meta.name, Some(Arc::clone(first)));
+        let change = planner.change();
+        ensure!(!change.is_empty(), "nothing was changed");
+        runtime.block_on(tables.change(&change))?;
         changes.push(milliseconds(start.elapsed()));
-        loaded = next;
     }
     let figures = flows("ours", count, load_ms, changes);
     remove(runtime, TABLE)?;
@@ -327,7 +348,7 @@ fn render(report: &Report) -> String {
     );
     for one in &report.tables {
         text += &format!(
-            "{:<14} {:>8} {:>7.0} ms {:>7.1} ms {:>5.1} us {:>5.1} us {:>5.1} us",
+            "{:<14} {:>8} {:>7.0} ms {:>7.3} ms {:>5.1} us {:>5.1} us {:>5.1} us",
             one.table,
             one.services,
             one.load_ms,
@@ -347,6 +368,10 @@ fn render(report: &Report) -> String {
         }
         text += "\n";
     }
+    text += &format!(
+        "from the API's event to the kernel, all of the agent between: {:.0} us, {:.0} us at worst\n",
+        report.whole.median_us, report.whole.worst_us
+    );
     text += &format!("a new flow without any table: {:.1} us\n", report.bare_us);
     let Memory { objects_bytes, kept_bytes, peak_bytes } = &report.memory;
     let mib = |bytes: &u64| *bytes as f64 / f64::from(1 << 20);
