@@ -3,7 +3,8 @@
 //! `dnsbench [--services N] [--seconds N] [--output json]` starts each name server as a process
 //! bound to the first processor, with the same names, and asks from the last one over loopback.
 //! Printed are answers per second, answers per second of processor time used (which a busy
-//! machine disturbs less), and the latency and lost answers at half of the full rate.
+//! machine disturbs less), what of that time is the program's own and not the kernel's for any
+//! program, and the latency and lost answers at half of the full rate.
 //!
 //! *Limits*: with one processor, servers and clients share it. A peer that is not installed is
 //! left out and said so.
@@ -50,6 +51,8 @@ struct Figures {
     server: String,
     answers_per_second: f64,
     answers_per_processor_second: f64,
+    /// What the program itself takes of that; the rest is the kernel's, for any program.
+    own_us_per_answer: f64,
     half_load_p50_us: u128,
     half_load_p99_us: u128,
     /// Questions without an answer within a second.
@@ -63,8 +66,9 @@ struct Report {
     services: u32,
     servers: Vec<Figures>,
     skipped: Vec<String>,
-    /// Ours by each peer's answers per second of processor time.
-    ratios: Vec<(String, f64)>,
+    /// Ours by each peer's answers per second of processor time, and each peer's own work for an
+    /// answer by ours.
+    ratios: Vec<(String, f64, f64)>,
 }
 
 fn main() -> Result<()> {
@@ -81,19 +85,22 @@ fn main() -> Result<()> {
             Err(err) => return Err(err),
         }
     }
-    let ours = servers.first().map_or(0.0, |ours| ours.answers_per_processor_second);
-    let ratios = servers
-        .iter()
-        .skip(1)
-        .map(|peer| (peer.server.clone(), ours / peer.answers_per_processor_second.max(1.0)));
-    let report =
-        Report { services: arguments.services, ratios: ratios.collect(), servers, skipped };
+    let ratios = match servers.split_first() {
+        Some((ours, peers)) => peers.iter().map(|peer| ratio(ours, peer)).collect(),
+        None => Vec::new(),
+    };
+    let report = Report { services: arguments.services, ratios, servers, skipped };
     let mut out = std::io::stdout().lock();
     match arguments.output {
         Output::Json => writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?,
         Output::Table => write!(out, "{}", render(&report))?,
     }
     Ok(())
+}
+
+fn ratio(ours: &Figures, peer: &Figures) -> (String, f64, f64) {
+    let answers = ours.answers_per_processor_second / peer.answers_per_processor_second.max(1.0);
+    (peer.server.clone(), answers, peer.own_us_per_answer / ours.own_us_per_answer)
 }
 
 fn measure(kind: Kind, services: u32, time: Duration) -> Result<Figures> {
@@ -103,7 +110,9 @@ fn measure(kind: Kind, services: u32, time: Duration) -> Result<Figures> {
     load.warm_up().context("the first answers")?;
     let before = server.processor_time()?;
     let full = load.as_fast_as_possible(time)?;
-    let used = server.processor_time()?.saturating_sub(before).as_secs_f64();
+    let after = server.processor_time()?;
+    let own = after.0.saturating_sub(before.0).as_secs_f64();
+    let used = own + after.1.saturating_sub(before.1).as_secs_f64();
     let rate = full as f64 / time.as_secs_f64();
     let load::Paced { mut latencies, lost } = load.at_rate(rate / 2.0, time)?;
     latencies.sort_unstable();
@@ -113,6 +122,7 @@ fn measure(kind: Kind, services: u32, time: Duration) -> Result<Figures> {
         server: format!("{kind:?}").to_lowercase(),
         answers_per_second: rate,
         answers_per_processor_second: full as f64 / used.max(0.01),
+        own_us_per_answer: own.max(0.01) * 1e6 / full as f64,
         half_load_p50_us: at(50),
         half_load_p99_us: at(99),
         half_load_lost: lost,
@@ -122,23 +132,27 @@ fn measure(kind: Kind, services: u32, time: Duration) -> Result<Figures> {
 
 fn render(report: &Report) -> String {
     let mut text = format!(
-        "{:<10} {:>12} {:>16} {:>9} {:>9} {:>6} {:>8}\n",
-        "", "answers/s", "per CPU second", "p50", "p99", "lost", "memory"
+        "{:<10} {:>12} {:>16} {:>9} {:>9} {:>9} {:>6} {:>8}\n",
+        "", "answers/s", "per CPU second", "own work", "p50", "p99", "lost", "memory"
     );
     for one in &report.servers {
         text += &format!(
-            "{:<10} {:>12.0} {:>16.0} {:>6} us {:>6} us {:>6} {:>4} MiB\n",
+            "{:<10} {:>12.0} {:>16.0} {:>6.2} us {:>6} us {:>6} us {:>6} {:>4} MiB\n",
             one.server,
             one.answers_per_second,
             one.answers_per_processor_second,
+            one.own_us_per_answer,
             one.half_load_p50_us,
             one.half_load_p99_us,
             one.half_load_lost,
             one.resident_bytes >> 20,
         );
     }
-    for (peer, ratio) in &report.ratios {
-        text += &format!("{ratio:.1} times the answers of {peer} per second of processor time\n");
+    for (peer, answers, work) in &report.ratios {
+        text += &format!(
+            "{answers:.1} times the answers of {peer} per second of processor time, \
+             whose own work for an answer is {work:.1} times ours\n"
+        );
     }
     for skipped in &report.skipped {
         text += &format!("left out: {skipped}\n");

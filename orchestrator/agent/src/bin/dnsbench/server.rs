@@ -86,13 +86,17 @@ impl Server {
         Ok(Pid::from_raw(i32::try_from(self.process.id())?))
     }
 
-    /// Processor time used so far.
-    pub(crate) fn processor_time(&self) -> Result<Duration> {
+    /// Processor time used so far: by the program itself, and by the kernel for it.
+    pub(crate) fn processor_time(&self) -> Result<(Duration, Duration)> {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.process.id()))?;
         let (_, fields) = stat.rsplit_once(')').context("no name in stat")?;
-        let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse::<u64>);
+        let mut fields = fields.split_whitespace().skip(11);
         // The kernel tells hundredths of seconds, whatever its own tick.
-        Ok(Duration::from_millis(10 * ticks.sum::<Result<u64, _>>()?))
+        let mut next = || -> Result<Duration> {
+            let ticks = fields.next().context("no times in stat")?.parse::<u64>()?;
+            Ok(Duration::from_millis(10 * ticks))
+        };
+        Ok((next()?, next()?))
     }
 
     /// Memory in use.
