@@ -21,6 +21,7 @@ pub mod list;
 pub mod policy;
 pub mod prepare;
 pub mod protobuf;
+pub mod registry;
 pub mod remote;
 pub mod request;
 pub mod schema;
