@@ -22,8 +22,8 @@ use crate::metrics::Series;
 use crate::respond::{self, Answer};
 use crate::server::Server;
 use crate::{
-    aggregate, audit, enroll, fair, gate, log, metrics_api, proxy, read, review, storage, stream,
-    token, watch, write,
+    aggregate, audit, enroll, fair, gate, log, metrics_api, proxy, read, registry, review, storage,
+    stream, token, watch, write,
 };
 
 /// Upstream's limit for request bodies.
@@ -140,6 +140,9 @@ fn request_limit(parts: &Parts, route: &Route) -> Result<Option<Duration>, Statu
             return Ok(None);
         }
     }
+    if registry::is_stream(parts.uri.path()) {
+        return Ok(None);
+    }
     let query = parts.uri.query().unwrap_or("");
     let said = query.split('&').find_map(|pair| pair.strip_prefix("timeout="));
     match said.filter(|said| !said.is_empty()) {
@@ -216,6 +219,9 @@ async fn answer(
                 return Err(api::not_allowed());
             }
             metrics_api::answer(server, &path, parts.uri.query().unwrap_or("")).await
+        }
+        Route::Other(path) if registry::is_path(&path) => {
+            registry::answer(server, parts, body).await
         }
         Route::Health(check) => {
             Ok(storage::health(&server.store, &check, parts.uri.query().unwrap_or("")))

@@ -29,6 +29,7 @@ mod metrics_api;
 mod object;
 mod proxy;
 mod read;
+mod registry;
 mod respond;
 mod review;
 mod roles;
@@ -66,7 +67,7 @@ use crate::server::{Server, service_range};
 /// How the API server runs.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The master's directory: `pki/`, `store/` and the kubeconfigs; made when missing. Servers
+    /// The master's directory: `pki/`, `store/`, `images/` and the kubeconfigs; made when missing. Servers
     /// that share an etcd cluster have the same `pki/`.
     pub data_dir: PathBuf,
     /// Where to listen; port 0 takes a free one.
@@ -102,6 +103,15 @@ pub enum RunError {
         /// The reason.
         #[source]
         source: SiteError,
+    },
+    /// The directory of images cannot be used.
+    #[error("cannot use the images' directory {dir}")]
+    Images {
+        /// The directory.
+        dir: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: std::io::Error,
     },
     /// The store cannot be opened.
     #[error("cannot open the store")]
@@ -150,7 +160,10 @@ impl ApiServer {
             .map_err(|source| RunError::Site { dir: config.data_dir.clone(), source })?;
         let range = service_range(config.service_cidr);
         let keeping = config.identity.open()?;
-        let server = Server::new(store, site, stop.clone(), range, address.port(), keeping);
+        let dir = config.data_dir.join("images");
+        let images = registry::Shelf::open(&dir);
+        let images = images.map_err(|source| RunError::Images { dir, source })?;
+        let server = Server::new(store, site, stop.clone(), range, address.port(), keeping, images);
         seal::renew(&server).await?;
         bootstrap::run(&server).await.map_err(RunError::Bootstrap)?;
         Ok(Self { listener, address, server: Arc::new(server), stop })

@@ -86,6 +86,7 @@ pub(crate) struct Server {
     pub(crate) audit: Option<AuditLog>,
     pub(crate) customs: Customs,
     pub(crate) aggregates: Aggregates,
+    pub(crate) images: crate::registry::Shelf,
     shelves: Vec<(&'static Kind, Arc<str>)>,
     seed: AtomicU64,
 }
@@ -98,6 +99,7 @@ impl Server {
         services: ServiceRange,
         port: u16,
         keeping: Keeping,
+        images: crate::registry::Shelf,
     ) -> Self {
         let Keeping { fair, audit, seals } = keeping;
         let shelves = kind::KINDS.iter().map(|kind| (*kind, object::shelf(kind))).collect();
@@ -120,6 +122,7 @@ impl Server {
             audit,
             customs: Customs::default(),
             aggregates: Aggregates::default(),
+            images,
             shelves,
             seed,
         }

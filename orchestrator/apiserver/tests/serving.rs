@@ -11,6 +11,7 @@ mod aggregation;
 mod common;
 mod extension;
 mod identity;
+mod registry;
 
 use common::{Cluster, config_map, pod, soon, version, watch_from};
 use runtime::client::{DeleteParams, ListParams, Patch, Preconditions, WatchEvent, WatchParams};

@@ -65,6 +65,8 @@ impl std::fmt::Debug for Client {
 pub struct RawResponse {
     /// HTTP status.
     pub status: StatusCode,
+    /// The head's other fields.
+    pub headers: http::HeaderMap,
     /// The whole body.
     pub body: Bytes,
 }
@@ -312,6 +314,21 @@ impl Client {
         self.raw(Method::POST, path, Some(Payload::json(body)?)).await
     }
 
+    /// Sends bytes to any path of the server, whatever the status of the answer.
+    ///
+    /// # Errors
+    ///
+    /// Only when no answer came.
+    pub async fn raw_send(
+        &self,
+        method: Method,
+        path: &str,
+        content_type: &'static str,
+        body: Bytes,
+    ) -> Result<RawResponse, ClientError> {
+        self.raw(method, path, Some(Payload { content_type, body })).await
+    }
+
     async fn call(
         &self,
         method: Method,
@@ -390,8 +407,8 @@ impl Payload {
 }
 
 async fn collect(path: &str, response: Response<Incoming>) -> Result<RawResponse, ClientError> {
-    let status = response.status();
-    let mut incoming = response.into_body();
+    let (head, mut incoming) = response.into_parts();
+    let (status, headers) = (head.status, head.headers);
     let mut body = BytesMut::new();
     while let Some(frame) = incoming.frame().await {
         let frame = frame.map_err(|source| ClientError::Body { path: path.to_owned(), source })?;
@@ -405,5 +422,5 @@ async fn collect(path: &str, response: Response<Incoming>) -> Result<RawResponse
             body.extend_from_slice(data);
         }
     }
-    Ok(RawResponse { status, body: body.freeze() })
+    Ok(RawResponse { status, headers, body: body.freeze() })
 }

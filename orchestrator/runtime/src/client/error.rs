@@ -221,6 +221,7 @@ mod tests {
 
     fn refused(code: u16, body: &str) -> ClientError {
         let raw = RawResponse {
+            headers: http::HeaderMap::new(),
             status: StatusCode::from_u16(code).unwrap(),
             body: body.to_owned().into(),
         };
