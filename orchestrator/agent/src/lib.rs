@@ -27,6 +27,7 @@ mod figures;
 mod hook;
 mod image;
 mod logs;
+mod mirror;
 mod news;
 mod observe;
 mod pods;
@@ -75,6 +76,8 @@ pub struct Config {
     pub log_dir: PathBuf,
     /// Image archives that come with the node.
     pub image_dir: PathBuf,
+    /// Where the runtime reads which mirrors registries have; `None` leaves that to the operator.
+    pub mirror_dir: Option<PathBuf>,
     /// Where the HTTPS server listens.
     pub listen: SocketAddr,
     /// Where people watching the machine read; `None` keeps quiet.
@@ -95,6 +98,8 @@ impl Default for Config {
             data_dir: "/var/lib/muster".into(),
             log_dir: "/var/log/pods".into(),
             image_dir: "/usr/share/muster/images".into(),
+            // Only who owns the whole node may change what its runtime asks.
+            mirror_dir: None,
             listen: SocketAddr::from(([0, 0, 0, 0], node::machine::AGENT_PORT)),
             console: Some("/dev/console".into()),
             settings: Settings::default(),
@@ -188,6 +193,7 @@ pub async fn run_joined(
     let node = joined.node.clone();
     let imports = joined.imports.clone();
     imports.begin(&config);
+    mirror::apply(&config, &joined).await;
     let (problems, _) = watch::channel(vec!["the runtime was not looked at yet".to_owned()]);
     let shared = Arc::new(Shared {
         config,

@@ -21,6 +21,7 @@ pub mod images;
 pub mod links;
 pub mod log;
 pub mod machine;
+pub mod mirror;
 pub mod names;
 pub mod plan;
 pub mod policy;
