@@ -34,6 +34,8 @@ pub(crate) enum Command {
     Approve(ApproveArgs),
     /// Build the node image, or show what is in it
     Image(ImageArgs),
+    /// Keep images for containers on the masters, for nodes that reach no registry
+    Images(ImagesArgs),
     /// Compare what every node was meant to route with what BIRD and its kernel do
     Routes(RoutesArgs),
     /// Write what routers and Ceph have to know of rack.yaml
@@ -173,6 +175,63 @@ pub(crate) struct ImageShowArgs {
     /// How to print it
     #[arg(long, value_enum, default_value_t = Output::Table)]
     pub output: Output,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ImagesArgs {
+    #[command(subcommand)]
+    pub verb: ImagesVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImagesVerb {
+    /// Put the images of an archive, or one of a registry, where nodes look first
+    Add(ImagesAddArgs),
+    /// List the images that the site keeps
+    List(ImagesListArgs),
+    /// Forget an image, and free what no other needs
+    Remove(ImagesRemoveArgs),
+}
+
+/// Whose images: those of a site of this host, or of a cluster anywhere.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ClusterArgs {
+    #[command(flatten)]
+    pub site: SiteArgs,
+    /// How to reach the API, and as whom [default: that of the site]
+    #[arg(long, value_name = "FILE", conflicts_with = "dir")]
+    pub kubeconfig: Option<PathBuf>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ImagesAddArgs {
+    /// An archive, as `docker save`, `podman save`, `skopeo copy` or `ctr export` write it, or the
+    /// name of an image, which skopeo then fetches
+    #[arg(value_name = "ARCHIVE|REF")]
+    pub source: String,
+    /// What the image is to be called; for archives that do not say it
+    #[arg(long, value_name = "REF")]
+    pub name: Option<String>,
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ImagesListArgs {
+    /// How to print the list
+    #[arg(long, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ImagesRemoveArgs {
+    /// The image, by its tag or digest
+    #[arg(value_name = "REF")]
+    pub name: String,
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -113,6 +113,7 @@ pub(crate) fn agent(args: AgentArgs) -> Result<()> {
         node_json: args.node,
         cri_socket: args.runtime,
         cluster_dns,
+        mirror_dir: Some("/etc/containerd/certs.d".into()),
         settings: node_settings(args.config.as_deref())?,
         ..agent::Config::default()
     };

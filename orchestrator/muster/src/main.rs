@@ -12,6 +12,7 @@ mod follow;
 mod ground;
 mod identity;
 mod image;
+mod images;
 mod inventory;
 mod plan;
 mod process;
@@ -59,6 +60,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Status(args) => done(status::run(&args)),
         Command::Approve(args) => done(approve::run(&args)),
         Command::Image(args) => done(image::run(&args)),
+        Command::Images(args) => done(images::run(&args)),
         Command::Routes(args) => routing::run(&args),
         Command::Export(args) => done(export::run(&args)),
         Command::Inventory(args) => done(inventory::run(&args)),

@@ -13,6 +13,7 @@
 
 #[path = "../../cri/tests/support/mod.rs"]
 mod containerd;
+mod images;
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -79,6 +80,7 @@ impl Cluster {
             data_dir: dir.join("data"),
             log_dir: dir.join("logs"),
             image_dir: dir.join("none"),
+            mirror_dir: Some(dir.join("certs.d")),
             listen: "127.0.0.1:0".parse().unwrap(),
             console: None,
             settings: roomy(),
@@ -96,6 +98,12 @@ impl Cluster {
             "address": "127.0.0.1", "api": server, "caFingerprint": "", "boot": "http://127.0.0.1:1"}))
         .unwrap();
         let ca_pem = authority.cert_pem().as_bytes().to_vec();
+        std::fs::create_dir(dir.join("pki")).unwrap();
+        for (name, bytes) in
+            [("ca.crt", &ca_pem), ("node.crt", &identity.cert_pem), ("node.key", &identity.key_pem)]
+        {
+            std::fs::write(dir.join("pki").join(name), bytes).unwrap();
+        }
         let client_config = ClientConfig {
             server: server.to_owned(),
             ca_pem,

@@ -200,6 +200,8 @@ disabled_plugins = ["io.containerd.snapshotter.v1.zfs", "io.containerd.snapshott
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "{dir}/cni"
     conf_dir = "{dir}/net.d"
+  [plugins."io.containerd.grpc.v1.cri".registry]
+    config_path = "{dir}/certs.d"
   [plugins."io.containerd.grpc.v1.cri".containerd]
     snapshotter = "native"
     default_runtime_name = "runc"
