@@ -7,8 +7,9 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::process;
 
 /// Debian packages the rig runs, the same names in Debian 12 and 13.
-pub const PACKAGES: [&str; 10] = [
+pub const PACKAGES: [&str; 11] = [
     "bird2",
+    "busybox-static",
     "iproute2",
     "ipxe-qemu",
     "isc-dhcp-relay",

@@ -10,6 +10,7 @@ mod kubectl;
 mod light;
 mod measure;
 mod ospf;
+mod pods;
 mod secret;
 mod story;
 mod workloads;
@@ -47,6 +48,12 @@ pub const ALL: &[Scenario] = &[
         summary: "what people run: tiers, updates under load, probes, limits, scalers, clocks",
         plan: "examples/lab/rack.yaml",
         run: workloads::run,
+    },
+    Scenario {
+        name: "pods",
+        summary: "images from the master, policies, daemons killed under pods, a full disk",
+        plan: "examples/lab/rack.yaml",
+        run: pods::run,
     },
 ];
 

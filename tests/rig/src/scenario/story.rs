@@ -167,7 +167,8 @@ impl Story {
         let mut programs = self.options.kubectl.clone();
         if programs.is_empty() {
             let tool = |version| format!("target/tools/kubectl-{version}/usr/bin/kubectl");
-            programs = ["1.32", "1.20"].map(|version| PathBuf::from(tool(version))).to_vec();
+            programs =
+                ["1.32", "1.20", "1.36"].map(|version| PathBuf::from(tool(version))).to_vec();
             programs.retain(|path| path.exists());
         }
         if programs.is_empty() {

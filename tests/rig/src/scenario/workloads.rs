@@ -18,7 +18,7 @@ use crate::wait::{Seen, await_until};
 
 const UP_LIMIT_SECONDS: &str = "900";
 /// Containers that start, probes that pass, on emulated machines that have other work.
-const LIMIT: Duration = Duration::from_secs(300);
+pub(super) const LIMIT: Duration = Duration::from_secs(300);
 
 /// Tells the story.
 pub(super) fn run(story: &mut Story) -> Result<()> {
@@ -26,7 +26,7 @@ pub(super) fn run(story: &mut Story) -> Result<()> {
         story.build_rig().context("building the racks")?;
         story.muster(&story.up_args(&["--limit", UP_LIMIT_SECONDS, "--skip-check"])?)?;
     }
-    let site = Site { rig: story.rig()?, kubectl: story.kubectl()?, story };
+    let site = Site::of(story)?;
     apps::three_tiers_keep_a_word(&site)?;
     apps::an_update_under_load_loses_nothing(&site)?;
     apps::old_controllers_scale_and_are_exposed(&site)?;
@@ -41,15 +41,20 @@ pub(super) fn run(story: &mut Story) -> Result<()> {
 }
 
 /// A site that is up.
-struct Site<'a> {
-    story: &'a Story,
-    rig: Rig,
-    kubectl: Kubectl,
+pub(super) struct Site<'a> {
+    pub(super) story: &'a Story,
+    pub(super) rig: Rig,
+    pub(super) kubectl: Kubectl,
 }
 
-impl Site<'_> {
+impl<'a> Site<'a> {
+    /// The site of a story.
+    pub(super) fn of(story: &'a Story) -> Result<Self> {
+        Ok(Self { rig: story.rig()?, kubectl: story.kubectl()?, story })
+    }
+
     /// Applies a manifest.
-    fn apply(&self, name: &str, text: &str) -> Result<()> {
+    pub(super) fn apply(&self, name: &str, text: &str) -> Result<()> {
         let path = self.story.dir().join(format!("{name}.yaml"));
         fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
         self.kubectl.run(&["apply", "-f", path.to_str().context("a path that is no UTF-8")?])?;
@@ -57,7 +62,7 @@ impl Site<'_> {
     }
 
     /// Waits until `look` is content with what kubectl says of an object.
-    fn await_object(
+    pub(super) fn await_object(
         &self,
         what: &str,
         args: &[&str],
@@ -71,7 +76,7 @@ impl Site<'_> {
     }
 
     /// Where a NodePort service answers on a machine.
-    fn node_port(&self, service: &str, machine: &str) -> Result<SocketAddrV4> {
+    pub(super) fn node_port(&self, service: &str, machine: &str) -> Result<SocketAddrV4> {
         let object = self.kubectl.json(&["get", "service", service])?;
         let port = object.pointer("/spec/ports/0/nodePort").and_then(Value::as_u64);
         let port = port.with_context(|| format!("service {service} has no node port"))?;
@@ -81,7 +86,12 @@ impl Site<'_> {
     }
 
     /// Asks an address from the seed until it answers as it should.
-    fn await_answer(&self, server: SocketAddrV4, path: &str, wanted: &str) -> Result<()> {
+    pub(super) fn await_answer(
+        &self,
+        server: SocketAddrV4,
+        path: &str,
+        wanted: &str,
+    ) -> Result<()> {
         await_until(&format!("{server}{path} to say {wanted:?}"), LIMIT, || {
             let answer = self.rig.ask(server, path, None)?;
             let body = answer.body.trim();
@@ -91,12 +101,12 @@ impl Site<'_> {
     }
 
     /// Runs a command in a pod's container.
-    fn exec(&self, pod: &str, command: &[&str]) -> Result<String> {
+    pub(super) fn exec(&self, pod: &str, command: &[&str]) -> Result<String> {
         self.kubectl.run(&[&["exec", pod, "--"], command].concat())
     }
 
     /// Deletes what a story made, and waits until it is gone.
-    fn delete(&self, what: &[&str]) -> Result<()> {
+    pub(super) fn delete(&self, what: &[&str]) -> Result<()> {
         let said = self.kubectl.run(&[&["delete", "--timeout=300s"], what].concat())?;
         ensure!(said.contains("deleted"), "kubectl delete {what:?} says {said}");
         Ok(())
