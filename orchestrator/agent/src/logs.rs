@@ -195,6 +195,8 @@ async fn serve(shared: Arc<Shared>, acceptor: TlsAcceptor, stream: TcpStream) {
 
 /// Where the router of this node says what is meant and what is, as JSON.
 const ROUTES: &str = "/run/muster/routes.json";
+/// Where the router leaves its figures.
+const ROUTING: &str = "/run/muster/routes.prom";
 
 /// Tells whether a client may read logs.
 fn may_read(subject: &Subject) -> bool {
@@ -286,12 +288,14 @@ async fn own_metrics(shared: &Shared) -> String {
     let pages = statm.split_whitespace().nth(1).and_then(|word| word.parse::<u64>().ok());
     let resident = pages.unwrap_or(0).saturating_mul(4096);
     let name = &shared.node.name;
+    // The router's, in the same words; none before it has begun.
+    let routing = tokio::fs::read_to_string(ROUTING).await.unwrap_or_default();
     format!(
         "# TYPE kubelet_node_name gauge\nkubelet_node_name{{node=\"{name}\"}} 1\n\
          # TYPE kubelet_running_pods gauge\nkubelet_running_pods {}\n\
          # TYPE kubelet_running_containers gauge\n\
          kubelet_running_containers{{container_state=\"running\"}} {containers}\n\
-         # TYPE process_resident_memory_bytes gauge\nprocess_resident_memory_bytes {resident}\n",
+         # TYPE process_resident_memory_bytes gauge\nprocess_resident_memory_bytes {resident}\n{routing}",
         running.count()
     )
 }

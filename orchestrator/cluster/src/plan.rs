@@ -132,11 +132,25 @@ pub struct Networks {
     /// announce each address while they may answer for it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub load_balancers: Vec<Ipv4Net>,
+    /// The address of the API at every master at once: each announces it while its own API server
+    /// is ready. No machine's own address; `None` where the API has only those.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api: Option<Ipv4Addr>,
+    /// The seed's subnet, where it is no rack's own: nodes learn the way there from every router of
+    /// their rack, and so reach the seed while their gateway is down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<Ipv4Net>,
 }
 
 impl Networks {
     /// Where the config map stands that tells these to every node (key `networks`, as JSON).
     pub const CONFIG_MAP: (&str, &str) = ("kube-system", "muster-site");
+
+    /// The address of the API as the prefix that masters announce.
+    #[must_use]
+    pub fn api_net(&self) -> Option<Ipv4Net> {
+        self.api.map(Ipv4Net::from)
+    }
 
     /// The address of cluster DNS, the tenth of the services' range as upstream's installers
     /// choose it; `None` when the range has no tenth.

@@ -1,15 +1,16 @@
 //! Empties nodes for maintenance, and gives them back.
 //!
 //! An operator annotates a node with [`WANTED`]: `drain`, or `force`, which also ends pods that
-//! nobody will make anew. The node is closed to new pods, its pods are evicted as their budgets
-//! allow, and when none is left but those that belong to the node itself [`STATE`] says `ready`.
-//! From `draining` on routers announce no services from the node. Taking the annotation off opens
-//! the node again, unless it was closed before. Spec: `kubectl drain`, done by the cluster.
+//! nobody will make anew. The node is closed to new pods; its router takes back what it announced
+//! and says so ([`objects::node::ROUTES`]); then its pods are evicted as their budgets allow, and
+//! when none is left but those that belong to the node itself [`STATE`] says `ready`. Traffic
+//! leaves before those who answer it do. Taking the annotation off opens the node again, unless it
+//! was closed before. Spec: `kubectl drain`, done by the cluster.
 
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
-use objects::node::Node;
+use objects::node::{Node, ROUTES, ROUTES_ANNOUNCED};
 use objects::pod::Pod;
 use serde_json::{Value, json};
 
@@ -21,6 +22,11 @@ use crate::wake::Touch;
 pub const WANTED: &str = "muster.dev/maintenance";
 /// Annotation that says how far that has come: `draining`, `blocked` or `ready`.
 pub const STATE: &str = "muster.dev/maintenance-state";
+/// Annotation: since when the node is being emptied.
+const SINCE: &str = "muster.dev/maintenance-since";
+/// How long pods stay for the sake of a router that does not say it is done: a router takes a
+/// second or three, and one that is dead announces nothing any more.
+const ROUTER_WAIT: SignedDuration = SignedDuration::from_secs(30);
 /// Annotation: we closed the node, so we open it again.
 const CLOSED: &str = "muster.dev/closed-for-maintenance";
 /// When an eviction that a budget refused is asked for again.
@@ -67,15 +73,12 @@ pub fn reconcile(view: &View, key: &Key, now: Timestamp) -> Steps {
         give_back(node, &mut steps);
         return steps;
     };
-    if !node.spec.unschedulable {
-        let target = Target::of(&**node);
-        let body = json!({
-            "metadata": {"annotations": {STATE: "draining", CLOSED: "true"}},
-            "spec": {"unschedulable": true},
-        });
-        let message = format!("Node {} is being emptied for maintenance", key.name);
-        let note = Note::normal(&target, "Draining", message);
-        steps.push(Action::patch(target, body).telling(note));
+    if !node.spec.unschedulable || node.metadata.annotation(STATE).is_none() {
+        close(node, now, &mut steps);
+        return steps;
+    }
+    if let Some(until) = waits_for_router(node, now) {
+        steps.look_again(until);
         return steps;
     }
     let guests: Vec<&Arc<Pod>> =
@@ -101,6 +104,32 @@ pub fn reconcile(view: &View, key: &Key, now: Timestamp) -> Steps {
         steps.look_again(now.saturating_add(PATIENCE).unwrap_or(now));
     }
     steps
+}
+
+/// Keeps new pods away, and asks the router to take back its routes.
+fn close(node: &Node, now: Timestamp, steps: &mut Steps) {
+    let target = Target::of(node);
+    let mut body =
+        json!({"metadata": {"annotations": {STATE: "draining", SINCE: now.to_string()}}});
+    if !node.spec.unschedulable
+        && let Some(fields) = body.as_object_mut()
+    {
+        fields.insert("spec".to_owned(), json!({"unschedulable": true}));
+        if let Some(annotations) = body.pointer_mut("/metadata/annotations") {
+            annotations[CLOSED] = json!("true");
+        }
+    }
+    let message = format!("Node {} is being emptied for maintenance", node.metadata.name);
+    let note = Note::normal(&target, "Draining", message);
+    steps.push(Action::patch(target, body).telling(note));
+}
+
+/// Until when to wait for the node's router at most; `None` when there is nothing to wait for.
+fn waits_for_router(node: &Node, now: Timestamp) -> Option<Timestamp> {
+    let announces = node.metadata.annotation(ROUTES) == Some(ROUTES_ANNOUNCED);
+    let since: Timestamp = node.metadata.annotation(SINCE)?.parse().ok()?;
+    let until = since.saturating_add(ROUTER_WAIT).ok()?;
+    (announces && now < until).then_some(until)
 }
 
 /// Pods that go with their node: daemons, what the node runs by itself, and what has ended.
@@ -142,7 +171,7 @@ fn give_back(node: &Node, steps: &mut Steps) {
     if !closed && node.metadata.annotation(STATE).is_none() {
         return;
     }
-    let mut body = json!({"metadata": {"annotations": {STATE: null, CLOSED: null}}});
+    let mut body = json!({"metadata": {"annotations": {STATE: null, CLOSED: null, SINCE: null}}});
     if closed
         && node.spec.unschedulable
         && let Some(fields) = body.as_object_mut()
@@ -209,6 +238,28 @@ mod tests {
         check("drain", &[("d", Some("DaemonSet")), ("w", Some("ReplicaSet"))], "draining", &["w"]);
         check("drain", &[("bare", None), ("w", Some("ReplicaSet"))], "blocked", &["w"]);
         check("force", &[("bare", None)], "draining", &["bare"]);
+    }
+
+    #[test]
+    fn pods_stay_until_the_router_has_let_go() {
+        let mut world = World::default();
+        world.add_node("a", "r1");
+        world.add(&kind::POD, pod("w", Some("ReplicaSet")));
+        let wanted = json!({"metadata": {"annotations": {WANTED: "drain", ROUTES: "announced"}}});
+        world.change(&kind::NODE, "", "a", &wanted);
+        let key = Key::new("", "a");
+        let first = reconcile(&world.view(), &key, world.now);
+        let Action::Patch { body, .. } = &first.actions[0] else { panic!("{first:?}") };
+        world.change(&kind::NODE, "", "a", &body.clone());
+        let later = |world: &mut World, seconds| {
+            let now = world.now + SignedDuration::from_secs(seconds);
+            reconcile(&world.view(), &key, now).actions.len()
+        };
+        assert_eq!((later(&mut world, 0), later(&mut world, 29)), (0, 0), "the router is not done");
+        assert_eq!(later(&mut world, 30), 1, "a dead router holds nobody up for ever");
+        let done = json!({"metadata": {"annotations": {ROUTES: "withdrawn"}}});
+        world.change(&kind::NODE, "", "a", &done);
+        assert_eq!(later(&mut world, 1), 1, "the router is done");
     }
 
     #[test]

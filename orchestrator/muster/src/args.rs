@@ -38,6 +38,10 @@ pub(crate) enum Command {
     Images(ImagesArgs),
     /// Compare what every node was meant to route with what BIRD and its kernel do
     Routes(RoutesArgs),
+    /// Empty a node for maintenance: its traffic leaves first, then its pods
+    Drain(crate::drain::DrainArgs),
+    /// Open a node to pods and traffic again
+    Uncordon(crate::drain::UncordonArgs),
     /// Write what routers and Ceph have to know of rack.yaml
     Export(ExportArgs),
     /// List the machines for Ansible

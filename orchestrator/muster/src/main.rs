@@ -7,6 +7,7 @@ mod approve;
 mod args;
 mod check;
 mod daemon;
+mod drain;
 mod export;
 mod follow;
 mod ground;
@@ -62,6 +63,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Image(args) => done(image::run(&args)),
         Command::Images(args) => done(images::run(&args)),
         Command::Routes(args) => routing::run(&args),
+        Command::Drain(args) => done(drain::run(&args)),
+        Command::Uncordon(args) => done(drain::uncordon(&args)),
         Command::Export(args) => done(export::run(&args)),
         Command::Inventory(args) => done(inventory::run(&args)),
         Command::Master(args) => done(daemon::master(*args)),

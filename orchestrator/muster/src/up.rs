@@ -136,6 +136,9 @@ impl Up<'_> {
         command.args(["--listen", &format!("0.0.0.0:{}", seed.api_port)]);
         command.args(["--advertise", &seed.address.to_string()]);
         command.args(["--advertise", &self.ground.api_address().to_string()]);
+        if let Some(api) = self.plan.networks.api {
+            command.args(["--advertise", &api.to_string()]);
+        }
         command.args(["--service-cidr", &self.plan.networks.services.to_string()]);
         for pool in &self.plan.networks.load_balancers {
             command.args(["--load-balancer-pool", &pool.to_string()]);

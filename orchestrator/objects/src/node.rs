@@ -8,6 +8,14 @@ use crate::{
     view::{objects, views},
 };
 
+/// Annotation by which a node's router says what it announces: [`ROUTES_ANNOUNCED`] or
+/// [`ROUTES_WITHDRAWN`]. Without it nobody routes for the node.
+pub const ROUTES: &str = "muster.dev/routes";
+/// The node draws traffic for services, as far as it may.
+pub const ROUTES_ANNOUNCED: &str = "announced";
+/// The node is closed, and its neighbours have let go of every service that others answer for.
+pub const ROUTES_WITHDRAWN: &str = "withdrawn";
+
 objects! {
     /// A machine that runs pods.
     kind::NODE => pub struct Node {

@@ -15,6 +15,9 @@ use thiserror::Error;
 use crate::NetlinkError;
 use crate::sync::Network;
 
+/// The calling thread's own namespace.
+const HOME: &str = "/proc/thread-self/ns/net";
+
 /// An open network namespace; it lives at least as long as this value.
 #[derive(Debug)]
 pub struct Namespace {
@@ -101,6 +104,25 @@ impl Namespace {
             let panicked = |_| NamespaceError::Panicked { path: self.path.clone() };
             thread.join().map_err(panicked)?
         })
+    }
+
+    /// The path it was opened at.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Takes the calling thread into the namespace for one piece of work, and back.
+    pub(crate) fn visit<T>(&self, work: impl FnOnce() -> T) -> Result<T, NamespaceError> {
+        let home = Self::open(Path::new(HOME))?;
+        let enter = |to: &Self| {
+            let failed = |source| NamespaceError::Enter { path: to.path.clone(), source };
+            setns(&to.file, CloneFlags::CLONE_NEWNET).map_err(failed)
+        };
+        enter(self)?;
+        let done = work();
+        enter(&home)?;
+        Ok(done)
     }
 
     /// Runs `work` inside the namespace with a netlink socket of that namespace.

@@ -2,13 +2,14 @@
 //!
 //! One connection per conversation: BIRD may be restarted by its unit at any time.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use routes::BirdView;
 use routes::birdc::{
-    BirdRoute, Configured, ProtocolRow, ReadError, Reader, Reply, parse_configured,
-    parse_protocols, parse_routes,
+    BirdRoute, Configured, Counts, ProtocolRow, ReadError, Reader, Reply, parse_configured,
+    parse_counts, parse_protocols, parse_routes,
 };
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -130,18 +131,20 @@ impl Bird {
         next_reply(&mut stream, &mut reader, command).await
     }
 
-    /// Lists the protocols.
+    /// Lists the protocols, and how many prefixes each takes and gives.
     ///
     /// # Errors
     ///
     /// As [`Bird::ask`], and when BIRD refuses.
-    pub async fn protocols(&self) -> Result<Vec<ProtocolRow>, BirdError> {
-        let command = "show protocols";
+    pub async fn protocols(
+        &self,
+    ) -> Result<(Vec<ProtocolRow>, BTreeMap<String, Counts>), BirdError> {
+        let command = "show protocols all";
         let reply = self.ask(command).await?;
         if reply.is_error() {
             return Err(refused(command, reply.text()));
         }
-        Ok(parse_protocols(&reply))
+        Ok((parse_protocols(&reply), parse_counts(&reply)))
     }
 
     /// Lists the routes that BIRD hands to one of its protocols.
@@ -164,7 +167,8 @@ impl Bird {
     ///
     /// As [`Bird::ask`]. A protocol that went meanwhile is no error.
     pub async fn view(&self) -> Result<BirdView, BirdError> {
-        let mut view = BirdView { protocols: self.protocols().await?, ..BirdView::default() };
+        let (protocols, counts) = self.protocols().await?;
+        let mut view = BirdView { protocols, counts, ..BirdView::default() };
         for row in view.protocols.clone() {
             let exported = match row.kind.as_str() {
                 "Kernel" | "BGP" | "OSPF" => self.exported(&row.name).await,

@@ -14,6 +14,7 @@ pub mod cni;
 
 mod bird;
 mod pod_network;
+mod ready;
 mod site;
 mod world;
 
@@ -32,7 +33,7 @@ pub use bird::{Bird, BirdError};
 pub use pod_network::PodNetwork;
 
 use crate::site::Site;
-use crate::world::Node;
+use crate::world::{Health, Node};
 
 /// Where the router of a node says what is meant and what is (a [`routes::Survey`] as JSON); it is
 /// not older than ten seconds while the agent runs.
@@ -67,7 +68,8 @@ pub struct Paths {
     pub pod_network: PathBuf,
     /// The runtime's list of plugins; its presence says that pods may come.
     pub cni_config: PathBuf,
-    /// What is meant and what is, for `muster routes`.
+    /// What is meant and what is, for `muster routes`. Beside it, with the ending `prom`, are the
+    /// figures for a scrape.
     pub survey: PathBuf,
 }
 
@@ -104,7 +106,7 @@ pub enum RunError {
 ///
 /// When no client can be made or a task panics; everything else is retried.
 pub async fn run(stop: CancellationToken, config: Config) -> Result<(), RunError> {
-    let client = Client::new(config.client).map_err(RunError::Client)?;
+    let client = Client::new(config.client.clone()).map_err(RunError::Client)?;
     let mut tasks: Supervisor = Supervisor::new(stop.clone());
     let services = config.services.unwrap_or_else(|| ServiceCaches::follow(&client, &mut tasks));
     let site = Site::follow(&client, &config.node, services, &mut tasks);
@@ -112,7 +114,10 @@ pub async fn run(stop: CancellationToken, config: Config) -> Result<(), RunError
     let (lives, life) = watch::channel(0);
     tasks.spawn("bird", Bird::at(&config.paths.bird_socket).follow(stop.clone(), lives));
     wakes.push(life);
-    let node = Node::new(config.node, config.paths, site);
+    let (wanted, answer, asking) = ready::channels();
+    wakes.push(answer.clone());
+    tasks.spawn("api readiness", asking.run(stop.clone(), config.client));
+    let node = Node::new(config.node, config.paths, site, client, Health { wanted, answer });
     let pace =
         Pace { resync: BEAT, backoff: Backoff::new(BACKOFF_MIN, BACKOFF_MAX), ..Pace::default() };
     tasks.spawn("router", runtime::drive(stop, wakes, node, pace));

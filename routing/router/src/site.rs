@@ -7,6 +7,7 @@ use cluster::plan::{Machine, Networks, Rack};
 use ipnet::Ipv4Net;
 use objects::condition::Condition;
 use objects::network::EndpointSlice;
+use objects::node::ROUTES;
 use routes::announce::{self, Standing};
 use routes::{Key, KeyError};
 use runtime::cache::{CacheParams, ServiceCaches};
@@ -19,6 +20,9 @@ use tracing::warn;
 
 /// The operator's word that a node is no door to the cluster.
 const EXCLUDE: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
+
+/// Where API servers listen unless their address says otherwise.
+const API_PORT: u16 = 6443;
 
 /// An object of which only the `spec` matters here.
 #[derive(Debug, Clone, Deserialize)]
@@ -41,6 +45,8 @@ struct Node {
 struct Metadata {
     #[serde(default)]
     labels: BTreeMap<String, String>,
+    #[serde(default)]
+    annotations: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -94,6 +100,7 @@ pub(crate) struct Site {
     keys: Cache<Secret>,
     endpoints: ServiceCaches,
     node_name: String,
+    api_port: u16,
 }
 
 /// One consistent look at them.
@@ -108,6 +115,12 @@ pub(crate) struct Known {
     pub(crate) keys: BTreeMap<String, Result<Key, KeyError>>,
     /// Outside addresses of services that this node may answer for.
     pub(crate) announce: Vec<Ipv4Net>,
+    /// Whether the node is closed to new pods.
+    pub(crate) closed: bool,
+    /// The port that API servers listen on.
+    pub(crate) api_port: u16,
+    /// What the node says of its routes; `None` when it has said nothing yet.
+    pub(crate) said: Option<String>,
 }
 
 impl Site {
@@ -118,6 +131,8 @@ impl Site {
         endpoints: ServiceCaches,
         tasks: &mut Supervisor,
     ) -> Self {
+        // All API servers listen on one port: the one in the address this node was given.
+        let port = client.server().rsplit_once(':').and_then(|(_, port)| port.parse().ok());
         let by_name = |name: &str| CacheParams::fields(format!("metadata.name={name}"));
         let (namespace, name) = Networks::CONFIG_MAP;
         let in_namespace = CacheParams { namespace: Some(namespace.to_owned()), ..by_name(name) };
@@ -131,6 +146,7 @@ impl Site {
             keys: cache(client, SECRETS, keys, tasks),
             endpoints,
             node_name: node.to_owned(),
+            api_port: port.unwrap_or(API_PORT),
         }
     }
 
@@ -158,6 +174,8 @@ impl Site {
         })?;
         let node = self.node.get("", &self.node_name);
         let pods = node.as_ref().and_then(|node| node.spec.pod_cidr);
+        let closed = node.as_ref().is_some_and(|node| node.spec.unschedulable);
+        let said = node.as_ref().and_then(|node| node.metadata.annotations.get(ROUTES).cloned());
         let announce = match node {
             // Before everything is known, nothing that is announced may be withdrawn.
             Some(_) if !networks.load_balancers.is_empty() && !self.endpoints.synced() => {
@@ -171,7 +189,22 @@ impl Site {
             return Err("this node's Machine object");
         }
         let racks = specs(&self.racks);
-        Ok(Known { machines, racks, networks, pods, keys: self.keys(), announce })
+        Ok(Known {
+            machines,
+            racks,
+            networks,
+            pods,
+            keys: self.keys(),
+            announce,
+            closed,
+            said,
+            api_port: self.api_port,
+        })
+    }
+
+    /// What the node says of its routes, as far as is known here.
+    pub(crate) fn said(&self, node: &str) -> Option<String> {
+        self.node.get("", node)?.metadata.annotations.get(ROUTES).cloned()
     }
 
     fn announce(&self, networks: &Networks, standing: Standing) -> Vec<Ipv4Net> {

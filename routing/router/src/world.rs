@@ -1,22 +1,25 @@
 //! The router's round: look at API, BIRD, kernel and files, decide, act.
 
-use std::fs::{self, OpenOptions};
-use std::io::{ErrorKind, Write as _};
-use std::net::IpAddr;
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+mod view;
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
-use ipnet::IpNet;
+use cluster::plan::Role;
+use ipnet::Ipv4Net;
 use kernel::nft::{self, NftError};
-use kernel::{
-    Family, Link, LinkIndex, Netlink, NetlinkError, Route, RouteKind, RouteOrigin, sysctl,
-};
+use kernel::{Link, LinkIndex, Netlink, NetlinkError, Route, sysctl};
+use objects::node::{ROUTES, ROUTES_ANNOUNCED, ROUTES_WITHDRAWN};
 use routes::birdc::ProtocolRow;
-use routes::compare::{Difference, KernelRoute, Way};
+use routes::compare::Difference;
 use routes::intent::Source;
-use routes::{BirdView, Intent, IntentError, Survey, render_node};
+use routes::{BirdView, Figures, Intent, IntentError, Protocol, Survey, render_node};
+use runtime::client::Patch;
 use runtime::driver::{Plan, World};
+use runtime::resource::NODES;
+use runtime::{Client, ClientError};
+use serde_json::json;
 use thiserror::Error;
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -24,7 +27,12 @@ use tracing::{info, warn};
 use crate::Paths;
 use crate::bird::{Bird, BirdError};
 use crate::pod_network::{FileError, GATEWAY, PodNetwork, beside, render_list, write_file};
+use crate::ready::{Answer, Wanted};
 use crate::site::{Known, Site};
+use view::{
+    describe, kernel_routes, kernel_view, render_survey, same_way, services_route, shared,
+    write_private,
+};
 
 /// Settings a node forwards with. Loose reverse-path checks, because ways there and back differ
 /// with several routers; flows, not packets, are spread over them.
@@ -43,20 +51,46 @@ const NEIGHBOUR_WAIT: Duration = Duration::from_secs(10);
 /// How often a neighbour is looked for meanwhile.
 const NEIGHBOUR_BEAT: Duration = Duration::from_millis(200);
 
+/// How long something that is not as it should be is looked at closely, to tell how long it took;
+/// what takes longer is looked at with the beat.
+const SETTLE_WAIT: Duration = Duration::from_secs(10);
+/// How long after a change of BIRD's configuration its neighbours have surely let go of what was
+/// withdrawn. A router hears of it in milliseconds and passes it on as fast; BIRD works out OSPF's
+/// ways once a second, and its neighbours after it.
+const LET_GO_BGP: Duration = Duration::from_secs(1);
+const LET_GO_OSPF: Duration = Duration::from_secs(3);
+
 /// The node as the router's world.
 #[derive(Debug)]
 pub(crate) struct Node {
     name: String,
     paths: Paths,
     site: Site,
+    client: Client,
+    health: Health,
     bird: Bird,
     netlink: Option<Netlink>,
+    /// What was said last, and what stood there before: until the API shows it, it is on its way.
+    saying: Option<(&'static str, Option<String>)>,
+    /// Since when the node is closed and BIRD configured accordingly.
+    closed: Option<Instant>,
     /// When BIRD first ran with our configuration.
     configured: Option<Instant>,
     /// What was reported last: a fault is logged when it comes and when it goes.
     reported: Reported,
     /// The differences of the round before.
     seen_before: Vec<Difference>,
+    begun: Instant,
+    figures: Figures,
+    /// The figures as they were published last.
+    published: String,
+}
+
+/// What is known of the node's own API server.
+#[derive(Debug)]
+pub(crate) struct Health {
+    pub(crate) wanted: Wanted,
+    pub(crate) answer: Answer,
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -83,6 +117,7 @@ pub(crate) struct Everything {
     settings: Vec<bool>,
     routes: Vec<Route>,
     loopback: LinkIndex,
+    api: Api,
     bird: BirdView,
     bird_config: Option<BirdConfig>,
     pod_network: Option<String>,
@@ -90,6 +125,17 @@ pub(crate) struct Everything {
     survey: Option<String>,
     /// How long BIRD has had our configuration.
     configured_for: Option<Duration>,
+}
+
+/// The API's shared address on this node.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Api {
+    /// What the plan says; `None` on all but masters.
+    address: Option<Ipv4Addr>,
+    /// Whether this node answers to it.
+    held: bool,
+    /// Whether it may: its own server is ready, and it is not being emptied.
+    wanted: bool,
 }
 
 /// BIRD's configuration. It may hold the rack's key and is not printed.
@@ -109,6 +155,10 @@ pub(crate) enum Action {
     Set { name: &'static str, value: &'static str },
     /// Give service addresses a route, so that local clients get as far as nat.
     RouteServices { route: Box<Route> },
+    /// Answer to the API's shared address.
+    HoldApi { address: Ipv4Addr, loopback: LinkIndex },
+    /// Leave it to the other masters.
+    LeaveApi { address: Ipv4Addr, loopback: LinkIndex },
     /// Put a configuration into force.
     Configure { text: BirdConfig },
     /// Tell the plugin the pod network.
@@ -117,6 +167,10 @@ pub(crate) enum Action {
     PublishList { text: String },
     /// Tell `muster routes` what is meant and what is.
     PublishSurvey { text: String },
+    /// Leave the figures where a scrape finds them.
+    PublishFigures { text: String },
+    /// Tell the cluster whether this node draws traffic.
+    Say { routes: &'static str },
 }
 
 /// Why a round failed.
@@ -136,16 +190,93 @@ pub(crate) enum RouterError {
     Setting(#[source] sysctl::SysctlError),
     #[error("cannot route service addresses")]
     Services(#[source] NetlinkError),
+    #[error("cannot take or leave the API's address")]
+    Api(#[source] NetlinkError),
     #[error("cannot publish")]
     Publish(#[source] FileError),
+    #[error("cannot annotate the node")]
+    Say(#[source] ClientError),
 }
 
 impl Node {
-    pub(crate) fn new(name: String, paths: Paths, site: Site) -> Self {
-        let bird = Bird::at(&paths.bird_socket);
-        let reported = Reported::default();
-        let seen_before = Vec::new();
-        Self { name, paths, site, bird, netlink: None, configured: None, reported, seen_before }
+    pub(crate) fn new(
+        name: String,
+        paths: Paths,
+        site: Site,
+        client: Client,
+        health: Health,
+    ) -> Self {
+        Self {
+            bird: Bird::at(&paths.bird_socket),
+            name,
+            paths,
+            site,
+            client,
+            health,
+            netlink: None,
+            saying: None,
+            closed: None,
+            configured: None,
+            reported: Reported::default(),
+            seen_before: Vec::new(),
+            begun: Instant::now(),
+            figures: Figures::default(),
+            published: String::new(),
+        }
+    }
+
+    /// Says a word unless it stands there already, or is on its way.
+    fn say_once(&mut self, word: &'static str, said: Option<&str>, plan: &mut Plan<Action>) {
+        if said == Some(word) {
+            self.saying = None;
+            return;
+        }
+        let on_its_way =
+            |(last, before): &(&str, Option<String>)| *last == word && before.as_deref() == said;
+        if !self.saying.as_ref().is_some_and(on_its_way) {
+            plan.actions.push(Action::Say { routes: word });
+        }
+    }
+
+    /// Keeps the figures, and adds to a plan what they ask for: to be published, and a closer look
+    /// while something settles.
+    fn count(&mut self, survey: &Survey, seen: &Everything, plan: &mut Plan<Action>) {
+        let now = self.begun.elapsed();
+        self.figures.look(neighbours(seen), &seen.bird.counts, survey, now);
+        let text = self.figures.render(survey);
+        if text != self.published {
+            plan.actions.push(Action::PublishFigures { text });
+        }
+        let settles = |since| now.saturating_sub(since) < SETTLE_WAIT;
+        if self.figures.unsettled().is_some_and(settles) {
+            plan.again_after.get_or_insert(NEIGHBOUR_BEAT);
+        }
+    }
+
+    /// Adds to a plan what the node says of its routes, or when it will.
+    fn say(&mut self, protocol: &Protocol, seen: &Everything, plan: &mut Plan<Action>) {
+        let said = seen.known.said.as_deref();
+        if !seen.known.closed {
+            self.closed = None;
+            self.say_once(ROUTES_ANNOUNCED, said, plan);
+            return;
+        }
+        let in_force = !plan.actions.iter().any(|one| matches!(one, Action::Configure { .. }));
+        if !in_force {
+            self.closed = None;
+            return;
+        }
+        let since = *self.closed.get_or_insert_with(Instant::now);
+        let patience = match protocol {
+            Protocol::Bgp { .. } | Protocol::Ibgp { .. } => LET_GO_BGP,
+            Protocol::Ospf { .. } => LET_GO_OSPF,
+        };
+        let left = patience.saturating_sub(since.elapsed());
+        if left.is_zero() {
+            self.say_once(ROUTES_WITHDRAWN, said, plan);
+        } else if said != Some(ROUTES_WITHDRAWN) {
+            plan.again_after = Some(plan.again_after.map_or(left, |other| other.min(left)));
+        }
     }
 
     fn intent(&self, seen: &Everything) -> Result<Intent, IntentError> {
@@ -158,7 +289,12 @@ impl Node {
             networks: &seen.known.networks,
             keys: &seen.known.keys,
         })
-        .map(|intent| Intent { announce: seen.known.announce.clone(), ..intent })
+        .map(|intent| {
+            let mut announce = seen.known.announce.clone();
+            announce.extend(seen.api.address.filter(|_| seen.api.wanted).map(Ipv4Net::from));
+            announce.sort_unstable();
+            Intent { announce, ..intent }
+        })
     }
 
     async fn look(&mut self, mut known: Known) -> Result<Everything, RouterError> {
@@ -169,6 +305,7 @@ impl Node {
         let looked = kernel_view(&netlink, &known, &self.name).await;
         // Only a socket that works is kept.
         let (uplink, loopback, routes) = looked?;
+        let api = self.look_at_api(&netlink, &known, loopback).await?;
         self.netlink = Some(netlink);
         let settings = SETTINGS
             .iter()
@@ -186,6 +323,7 @@ impl Node {
             known,
             uplink,
             loopback,
+            api,
             routes,
             bird,
             bird_config: fs::read_to_string(&self.paths.bird_config).ok().map(BirdConfig),
@@ -193,6 +331,28 @@ impl Node {
             list: fs::read_to_string(&self.paths.cni_config).ok(),
             survey: fs::read_to_string(&self.paths.survey).ok(),
             configured_for,
+        })
+    }
+
+    async fn look_at_api(
+        &self,
+        netlink: &Netlink,
+        known: &Known,
+        loopback: LinkIndex,
+    ) -> Result<Api, RouterError> {
+        let own = known.machines.iter().find(|machine| machine.name == self.name);
+        let own = own.filter(|machine| machine.role == Role::Master);
+        let Some((machine, address)) = own.zip(known.networks.api) else {
+            self.health.wanted.send_if_modified(|whom| whom.take().is_some());
+            return Ok(Api::default());
+        };
+        let server = SocketAddrV4::new(machine.address, known.api_port);
+        self.health.wanted.send_if_modified(|whom| whom.replace(server) != Some(server));
+        let found = netlink.addresses(loopback).await.map_err(RouterError::Kernel)?;
+        Ok(Api {
+            address: Some(address),
+            held: found.iter().any(|one| one.address == IpAddr::V4(address)),
+            wanted: *self.health.answer.borrow() == 1 && !known.closed,
         })
     }
 
@@ -240,6 +400,7 @@ impl Node {
         fs::rename(&new, &file).map_err(|err| io("replace", &file, err))?;
         self.bird.configure(&file).await.map_err(RouterError::Bird)?;
         self.configured.get_or_insert_with(Instant::now);
+        self.figures.configured(self.begun.elapsed());
         info!(node = self.name, "BIRD has a new configuration");
         Ok(())
     }
@@ -303,6 +464,8 @@ impl World for Node {
             self.tell(now);
         }
         self.seen_before.clone_from(&survey.differences);
+        self.say(&intent.protocol, seen, &mut plan);
+        self.count(&survey, seen, &mut plan);
         let text = render_survey(&survey);
         if seen.survey.as_ref() != Some(&text) {
             plan.actions.push(Action::PublishSurvey { text });
@@ -314,9 +477,33 @@ impl World for Node {
         match action {
             Action::Set { name, value } => sysctl::write(name, value).map_err(RouterError::Setting),
             Action::RouteServices { route } => self.route(route).await,
+            Action::HoldApi { address, loopback } => {
+                let netlink = Netlink::open().map_err(RouterError::Api)?;
+                netlink.add_address(*loopback, shared(*address)).await.map_err(RouterError::Api)
+            }
+            Action::LeaveApi { address, loopback } => {
+                let netlink = Netlink::open().map_err(RouterError::Api)?;
+                let left = netlink.delete_address(*loopback, shared(*address)).await;
+                left.map_err(RouterError::Api)
+            }
             Action::Configure { text } => self.configure(text).await,
+            Action::Say { routes } => {
+                let patch = Patch::merge(json!({"metadata": {"annotations": {ROUTES: routes}}}));
+                let patched = self.client.patch(&NODES, None, &self.name, &patch).await;
+                patched.map_err(RouterError::Say)?;
+                let before = self.site.said(&self.name);
+                self.saying = Some((*routes, before));
+                info!(node = self.name, routes, "the node's word on its routes");
+                Ok(())
+            }
             Action::PublishSurvey { text } => {
                 write_file(&self.paths.survey, text).map_err(RouterError::Publish)
+            }
+            Action::PublishFigures { text } => {
+                let file = self.paths.survey.with_extension("prom");
+                write_file(&file, text).map_err(RouterError::Publish)?;
+                self.published.clone_from(text);
+                Ok(())
             }
             Action::PublishPodNetwork { text } => {
                 write_file(&self.paths.pod_network, text).map_err(RouterError::Publish)
@@ -343,12 +530,19 @@ fn plan(intent: &Intent, seen: &Everything, paths: &Paths) -> Plan<Action> {
     if !seen.routes.iter().any(|route| same_way(route, &services)) {
         actions.push(Action::RouteServices { route: Box::new(services) });
     }
+    // The address is here before anybody is invited, and until nobody is any more.
+    if let Some(address) = seen.api.address.filter(|_| seen.api.wanted && !seen.api.held) {
+        actions.push(Action::HoldApi { address, loopback: seen.loopback });
+    }
     let text = BirdConfig(render_node(intent));
     // A BIRD without our protocols was restarted with its unit's minimal configuration.
     let forgotten = !seen.bird.protocols.iter().any(|row| row.name == "pods4");
     if forgotten || seen.bird_config.as_ref() != Some(&text) {
         actions.push(Action::Configure { text });
         return Plan { actions, again_after: Some(NEIGHBOUR_BEAT) };
+    }
+    if let Some(address) = seen.api.address.filter(|_| !seen.api.wanted && seen.api.held) {
+        actions.push(Action::LeaveApi { address, loopback: seen.loopback });
     }
     // BIRD is told before, so that the neighbours are there when the pods come.
     let Some(pod_cidr) = seen.known.pods else {
@@ -381,93 +575,6 @@ fn plan(intent: &Intent, seen: &Everything, paths: &Paths) -> Plan<Action> {
 /// The sessions with other routers.
 fn neighbours(seen: &Everything) -> impl Iterator<Item = &ProtocolRow> {
     seen.bird.neighbours()
-}
-
-/// Writes a file that nobody else may read.
-fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
-    // A file that is there keeps its mode.
-    match fs::remove_file(path) {
-        Err(err) if err.kind() != ErrorKind::NotFound => return Err(err),
-        Ok(()) | Err(_) => (),
-    }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    file.write_all(text.as_bytes())
-}
-
-/// A survey as its file holds it.
-fn render_survey(survey: &Survey) -> String {
-    // Names and addresses under string keys: there is nothing JSON cannot say.
-    serde_json::to_string(survey).unwrap_or_default() + "\n"
-}
-
-fn describe(row: &ProtocolRow) -> String {
-    format!("{} ({})", row.name, row.info)
-}
-
-/// `SERVICES dev lo`: an address that no route leads to fails before nat has seen it.
-fn services_route(intent: &Intent, loopback: LinkIndex) -> Route {
-    let mut route = Route::on_link(IpNet::V4(intent.networks.services), loopback);
-    route.source = Some(IpAddr::V4(intent.address));
-    route
-}
-
-fn same_way(found: &Route, wanted: &Route) -> bool {
-    found.destination == wanted.destination
-        && found.kind == wanted.kind
-        && found.source == wanted.source
-}
-
-/// The link that holds the node's address, the loopback link, and the IPv4 routes.
-async fn kernel_view(
-    netlink: &Netlink,
-    known: &Known,
-    node: &str,
-) -> Result<(Link, LinkIndex, Vec<Route>), RouterError> {
-    let address = known
-        .machines
-        .iter()
-        .find(|machine| machine.name == node)
-        .map_or(std::net::Ipv4Addr::UNSPECIFIED, |machine| machine.address);
-    let links = netlink.links().await.map_err(RouterError::Kernel)?;
-    let mut loopback = None;
-    let mut uplink = None;
-    for link in links {
-        if link.loopback {
-            loopback = Some(link.index);
-            continue;
-        }
-        // Pods' links carry only the gateway's address; asking them all would be slow with many.
-        if uplink.is_some() || link.name.starts_with(crate::cni::LINK_PREFIX) {
-            continue;
-        }
-        let addresses = netlink.addresses(link.index).await.map_err(RouterError::Kernel)?;
-        if addresses.iter().any(|one| one.address == IpAddr::V4(address)) {
-            uplink = Some(link);
-        }
-    }
-    let routes = netlink.routes(Family::V4).await.map_err(RouterError::Kernel)?;
-    Ok((
-        uplink.ok_or(RouterError::NoUplink(address))?,
-        loopback.ok_or(RouterError::NoLoopback)?,
-        routes,
-    ))
-}
-
-/// The kernel's routes in the words of `routes`.
-fn kernel_routes(routes: &[Route]) -> Vec<KernelRoute> {
-    let way = |kind: &RouteKind| match kind {
-        RouteKind::Unicast(hops) => {
-            let gateways: Vec<_> = hops.iter().filter_map(|hop| hop.gateway).collect();
-            if gateways.is_empty() { Way::Link } else { Way::Via(gateways) }
-        }
-        RouteKind::Blackhole | RouteKind::Unreachable | RouteKind::Other => Way::Blackhole,
-    };
-    let route = |route: &Route| KernelRoute {
-        destination: route.destination,
-        way: way(&route.kind),
-        by_bird: route.origin == RouteOrigin::Bird,
-    };
-    routes.iter().map(route).collect()
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //!
 //! *Limits*: reads the few replies Muster asks for; anything else is kept as text.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -200,6 +201,45 @@ fn parse_protocol(row: &str) -> Option<ProtocolRow> {
     }
     let info = words.collect::<Vec<_>>().join(" ");
     Some(ProtocolRow { name, kind, state, since, info })
+}
+
+/// How many prefixes a protocol takes and gives.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Taken into the table.
+    pub imported: u64,
+    /// Refused by the filter, where BIRD keeps those.
+    pub filtered: u64,
+    /// Told to the other side.
+    pub exported: u64,
+}
+
+/// Reads the prefix counts of `show protocols all`, over all channels of a protocol.
+#[must_use]
+pub fn parse_counts(reply: &Reply) -> BTreeMap<String, Counts> {
+    let mut all: BTreeMap<String, Counts> = BTreeMap::new();
+    let mut current: Option<String> = None;
+    for line in &reply.lines {
+        if line.code == 1002 {
+            current = line.text.split_whitespace().next().map(str::to_owned);
+            continue;
+        }
+        let counts = line.text.trim_start().strip_prefix("Routes:");
+        let (Some(name), Some(counts)) = (&current, counts) else { continue };
+        let entry = all.entry(name.clone()).or_default();
+        for part in counts.split(',') {
+            let mut words = part.split_whitespace();
+            let Some(Ok(number)) = words.next().map(str::parse::<u64>) else { continue };
+            let field = match words.next() {
+                Some("imported") => &mut entry.imported,
+                Some("filtered") => &mut entry.filtered,
+                Some("exported") => &mut entry.exported,
+                _ => continue,
+            };
+            *field = field.saturating_add(number);
+        }
+    }
+    all
 }
 
 /// One destination of `show route`, with all ways there.

@@ -92,6 +92,8 @@ pub struct Origin {
     pub asn: u32,
     /// The pod network.
     pub pods: Ipv4Net,
+    /// Masters may announce the API's address.
+    pub role: Role,
 }
 
 impl Origin {
@@ -104,6 +106,7 @@ impl Origin {
             address: machine.address,
             asn: machine.asn,
             pods: machine.pod_cidr,
+            role: machine.role,
         }
     }
 }

@@ -13,6 +13,7 @@ pub mod announce;
 pub mod birdc;
 pub mod compare;
 pub mod export;
+pub mod figures;
 pub mod intent;
 pub mod node;
 pub mod survey;
@@ -24,6 +25,7 @@ mod words;
 #[cfg(test)]
 mod fixture;
 
+pub use figures::Figures;
 pub use intent::{Bfd, Intent, IntentError, Protocol};
 pub use key::{Key, KeyError};
 pub use node::render_node;

@@ -1,5 +1,7 @@
 //! The node's side: announce the own pod network, believe what the plan allows.
 
+use cluster::plan::Role;
+
 use crate::intent::{Intent, Origin, Protocol, Tor};
 use crate::words::{
     INSIDE, Pattern, SESSION, default_route, quote, render_adjacency, render_bfd, render_password,
@@ -62,8 +64,12 @@ protocol kernel kernel4 {{
 
 /// Prefixes of other racks, and the way out of the site.
 fn abroad(intent: &Intent) -> impl Iterator<Item = Pattern> {
-    let racks = intent.underlay.iter().map(|subnet| Pattern::exactly(*subnet));
-    std::iter::once(Pattern::exactly(default_route())).chain(racks).chain(services(intent))
+    let racks = intent.underlay.iter().chain(&intent.networks.seed);
+    let racks = racks.map(|subnet| Pattern::exactly(*subnet));
+    std::iter::once(Pattern::exactly(default_route()))
+        .chain(racks)
+        .chain(services(intent))
+        .chain(Pattern::api(&intent.networks))
 }
 
 fn services(intent: &Intent) -> impl Iterator<Item = Pattern> {
@@ -130,15 +136,15 @@ fn ibgp(
             "protocol bgp reflector{number} from inside {{ neighbor {reflector} as {asn}; }}\n"
         );
     }
-    for Origin { node, number, address, pods, .. } in clients {
-        let hosts = Pattern::service_ranges(&intent.networks).map(Pattern::hosts);
-        let allowed = render_set(std::iter::once(Pattern::exactly(*pods)).chain(hosts));
+    for Origin { node, number, address, pods, role, .. } in clients {
+        let shared = Pattern::anycast_of(&intent.networks, *role);
+        let allowed = render_set(std::iter::once(Pattern::exactly(*pods)).chain(shared));
         let name = symbol("node_", &number.to_string());
         text += &format!("# {node}\n");
         text += &format!("protocol bgp {name} from inside {{\n");
         text += &format!("    neighbor {address} as {asn}; rr client;\n");
         text += &format!(
-            "    ipv4 {{ import where net ~ {allowed}; import limit 64 action restart; }};\n"
+            "    ipv4 {{ import where net ~ {allowed}; import keep filtered yes; import limit 64 action restart; }};\n"
         );
         text += "}\n";
     }
@@ -162,6 +168,11 @@ fn originator_filter(intent: &Intent, tor: std::net::Ipv4Addr, nodes: &[Origin])
     text += "    }\n";
     let services = render_set(services(intent));
     text += &format!("    if net ~ {services} then accept;\n");
+    if let Some(api) = intent.networks.api_net() {
+        for Origin { address, .. } in nodes.iter().filter(|one| one.role == Role::Master) {
+            text += &format!("    if net = {api} && ospf_router_id = {address} then accept;\n");
+        }
+    }
     let abroad = render_set(abroad(intent));
     text += &format!("    if net ~ {abroad} && ospf_router_id = {tor} then accept;\n");
     text + "    reject;\n}\n"

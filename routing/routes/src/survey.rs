@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::birdc::{BirdRoute, ProtocolRow};
+use crate::birdc::{BirdRoute, Counts, ProtocolRow};
 use crate::compare::{Difference, KernelRoute, Way, compare, gateways};
 use crate::intent::{Intent, Protocol};
 
@@ -78,6 +78,8 @@ pub struct Row {
 pub struct BirdView {
     /// `show protocols`.
     pub protocols: Vec<ProtocolRow>,
+    /// How many prefixes each protocol takes and gives.
+    pub counts: BTreeMap<String, Counts>,
     /// `show route export` of the kernel's protocols.
     pub routes: Vec<BirdRoute>,
     /// `show route export` of each session with another router, by its name.
@@ -217,7 +219,9 @@ fn neighbour(row: &ProtocolRow) -> Neighbour {
 /// The prefixes a node originates, and what each is for.
 fn origins(intent: &Intent) -> Vec<(IpNet, &'static str)> {
     let own = std::iter::once((IpNet::V4(intent.pods), "own pods"));
-    own.chain(intent.announce.iter().map(|net| (IpNet::V4(*net), "service"))).collect()
+    let api = intent.networks.api_net();
+    let purpose = |net| if api == Some(net) { "API" } else { "service" };
+    own.chain(intent.announce.iter().map(|net| (IpNet::V4(*net), purpose(*net)))).collect()
 }
 
 fn announced(intent: &Intent, bird: &BirdView) -> Vec<Announced> {

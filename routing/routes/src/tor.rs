@@ -6,7 +6,7 @@
 
 use std::net::Ipv4Addr;
 
-use cluster::plan::{Networks, Plan, RackRouting};
+use cluster::plan::{Networks, Plan, RackRouting, Role};
 use ipnet::Ipv4Net;
 
 use crate::intent::{Bfd, Origin};
@@ -176,9 +176,9 @@ pub fn render_tor(intent: &TorIntent) -> String {
     text
 }
 
-/// Service addresses any node may announce, one by one.
-fn services(intent: &TorIntent) -> impl Iterator<Item = Pattern> {
-    Pattern::service_ranges(&intent.networks).map(Pattern::hosts)
+/// Addresses that several nodes may announce, one by one.
+fn shared(intent: &TorIntent) -> impl Iterator<Item = Pattern> {
+    Pattern::anycast(&intent.networks)
 }
 
 /// With a rack that keeps its routing to itself, each pod network leads straight to its node.
@@ -198,7 +198,7 @@ fn beyond_the_rack(intent: &TorIntent) -> String {
     let all = std::iter::once(Pattern::exactly(default_route()))
         .chain(nets)
         .chain(nodes)
-        .chain(services(intent));
+        .chain(shared(intent));
     render_set(all)
 }
 
@@ -216,8 +216,9 @@ fn node_sessions(intent: &TorIntent, asn: u32) -> String {
 ",
         intent.address
     );
-    for Origin { node, number, address, asn, pods } in &intent.nodes {
-        let allowed = render_set(std::iter::once(Pattern::exactly(*pods)).chain(services(intent)));
+    for Origin { node, number, address, asn, pods, role } in &intent.nodes {
+        let shared = Pattern::anycast_of(&intent.networks, *role);
+        let allowed = render_set(std::iter::once(Pattern::exactly(*pods)).chain(shared));
         let name = symbol("node_", &number.to_string());
         text += &format!("# {node}\n");
         text += &format!("protocol bgp {name} from node {{\n");
@@ -232,6 +233,11 @@ fn node_adjacencies(intent: &TorIntent, area: u32) -> String {
     let mut text = String::from("filter from_nodes4 {\n");
     for Origin { address, pods, .. } in &intent.nodes {
         text += &format!("    if net = {pods} && ospf_router_id = {address} then accept;\n");
+    }
+    if let Some(api) = intent.networks.api_net() {
+        for Origin { address, .. } in intent.nodes.iter().filter(|one| one.role == Role::Master) {
+            text += &format!("    if net = {api} && ospf_router_id = {address} then accept;\n");
+        }
     }
     let ranges = Pattern::service_ranges(&intent.networks);
     let services = render_set(ranges.map(|range| Pattern::inside(range, 32)));
@@ -261,7 +267,7 @@ fn uplinks(intent: &TorIntent, asn: u32) -> String {
         return String::new();
     }
     let abroad = intent.abroad.iter().map(|net| Pattern::exactly(*net));
-    let abroad: Vec<Pattern> = abroad.chain(services(intent)).collect();
+    let abroad: Vec<Pattern> = abroad.chain(shared(intent)).collect();
     let believed = render_set(
         std::iter::once(Pattern::exactly(default_route())).chain(abroad.iter().copied()),
     );

@@ -1,6 +1,6 @@
 //! Small pieces of BIRD's configuration language.
 
-use cluster::plan::Networks;
+use cluster::plan::{Networks, Role};
 use ipnet::Ipv4Net;
 
 use crate::intent::Bfd;
@@ -18,6 +18,22 @@ impl Pattern {
     /// What is announced one address at a time, or as parts of these ranges.
     pub(crate) fn service_ranges(networks: &Networks) -> impl Iterator<Item = Ipv4Net> {
         std::iter::once(networks.services).chain(networks.load_balancers.iter().copied())
+    }
+
+    /// The API's address, if it has one that masters share.
+    pub(crate) fn api(networks: &Networks) -> Option<Self> {
+        networks.api_net().map(Self::exactly)
+    }
+
+    /// What is announced from several places at once: services one by one, and the API.
+    pub(crate) fn anycast(networks: &Networks) -> impl Iterator<Item = Self> {
+        Self::service_ranges(networks).map(Self::hosts).chain(Self::api(networks))
+    }
+
+    /// The part of it that a node may announce.
+    pub(crate) fn anycast_of(networks: &Networks, role: Role) -> impl Iterator<Item = Self> {
+        let api = Self::api(networks).filter(|_| role == Role::Master);
+        Self::service_ranges(networks).map(Self::hosts).chain(api)
     }
 
     pub(crate) fn exactly(net: Ipv4Net) -> Self {

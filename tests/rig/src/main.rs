@@ -98,7 +98,7 @@ fn act(action: Action) -> Result<()> {
     let mut out = std::io::stdout();
     match action {
         Action::List => {
-            for scenario in scenario::ALL {
+            for scenario in scenario::ALL.iter().chain(scenario::NAMED) {
                 writeln!(out, "{:<16} {}", scenario.name, scenario.summary)?;
             }
         }

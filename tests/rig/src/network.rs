@@ -77,7 +77,10 @@ pub(crate) fn build(site: &Topology) -> Result<()> {
     )?;
     shell(&seed.namespace, SEED_SYSCTLS)?;
     for (index, tor) in site.tors.iter().enumerate() {
-        build_tor(site, index, tor)?;
+        match tor.bridge_of.and_then(|first| site.tors.get(first)) {
+            Some(first) => build_further_router(first, tor)?,
+            None => build_tor(site, index, tor)?,
+        }
     }
     // Cables need both ends' namespaces, addresses need both ends' links.
     for cable in &site.cables {
@@ -133,33 +136,67 @@ fn build_tor(site: &Topology, index: usize, tor: &TorSite) -> Result<()> {
     batch(Some(&tor.namespace), &text)
 }
 
+/// A further router of a rack: its link to the rack's bridge has the name that the bridge has in the
+/// first, so that both are configured alike.
+fn build_further_router(first: &TorSite, tor: &TorSite) -> Result<()> {
+    let port = router_port(tor);
+    batch(
+        Some(&first.namespace),
+        &format!(
+            "link add {port} type veth peer name {BRIDGE} address {mac} netns {far}\n\
+             link set {port} master {BRIDGE} up\n",
+            mac = tor.bridge_mac,
+            far = tor.namespace,
+        ),
+    )?;
+    let (address, prefix) = (tor.gateway, tor.prefix_len);
+    let text =
+        format!("link set lo up\naddr add {address}/{prefix} dev {BRIDGE}\nlink set {BRIDGE} up\n");
+    batch(Some(&tor.namespace), &text)
+}
+
+/// The port of the rack's bridge that a further router hangs at.
+pub(crate) fn router_port(tor: &TorSite) -> String {
+    format!("tor{}", tor.number + 1)
+}
+
 /// Starts BIRD and the relay of every router, and waits until all racks reach the seed.
 pub(crate) fn start_routers(plan: &Plan, site: &Topology, tag: &str, dir: &Path) -> Result<()> {
     let sockets = socket_dir(tag);
     for (index, tor) in site.tors.iter().enumerate() {
-        let config = dir.join(format!("tor-{}.conf", tor.rack));
+        let config = dir.join(format!("tor-{}.conf", tor.name));
         fs::write(&config, render_router(plan, site, index)?)
             .with_context(|| format!("writing {}", config.display()))?;
-        let mut bird = process::command("bird");
-        bird.arg("-f").arg("-c").arg(&config).arg("-s").arg(bird_socket(&sockets, &tor.rack));
-        start(dir, &format!("bird-{}", tor.rack), &tor.namespace, &bird)?;
+        start_bird(tor, &sockets, dir)?;
     }
     for (index, tor) in site.tors.iter().enumerate() {
+        // The seed hangs at one router; another of the same rack has no way there of its own.
+        if tor.bridge_of == Some(site.seed.tor) {
+            continue;
+        }
         let target = site.seed.address.to_string();
         let what = format!("a route from rack {} to the seed", tor.rack);
         await_until(&what, CONVERGE_LIMIT, || {
             process::run("ip", &["-n", &tor.namespace, "route", "get", &target]).map(Seen::There)
         })
         .with_context(|| {
-            format!("BIRD's log is {}", log_path(dir, &format!("bird-{}", tor.rack)).display())
+            format!("BIRD's log is {}", log_path(dir, &format!("bird-{}", tor.name)).display())
         })?;
         // Before the route exists a relay would lose the first requests. On the seed's own
         // bridge there is nothing to relay.
-        if !(site.seed.is_flat && site.seed.tor == index) {
+        if tor.bridge_of.is_none() && !(site.seed.is_flat && site.seed.tor == index) {
             start_relay(site, index, tor, dir)?;
         }
     }
     Ok(())
+}
+
+/// Starts a router's BIRD with the configuration it has.
+pub(crate) fn start_bird(tor: &TorSite, sockets: &Path, dir: &Path) -> Result<()> {
+    let config = dir.join(format!("tor-{}.conf", tor.name));
+    let mut bird = process::command("bird");
+    bird.arg("-f").arg("-c").arg(&config).arg("-s").arg(bird_socket(sockets, &tor.name));
+    start(dir, &format!("bird-{}", tor.name), &tor.namespace, &bird).map(drop)
 }
 
 fn start_relay(site: &Topology, index: usize, tor: &TorSite, dir: &Path) -> Result<()> {
@@ -182,21 +219,24 @@ pub(crate) fn render_router(plan: &Plan, site: &Topology, index: usize) -> Resul
     let tor = site.tors.get(index).context("a router of the rig")?;
     let mut intent = TorIntent::new(plan, &tor.rack, BRIDGE)
         .with_context(|| format!("the plan has no rack {}", tor.rack))?;
+    intent.address = tor.gateway;
     intent.uplinks = site
         .cable_ends(index)
         .map(|(near, far)| {
-            let name = site.tors.get(far.tor).map(|tor| tor.rack.clone()).unwrap_or_default();
+            let name = site.tors.get(far.tor).map(|tor| tor.name.clone()).unwrap_or_default();
             Uplink { name, interface: near.interface.clone(), address: far.address, asn: far.asn }
         })
         .collect();
     intent.bfd = SIM_BFD;
-    intent.advertisement = Advertisement::Presence;
+    if tor.bridge_of.is_none() {
+        intent.advertisement = Advertisement::Presence;
+    }
     Ok(render_tor(&intent))
 }
 
 /// Tells which protocols of a router are not as they should be; empty when all is well.
 pub(crate) fn describe_router(tag: &str, tor: &TorSite, routing: &RackRouting) -> Result<String> {
-    let socket = bird_socket(&socket_dir(tag), &tor.rack);
+    let socket = bird_socket(&socket_dir(tag), &tor.name);
     let socket = socket.to_str().context("a socket's path")?;
     let mut text = process::run("birdc", &["-r", "-s", socket, "show", "protocols"])?;
     if matches!(routing, RackRouting::Ospf { .. }) {
@@ -292,12 +332,14 @@ mod tests {
         for text in [
             include_str!("../../../examples/lab/rack.yaml"),
             include_str!("../../../examples/university/rack.yaml"),
+            include_str!("../../../examples/two-tors/rack.yaml"),
         ] {
             let plan = Plan::parse(text).unwrap();
             let site = Topology::new(&plan, &[], "test-0000").unwrap();
             for index in 0..site.tors.len() {
                 let config = render_router(&plan, &site, index).unwrap();
-                assert!(config.contains("protocol radv"), "{config}");
+                let first = site.tors[index].bridge_of.is_none();
+                assert_eq!(config.contains("protocol radv"), first, "{config}");
                 let dir = tempfile::tempdir().unwrap();
                 let path = dir.path().join("bird.conf");
                 fs::write(&path, &config).unwrap();

@@ -1,5 +1,7 @@
 //! The front door: a rig that is built, driven, found again and taken down.
 
+mod router;
+
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
@@ -48,7 +50,8 @@ impl RigOptions {
 pub enum Place<'a> {
     /// The operator's host.
     Seed,
-    /// The ToR router of a rack, which also holds the rack's bridge and taps.
+    /// The ToR router of a rack, which also holds the rack's bridge and taps; with a number behind
+    /// the rack's name, another router there (`a2`).
     Tor(&'a str),
 }
 
@@ -166,7 +169,7 @@ impl Rig {
         let existing = network::existing_namespaces();
         let bird = |rack: &str| network::running(&self.dir, &format!("bird-{rack}")).is_some();
         self.site.namespaces().iter().all(|name| existing.iter().any(|other| other == name))
-            && self.site.tors.iter().all(|tor| bird(&tor.rack))
+            && self.site.tors.iter().all(|tor| bird(&tor.name))
     }
 
     /// Removes everything: machines, daemons, captures, namespaces, cables, the note of it.
@@ -490,7 +493,7 @@ impl Rig {
             if let Some(rack) = self.state.plan.rack(&tor.rack) {
                 let said = network::describe_router(&self.state.tag, tor, &rack.routing)
                     .unwrap_or_else(|err| format!("{err:#}\n"));
-                text += &format!("--- router of rack {}\n{said}\n", tor.rack);
+                text += &format!("--- router {}\n{said}\n", tor.name);
             }
         }
         match self.ask_boot_server("/machines", None) {

@@ -42,11 +42,19 @@ pub(crate) struct SeedSite {
     pub(crate) is_flat: bool,
 }
 
-/// A rack's router.
+/// A rack's router. The first one of a rack also holds the rack's bridge and its machines; another
+/// one hangs at that bridge with a cable of its own.
 #[derive(Debug, Clone)]
 pub(crate) struct TorSite {
+    /// The rack's name; with a number behind it for any but the rack's first.
+    pub(crate) name: String,
     pub(crate) rack: String,
+    /// Index of the rack's first router; `None` for that one itself.
+    pub(crate) bridge_of: Option<usize>,
+    /// Which of the rack's routers it is, from zero.
+    pub(crate) number: usize,
     pub(crate) namespace: String,
+    /// Its own address in the rack: the gateway's for the first.
     pub(crate) gateway: Ipv4Addr,
     pub(crate) prefix_len: u8,
     /// Stable address of the bridge, so that it does not change with every tap.
@@ -134,10 +142,13 @@ impl Topology {
             })
             .collect::<Vec<_>>()
         };
-        let tors: Vec<TorSite> = plan
+        let mut tors: Vec<TorSite> = plan
             .racks
             .iter()
             .map(|rack| TorSite {
+                name: rack.name.clone(),
+                bridge_of: None,
+                number: 0,
                 rack: rack.name.clone(),
                 namespace: format!("{tag}-tor-{}", rack.name),
                 gateway: rack.gateway,
@@ -152,8 +163,9 @@ impl Topology {
                     .collect(),
             })
             .collect();
+        tors.extend(further_routers(plan, tag));
         let seed = seed_site(plan, tag)?;
-        let cables = cables(plan)?;
+        let cables = cables(plan, &tors)?;
         Ok(Self { seed, tors, cables, host: HostLink::new(tag) })
     }
 
@@ -163,10 +175,10 @@ impl Topology {
         std::iter::once(self.seed.namespace.as_str()).chain(tors).collect()
     }
 
-    /// The router of a rack.
-    pub(crate) fn tor(&self, rack: &str) -> Result<&TorSite> {
-        let found = self.tors.iter().find(|tor| tor.rack == rack);
-        found.with_context(|| format!("the plan has no rack {rack}"))
+    /// A router: by the name of its rack the first one there, with a number behind it another.
+    pub(crate) fn tor(&self, name: &str) -> Result<&TorSite> {
+        let found = self.tors.iter().find(|tor| tor.name == name);
+        found.with_context(|| format!("the plan has no rack or router {name}"))
     }
 
     /// A machine and the router it is plugged into.
@@ -241,8 +253,31 @@ fn seed_site(plan: &Plan, tag: &str) -> Result<SeedSite> {
     })
 }
 
-/// A cable between each pair of routers.
-fn cables(plan: &Plan) -> Result<Vec<Cable>> {
+/// The routers of racks that have more than one, without the first of each: `a2` beside `a`.
+fn further_routers(plan: &Plan, tag: &str) -> Vec<TorSite> {
+    let mut all = Vec::new();
+    for (index, rack) in plan.racks.iter().enumerate() {
+        let RackRouting::Bgp { tors, .. } = &rack.routing else { continue };
+        for (number, address) in tors.iter().enumerate().skip(1) {
+            let name = format!("{}{}", rack.name, number + 1);
+            all.push(TorSite {
+                namespace: format!("{tag}-tor-{name}"),
+                bridge_mac: stable_mac(tag, &name),
+                name,
+                rack: rack.name.clone(),
+                bridge_of: Some(index),
+                number,
+                gateway: *address,
+                prefix_len: rack.subnet.prefix_len(),
+                machines: Vec::new(),
+            });
+        }
+    }
+    all
+}
+
+/// A cable between each pair of routers of different racks.
+fn cables(plan: &Plan, tors: &[TorSite]) -> Result<Vec<Cable>> {
     let asn = |routing: &RackRouting| match routing {
         RackRouting::Bgp { tor_asn, .. } => Some(*tor_asn),
         RackRouting::Ibgp { asn, .. } => Some(*asn),
@@ -250,8 +285,13 @@ fn cables(plan: &Plan) -> Result<Vec<Cable>> {
     };
     let mut addresses = links(plan.sim.links);
     let mut cables = Vec::new();
-    for (left, left_rack) in plan.racks.iter().enumerate() {
-        for (right, right_rack) in plan.racks.iter().enumerate().skip(left + 1) {
+    for (left, near) in tors.iter().enumerate() {
+        for (right, far) in tors.iter().enumerate().skip(left + 1) {
+            if near.rack == far.rack {
+                continue;
+            }
+            let rack = |tor: &TorSite| plan.rack(&tor.rack).context("a router's rack");
+            let (left_rack, right_rack) = (rack(near)?, rack(far)?);
             let [low, high] = addresses
                 .next()
                 .with_context(|| format!("sim.links = {} is used up", plan.sim.links))?;
@@ -296,6 +336,7 @@ mod tests {
     use super::*;
 
     const LAB: &str = include_str!("../../../examples/lab/rack.yaml");
+    const TWO_TORS: &str = include_str!("../../../examples/two-tors/rack.yaml");
     const UNIVERSITY: &str = include_str!("../../../examples/university/rack.yaml");
 
     #[test]
@@ -310,6 +351,20 @@ mod tests {
         assert_eq!(ends[0].0.address, Ipv4Addr::new(10, 98, 255, 1));
         assert_eq!(ends[0].1.asn, 65001);
         assert_eq!(site.machine("b-worker").unwrap().0.rack, "b");
+    }
+
+    #[test]
+    fn racks_of_two_routers_have_four_cables_between_them() {
+        let plan = Plan::parse(TWO_TORS).unwrap();
+        let site = Topology::new(&plan, &[], "t-0000").unwrap();
+        let names: Vec<_> = site.tors.iter().map(|tor| tor.name.as_str()).collect();
+        assert_eq!(names, ["a", "b", "a2", "b2"]);
+        assert_eq!(site.cables.len(), 4);
+        let second = site.tor("a2").unwrap();
+        assert_eq!((second.gateway, second.bridge_of), (Ipv4Addr::new(10, 97, 1, 2), Some(0)));
+        assert_eq!(site.machine("a-two").unwrap().0.name, "a");
+        let near: Vec<_> = site.cable_ends(2).map(|(_, far)| (far.tor, far.asn)).collect();
+        assert_eq!(near, [(1, 65002), (3, 65002)]);
     }
 
     #[test]

@@ -19,6 +19,7 @@ const PACKAGES: &[&str] = &[
     "dnsmasq-base",
     "dpkg",
     "e2fsprogs",
+    "frr",
     "ipxe-qemu",
     "iproute2",
     "iputils-ping",
@@ -58,7 +59,7 @@ pub(crate) fn install() -> Result<()> {
         args.extend(missing);
         shell::run_as_root("env", &args)?;
         // The packages' daemons would take ports and addresses that racks use.
-        for service in ["bird", "isc-dhcp-relay", "containerd"] {
+        for service in ["bird", "frr", "isc-dhcp-relay", "containerd"] {
             drop(shell::run_as_root("systemctl", &["disable", "--now", service]));
         }
     }

@@ -17,6 +17,8 @@ pub(super) struct Draft {
     pub(super) pods: Option<Found<PodRange>>,
     pub(super) services: Option<Found<Ipv4Net>>,
     pub(super) load_balancers: Vec<Found<Ipv4Net>>,
+    /// The API's address, which is a range of one: nobody else may have it.
+    pub(super) api: Option<Found<Ipv4Net>>,
     pub(super) racks: Vec<RackDraft>,
     pub(super) machines: Vec<MachineDraft>,
     pub(super) links: Option<Found<Ipv4Net>>,
@@ -56,7 +58,8 @@ impl Draft {
             .chain(services)
             .chain(racks.map(|found| (found.value, &found.place, false)))
             .chain(self.links.as_ref().map(|found| (found.value, &found.place, false)))
-            .chain(self.load_balancers.iter().map(|found| (found.value, &found.place, false)));
+            .chain(self.load_balancers.iter().map(|found| (found.value, &found.place, false)))
+            .chain(self.api.as_ref().map(|found| (found.value, &found.place, false)));
         for (range, place, is_seed) in ranges {
             for (other, other_place, other_is_seed) in &earlier {
                 // A seed may stand in a rack's own subnet: then the two ranges are one.

@@ -124,7 +124,7 @@ fn read(root: &Fields<'_>, problems: &mut Problems) -> Option<Plan> {
         Some((node, path)) => read_networks(&path, node, problems),
         None => {
             root.missing("networks", "give pods and services a range each", problems);
-            (None, None, Vec::new())
+            Ranges::default()
         }
     };
     let timings = read_timings(root, problems);
@@ -142,13 +142,15 @@ fn read(root: &Fields<'_>, problems: &mut Problems) -> Option<Plan> {
         .filter_map(|(node, path)| read_machine(&path, node, problems))
         .collect();
 
-    let (pods, services, load_balancers) = networks;
-    let draft = Draft { seed, pods, services, load_balancers, racks, machines, links };
+    let Ranges { pods, services, load_balancers, api } = networks;
+    let draft = Draft { seed, pods, services, load_balancers, api, racks, machines, links };
     let (seed, racks, machines) = draft.check(problems)?;
     let networks = Networks {
         pods: draft.pods.as_ref()?.value.range,
         services: draft.services.as_ref()?.value,
         load_balancers: draft.load_balancers.iter().map(|found| found.value).collect(),
+        api: draft.api.as_ref().map(|found| found.value.addr()),
+        seed: Some(seed.subnet).filter(|subnet| racks.iter().all(|rack| rack.subnet != *subnet)),
     };
     Some(Plan { site: site?.value, seed, networks, timings, racks, machines, ceph, sim })
 }
@@ -172,13 +174,21 @@ fn read_seed(path: &str, node: &Node, problems: &mut Problems) -> Option<SeedDra
     Some(SeedDraft { address, subnet, rack, gateway, api_port, http_port })
 }
 
-type Ranges = (Option<Found<PodRange>>, Option<Found<Ipv4Net>>, Vec<Found<Ipv4Net>>);
+/// The cluster's ranges as far as they could be read.
+#[derive(Debug, Default)]
+struct Ranges {
+    pods: Option<Found<PodRange>>,
+    services: Option<Found<Ipv4Net>>,
+    load_balancers: Vec<Found<Ipv4Net>>,
+    api: Option<Found<Ipv4Net>>,
+}
 
 fn read_networks(path: &str, node: &Node, problems: &mut Problems) -> Ranges {
-    let known = ["pods", "services", "loadBalancers"];
+    let known = ["pods", "services", "loadBalancers", "api"];
     let Some(fields) = Fields::open(path, node, &known, problems) else {
-        return (None, None, Vec::new());
+        return Ranges::default();
     };
+    let api = fields.optional("api", problems, |text| word::address(text).map(Ipv4Net::from));
     let nodes = fields.list("loadBalancers", problems);
     let balancers = nodes.into_iter().filter_map(|(node, path)| {
         scalar(&path, node, problems, |text| {
@@ -200,7 +210,7 @@ fn read_networks(path: &str, node: &Node, problems: &mut Problems) -> Ranges {
         }
         Err(Refusal::new("must have a prefix from /12 to /28", "a /24 holds 254 services"))
     });
-    (pods, services, balancers)
+    Ranges { pods, services, load_balancers: balancers, api }
 }
 
 fn read_timings(root: &Fields<'_>, problems: &mut Problems) -> Timings {

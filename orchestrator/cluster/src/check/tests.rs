@@ -23,6 +23,21 @@ fn the_examples_are_sound() {
     check("site: lab", "site: lab", expect![""]);
     assert_eq!(verdict(include_str!("../../../../examples/university/rack.yaml")), "");
     assert_eq!(verdict(include_str!("../../../../examples/campus/rack.yaml")), "");
+    assert_eq!(verdict(include_str!("../../../../examples/two-tors/rack.yaml")), "");
+}
+
+#[test]
+fn the_apis_address_is_nobodys_own() {
+    check(
+        "services: 172.21.0.0/24",
+        "services: 172.21.0.0/24\n  api: 10.98.1.11",
+        expect![[r#"
+        line 15: networks.api = 10.98.1.11/32: overlaps racks[0].subnet = 10.98.1.0/24; choose a range of its own
+    "#]],
+    );
+    let free = LAB.replacen("services:", "api: 10.98.254.1\n  services:", 1);
+    let plan = Plan::parse(&free).unwrap();
+    assert_eq!(plan.networks.api, Some("10.98.254.1".parse().unwrap()));
 }
 
 #[test]

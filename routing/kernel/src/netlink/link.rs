@@ -135,7 +135,8 @@ impl Netlink {
         changed.map_err(|err| NetlinkError::new("set up", index, err))
     }
 
-    /// Creates a veth pair in one message, the peer directly inside its namespace.
+    /// Creates a veth pair in one message, the peer directly inside its namespace. This end is up;
+    /// the kernel sets the peer up only when it is asked after both are there.
     ///
     /// Creating the peer here and moving it would take about twenty times as long, and its name
     /// could collide on the way.
@@ -150,6 +151,7 @@ impl Netlink {
             .setns_by_fd(veth.peer_namespace.as_raw_fd())
             .build();
         let message = LinkVeth::new(veth.name, veth.peer)
+            .up()
             .mtu(veth.mtu)
             .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
             .build();

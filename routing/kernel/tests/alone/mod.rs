@@ -24,6 +24,15 @@ const INSIDE: &str = "MUSTER_TEST_INSIDE";
 
 /// Runs `body` with the machine to itself, or says why it cannot.
 pub(crate) fn alone(test: &str, programs: &[&str], body: impl FnOnce()) {
+    alone_in(&["--user", "--map-root-user"], test, programs, body);
+}
+
+/// As [`alone`], for programs that change to users of their own: needs to be root.
+pub(crate) fn alone_with_users(test: &str, programs: &[&str], body: impl FnOnce()) {
+    alone_in(&[], test, programs, body);
+}
+
+fn alone_in(users: &[&str], test: &str, programs: &[&str], body: impl FnOnce()) {
     if std::env::var(INSIDE).as_deref() == Ok(test) {
         shell(
             "mount -t tmpfs tmpfs /run && mkdir -p /run/netns && { mount -t proc proc /proc || true; } && ip link set lo up",
@@ -38,14 +47,15 @@ pub(crate) fn alone(test: &str, programs: &[&str], body: impl FnOnce()) {
             return;
         }
     }
-    let namespaces = ["--user", "--map-root-user", "--net", "--mount", "--pid", "--fork"];
-    let possible = Command::new("unshare").args(namespaces).arg("true").output();
+    let namespaces: Vec<&str> =
+        users.iter().copied().chain(["--net", "--mount", "--pid", "--fork"]).collect();
+    let possible = Command::new("unshare").args(&namespaces).arg("true").output();
     if !possible.is_ok_and(|output| output.status.success()) {
         eprintln!("skipped: no namespaces of our own here");
         return;
     }
     let status = Command::new("unshare")
-        .args(namespaces)
+        .args(&namespaces)
         .arg("--kill-child")
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", test, "--nocapture", "--test-threads=1"])

@@ -1,5 +1,9 @@
 //! Addresses as files: one file per address in use, named by it, holding its owner.
 //!
+//! Beside each lies the way back: a file named by the owner, holding the address. It is a short
+//! cut, written first and believed only if the address's own file agrees, so that a call need not
+//! read what every other pod has.
+//!
 //! The folder lies on tmpfs, so a reboot forgets exactly what it should. A lock file orders
 //! concurrent plugins; a plugin that dies loses its lock with its life.
 
@@ -61,35 +65,45 @@ impl Addresses {
     /// peers may still talk to the pod that had it.
     pub(super) fn take(&self, owner: &Owner, range: Ipv4Net) -> Result<Ipv4Addr, AddressError> {
         let _lock = self.lock()?;
-        let held = self.held()?;
-        let mine = held.iter().find(|(address, holder)| holder == owner && range.contains(address));
-        if let Some((address, _)) = mine {
-            return Ok(*address);
+        if let Some(address) = self.known(owner).filter(|address| range.contains(address)) {
+            return Ok(address);
         }
         let last = fs::read_to_string(self.folder.join(LAST)).unwrap_or_default();
         let last: Option<Ipv4Addr> = last.trim().parse().ok();
         let free = candidates(range, last)
-            .find(|candidate| held.iter().all(|(address, _)| address != candidate));
+            .find(|candidate| !self.folder.join(candidate.to_string()).exists());
         let address = free.ok_or(AddressError::Full(range))?;
+        let way_back = self.folder.join(way_back(owner));
+        fs::write(&way_back, address.to_string())
+            .map_err(|err| FileError::io("write", &way_back, err))?;
         self.write(&address.to_string(), &format!("{owner}\n"))?;
-        self.write(LAST, &format!("{address}\n"))?;
+        // What is read of it after a crash may be nonsense, and then counts as nothing.
+        let last = self.folder.join(LAST);
+        fs::write(&last, address.to_string()).map_err(|err| FileError::io("write", &last, err))?;
         Ok(address)
+    }
+
+    /// The address of an owner by the short cut.
+    fn known(&self, owner: &Owner) -> Option<Ipv4Addr> {
+        let text = fs::read_to_string(self.folder.join(way_back(owner))).ok()?;
+        let address: Ipv4Addr = text.parse().ok()?;
+        let holder = fs::read_to_string(self.folder.join(address.to_string())).ok()?;
+        (parse_owner(&holder) == *owner).then_some(address)
     }
 
     /// The address of an owner.
     pub(super) fn find(&self, owner: &Owner) -> Result<Option<Ipv4Addr>, AddressError> {
         let _lock = self.lock()?;
-        Ok(self.held()?.into_iter().find(|(_, holder)| holder == owner).map(|(address, _)| address))
+        Ok(self.known(owner))
     }
 
     /// Takes an owner's addresses back; none is fine.
     pub(super) fn release(&self, owner: &Owner) -> Result<(), AddressError> {
         let _lock = self.lock()?;
-        for (address, holder) in self.held()? {
-            if holder == *owner {
-                self.remove(address)?;
-            }
+        if let Some(address) = self.known(owner) {
+            self.remove(address)?;
         }
+        self.forget(owner);
         Ok(())
     }
 
@@ -100,6 +114,7 @@ impl Addresses {
         for (address, holder) in self.held()? {
             if !valid.contains(&holder) {
                 self.remove(address)?;
+                self.forget(&holder);
                 gone.push(holder);
             }
         }
@@ -130,9 +145,7 @@ impl Addresses {
             let path = entry.path();
             let text =
                 fs::read_to_string(&path).map_err(|err| FileError::io("read", &path, err))?;
-            let (container, interface) = text.trim().split_once(' ').unwrap_or((text.trim(), ""));
-            let owner = Owner { container: container.to_owned(), interface: interface.to_owned() };
-            held.push((address, owner));
+            held.push((address, parse_owner(&text)));
         }
         held.sort();
         Ok(held)
@@ -143,10 +156,25 @@ impl Addresses {
         crate::pod_network::write_file(&self.folder.join(name), content).map_err(Into::into)
     }
 
+    /// Takes the short cut away; without it, or with a wrong one, all is as well.
+    fn forget(&self, owner: &Owner) {
+        drop(fs::remove_file(self.folder.join(way_back(owner))));
+    }
+
     fn remove(&self, address: Ipv4Addr) -> Result<(), AddressError> {
         let path = self.folder.join(address.to_string());
         fs::remove_file(&path).map_err(|err| FileError::io("remove", &path, err).into())
     }
+}
+
+/// The name of the file that leads from an owner to its address.
+fn way_back(owner: &Owner) -> String {
+    format!("of-{}", super::wire::host_name(&owner.container, &owner.interface))
+}
+
+fn parse_owner(text: &str) -> Owner {
+    let (container, interface) = text.trim().split_once(' ').unwrap_or((text.trim(), ""));
+    Owner { container: container.to_owned(), interface: interface.to_owned() }
 }
 
 /// All addresses that may be given, beginning after `last`.

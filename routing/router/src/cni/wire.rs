@@ -6,7 +6,9 @@ use std::path::Path;
 use ipnet::{IpNet, Ipv4Net};
 use kernel::netns::Namespace;
 use kernel::sync::Network;
-use kernel::{Address, AddressScope, Family, Link, NetlinkError, NextHop, Route, RouteKind, Veth};
+use kernel::{
+    Address, AddressScope, Family, Link, LinkIndex, NetlinkError, NextHop, Route, RouteKind, Veth,
+};
 
 use super::message::Failure;
 use super::{Call, LINK_PREFIX};
@@ -52,16 +54,18 @@ fn network() -> Result<Network, Failure> {
     Network::open().map_err(|err| failed(&err))
 }
 
-/// Runs work inside the pod's namespace.
-fn inside<T: Send>(
-    namespace: &Namespace,
-    work: impl FnOnce(&Network) -> Result<T, NetlinkError> + Send,
-) -> Result<T, Failure> {
-    let entered = namespace.enter(work);
-    entered.map_err(|err| Failure::wiring(runtime::report(&err)))?.map_err(|err| failed(&err))
+/// The network of the pod's namespace.
+fn network_in(namespace: &Namespace) -> Result<Network, Failure> {
+    Network::open_in(namespace).map_err(|err| Failure::wiring(runtime::report(&err)))
 }
 
+/// Every namespace's loopback link has this number.
+const LOOPBACK: LinkIndex = LinkIndex(1);
+
 /// Connects a pod; what an earlier, cut-off call left is removed first.
+///
+/// No thread is started and nothing is asked that is known: on a busy machine each switch costs
+/// more than the kernel's work.
 pub(super) fn connect(
     call: &Call,
     host_end: &str,
@@ -70,13 +74,18 @@ pub(super) fn connect(
 ) -> Result<Wired, Failure> {
     let namespace = open(call)?;
     let here = network()?;
-    if let Some(left) = here.link(host_end).map_err(|err| failed(&err))? {
-        here.delete_link(left.index).map_err(|err| failed(&err))?;
-    }
+    let there = network_in(&namespace)?;
     let veth =
         Veth { name: host_end, peer: &call.interface, peer_namespace: &namespace, mtu: pods.mtu };
-    here.add_veth(&veth).map_err(|err| failed(&err))?;
-    let pod = inside(&namespace, |there| pod_side(there, &call.interface, address, pods.gateway))?;
+    if let Err(err) = here.add_veth(&veth) {
+        let left = here.link(host_end).map_err(|err| failed(&err))?;
+        // Another link of the pod's has the name, or something else is wrong.
+        let Some(left) = left.filter(|_| err.is_exists()) else { return Err(failed(&err)) };
+        here.delete_link(left.index).map_err(|err| failed(&err))?;
+        here.add_veth(&veth).map_err(|err| failed(&err))?;
+    }
+    let pod = pod_side(&there, &call.interface, address, pods.gateway);
+    let pod = pod.map_err(|err| failed(&err))?;
     let host = host_side(&here, host_end, address, pods).map_err(|err| failed(&err))?;
     Ok(Wired { host_mac: host.mac, pod_mac: pod.mac })
 }
@@ -87,8 +96,7 @@ fn pod_side(
     address: Ipv4Addr,
     gateway: Ipv4Addr,
 ) -> Result<Link, NetlinkError> {
-    let loopback = there.require_link("lo")?;
-    there.set_up(loopback.index)?;
+    there.set_up(LOOPBACK)?;
     let link = there.require_link(interface)?;
     there.set_up(link.index)?;
     there.add_address(link.index, single(address, AddressScope::Global))?;
@@ -105,7 +113,6 @@ fn host_side(
     pods: &PodNetwork,
 ) -> Result<Link, NetlinkError> {
     let link = here.require_link(name)?;
-    here.set_up(link.index)?;
     here.add_address(link.index, single(pods.gateway, AddressScope::Link))?;
     here.replace_route(&pod_route(&link, address, pods))?;
     Ok(link)
@@ -148,10 +155,11 @@ pub(super) fn check(
         return Err(missing(format!("the route to {address}")));
     }
     let namespace = open(call)?;
-    let (addresses, routes) = inside(&namespace, |there| {
-        let link = there.require_link(&call.interface)?;
-        Ok((there.addresses(link.index)?, there.routes(Family::V4)?))
-    })?;
+    let there = network_in(&namespace)?;
+    let looked = there
+        .require_link(&call.interface)
+        .and_then(|link| Ok((there.addresses(link.index)?, there.routes(Family::V4)?)));
+    let (addresses, routes) = looked.map_err(|err| failed(&err))?;
     if !addresses.iter().any(|one| one.address == IpAddr::V4(address)) {
         return Err(missing(format!("address {address} of {}", call.interface)));
     }
@@ -171,8 +179,7 @@ pub(super) fn check(
 /// Sets a pod's loopback link up.
 pub(super) fn loopback(call: &Call) -> Result<(), Failure> {
     let namespace = open(call)?;
-    inside(&namespace, |there| {
-        let link = there.require_link(&call.interface)?;
-        there.set_up(link.index)
-    })
+    let there = network_in(&namespace)?;
+    let link = there.require_link(&call.interface).map_err(|err| failed(&err))?;
+    there.set_up(link.index).map_err(|err| failed(&err))
 }

@@ -17,6 +17,9 @@ fn everything() -> (Intent, Everything) {
         pods: Some("172.20.11.0/24".parse().unwrap()),
         keys: BTreeMap::new(),
         announce: Vec::new(),
+        closed: false,
+        api_port: 6443,
+        said: None,
     };
     let uplink = Link {
         index: LinkIndex(2),
@@ -42,6 +45,7 @@ fn everything() -> (Intent, Everything) {
         settings: vec![false; SETTINGS.len()],
         routes: Vec::new(),
         loopback: LinkIndex(1),
+        api: Api::default(),
         bird: BirdView::default(),
         bird_config: None,
         pod_network: None,
@@ -59,6 +63,8 @@ fn apply(seen: &mut Everything, action: Action, neighbour: &str) {
             let at = SETTINGS.iter().position(|(setting, _)| *setting == name).unwrap();
             seen.settings[at] = true;
         }
+        Action::HoldApi { .. } => seen.api.held = true,
+        Action::LeaveApi { .. } => seen.api.held = false,
         Action::RouteServices { route } => seen.routes.push(*route),
         Action::Configure { text } => {
             seen.bird_config = Some(text);
@@ -75,6 +81,8 @@ fn apply(seen: &mut Everything, action: Action, neighbour: &str) {
         Action::PublishPodNetwork { text } => seen.pod_network = Some(text),
         Action::PublishList { text } => seen.list = Some(text),
         Action::PublishSurvey { text } => seen.survey = Some(text),
+        Action::PublishFigures { .. } => (),
+        Action::Say { routes } => seen.known.said = Some(routes.to_owned()),
     }
 }
 
@@ -140,4 +148,24 @@ fn a_configuration_is_never_printed() {
     let actions = plan(&intent, &seen, &Paths::default()).actions;
     let text = format!("{actions:?}");
     assert!(text.contains("Configure") && !text.contains("router id"), "{text}");
+}
+
+#[test]
+fn the_apis_address_is_held_before_it_is_announced_and_left_after() {
+    let (mut intent, mut seen) = everything();
+    let address = Ipv4Addr::new(10, 98, 254, 1);
+    seen.api = Api { address: Some(address), held: false, wanted: true };
+    intent.announce = vec![Ipv4Net::from(address)];
+    let actions = plan(&intent, &seen, &Paths::default()).actions;
+    let at = |wanted: fn(&Action) -> bool| actions.iter().position(wanted).unwrap();
+    let held = at(|one| matches!(one, Action::HoldApi { .. }));
+    assert!(held < at(|one| matches!(one, Action::Configure { .. })), "{actions:?}");
+    settle(&intent, &mut seen, "Established");
+    assert!(seen.api.held);
+    seen.api.wanted = false;
+    intent.announce.clear();
+    let actions = plan(&intent, &seen, &Paths::default()).actions;
+    assert!(matches!(actions.as_slice(), [Action::Configure { .. }]), "{actions:?}");
+    settle(&intent, &mut seen, "Established");
+    assert!(!seen.api.held);
 }

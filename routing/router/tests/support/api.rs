@@ -5,7 +5,7 @@
 #![allow(dead_code, clippy::unwrap_used, reason = "helpers of tests: each uses its part")]
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -22,6 +22,8 @@ struct Versioned {
     version: u64,
     /// Nobody is answered any more.
     closed: bool,
+    /// What is said of itself.
+    ready: bool,
     /// Items by the collection's path.
     lists: BTreeMap<String, Vec<Value>>,
 }
@@ -34,9 +36,38 @@ impl Items {
         items.lists.insert(path.to_owned(), list);
     }
 
+    /// Says from now on whether it is ready.
+    pub(crate) fn set_ready(&self, ready: bool) {
+        self.0.lock().unwrap().ready = ready;
+    }
+
+    fn is_ready(&self) -> bool {
+        self.0.lock().unwrap().ready
+    }
+
     /// Stops answering, as a server that is gone.
     pub(crate) fn close(&self) {
         self.0.lock().unwrap().closed = true;
+    }
+
+    /// Sets annotations of one object, as a merge patch asks.
+    fn annotate(&self, path: &str, patch: &Value) -> Value {
+        let mut items = self.0.lock().unwrap();
+        items.version += 1;
+        let (collection, name) = path.rsplit_once('/').unwrap();
+        let all = items.lists.get_mut(collection).unwrap();
+        let object = all.iter_mut().find(|one| one["metadata"]["name"] == name).unwrap();
+        for (key, value) in patch["metadata"]["annotations"].as_object().unwrap() {
+            object["metadata"]["annotations"][key] = value.clone();
+        }
+        object.clone()
+    }
+
+    /// An annotation of the first object of a list.
+    pub(crate) fn annotation(&self, path: &str, key: &str) -> Option<String> {
+        let items = self.0.lock().unwrap();
+        let object = items.lists.get(path)?.first()?;
+        object["metadata"]["annotations"][key].as_str().map(str::to_owned)
     }
 
     fn is_closed(&self) -> bool {
@@ -56,8 +87,8 @@ impl Items {
 
 /// Serves `items` inside a namespace until the process ends; returns the base address.
 pub(crate) fn serve(inside: &Namespace, items: &Items) -> String {
-    let listener = inside.run(|| TcpListener::bind("127.0.0.1:0")).unwrap().unwrap();
-    let address = listener.local_addr().unwrap();
+    let listener = inside.run(|| TcpListener::bind("0.0.0.0:0")).unwrap().unwrap();
+    let port = listener.local_addr().unwrap().port();
     let items = items.clone();
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
@@ -65,7 +96,7 @@ pub(crate) fn serve(inside: &Namespace, items: &Items) -> String {
             std::thread::spawn(move || drop(answer(stream, &items)));
         }
     });
-    format!("http://{address}")
+    format!("http://127.0.0.1:{port}")
 }
 
 fn answer(mut stream: TcpStream, items: &Items) -> std::io::Result<()> {
@@ -76,11 +107,28 @@ fn answer(mut stream: TcpStream, items: &Items) -> std::io::Result<()> {
             return Ok(());
         }
         let mut line = String::new();
+        let mut length = 0;
         while reader.read_line(&mut line)? > 2 {
+            if let Some(number) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                length = number.trim().parse().unwrap();
+            }
             line.clear();
         }
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body)?;
         let target = request.split(' ').nth(1).unwrap_or_default();
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
+        if path == "/readyz" {
+            let status = if items.is_ready() { "200 OK" } else { "500 Internal Server Error" };
+            write!(stream, "HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n")?;
+            continue;
+        }
+        if request.starts_with("PATCH ") {
+            let object = items.annotate(path, &serde_json::from_slice(&body)?).to_string();
+            let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json";
+            write!(stream, "{head}\r\ncontent-length: {}\r\n\r\n{object}", object.len())?;
+            continue;
+        }
         if query.contains("watch=") {
             watch(&mut stream, query, items)?;
             continue;

@@ -6,7 +6,7 @@
 //! *Limits*: FRR cannot bind an OSPF prefix to the router id it came from, so in OSPF mode it
 //! only keeps prefixes out that no node of the rack has.
 
-use cluster::plan::RackRouting;
+use cluster::plan::{RackRouting, Role};
 use ipnet::Ipv4Net;
 
 use crate::intent::Origin;
@@ -59,14 +59,17 @@ fn audible(intent: &TorIntent) -> Vec<(Ipv4Net, &'static str)> {
     all.extend(beyond.map(|net| (*net, "")));
     all.extend(intent.nodes.iter().map(|node| (node.pods, "")));
     all.extend(services(intent));
+    all.extend(intent.networks.api_net().map(|net| (net, "")));
     all
 }
 
 fn bgp(intent: &TorIntent, asn: u32) -> String {
     let mut text = prefix_list("muster-to-nodes", audible(intent));
-    for Origin { number, pods, .. } in &intent.nodes {
+    for Origin { number, pods, role, .. } in &intent.nodes {
         let name = format!("muster-node-{number}");
-        text += &prefix_list(&name, std::iter::once((*pods, "")).chain(services(intent)));
+        let api = intent.networks.api_net().filter(|_| *role == Role::Master).map(|net| (net, ""));
+        let allowed = std::iter::once((*pods, "")).chain(services(intent)).chain(api);
+        text += &prefix_list(&name, allowed);
     }
     text += &format!("!\nrouter bgp {asn}\n bgp router-id {}\n", intent.address);
     text += " no bgp default ipv4-unicast\n bgp bestpath as-path multipath-relax\n";
@@ -95,7 +98,8 @@ fn bgp(intent: &TorIntent, asn: u32) -> String {
 
 fn ospf(intent: &TorIntent, area: u32) -> String {
     let services = Pattern::service_ranges(&intent.networks).map(|range| (range, " le 32"));
-    let believed = intent.nodes.iter().map(|node| (node.pods, "")).chain(services);
+    let api = intent.networks.api_net().map(|net| (net, ""));
+    let believed = intent.nodes.iter().map(|node| (node.pods, "")).chain(services).chain(api);
     let mut text = prefix_list("muster-from-nodes", believed);
     text += &prefix_list("muster-to-nodes", audible(intent));
     text += "route-map muster-from-nodes permit 10\n match ip address prefix-list muster-from-nodes\nexit\n!\n";

@@ -1,6 +1,6 @@
 //! A ToR router's side in words, for routers that neither BIRD nor FRR runs on.
 
-use cluster::plan::RackRouting;
+use cluster::plan::{RackRouting, Role};
 use ipnet::Ipv4Net;
 
 use crate::intent::Origin;
@@ -20,8 +20,15 @@ pub(super) fn render(intent: &TorIntent) -> String {
     text += "\nTo other routers of the site, and from them:\n";
     text += &format!("  announce {}\n", list(intent.connected.iter().chain(pods(intent))));
     text += &format!("  take     {}\n", list(intent.abroad.iter()));
-    text += &format!("  both     single addresses (/32) inside {}\n", services(intent));
+    text += &format!("  both     single addresses (/32) inside {}", services(intent));
+    text += &format!("{}\n", api(intent, Role::Master));
     text
+}
+
+/// The API's address, for whom may announce it.
+fn api(intent: &TorIntent, role: Role) -> String {
+    let net = intent.networks.api_net().filter(|_| role == Role::Master);
+    net.map_or_else(String::new, |net| format!(", {net}"))
 }
 
 fn services(intent: &TorIntent) -> String {
@@ -56,12 +63,12 @@ fn bgp(intent: &TorIntent, asn: u32) -> String {
     text += &bfd(intent);
     text += "  import: refuse everything but what stands at the node, at most 64 prefixes\n";
     text += "  export: default route, subnets and pod networks of all racks, service addresses\n";
-    let rows = intent.nodes.iter().map(|Origin { node, address, asn, pods, .. }| {
+    let rows = intent.nodes.iter().map(|Origin { node, address, asn, pods, role, .. }| {
         [
             node.clone(),
             address.to_string(),
             asn.to_string(),
-            format!("{pods}, /32s inside {}", services(intent)),
+            format!("{pods}, /32s inside {}{}", services(intent), api(intent, *role)),
         ]
     });
     text + &table(["NODE", "NEIGHBOUR", "AS", "TAKE ONLY"], rows)
@@ -78,8 +85,8 @@ fn ospf(intent: &TorIntent, area: u32, asn: Option<u32>) -> String {
     if let Some(asn) = asn {
         text += &format!("  BGP to other racks' routers, AS {asn}\n");
     }
-    let rows = intent.nodes.iter().map(|Origin { node, address, pods, .. }| {
-        let take = format!("{pods}, addresses inside {}", services(intent));
+    let rows = intent.nodes.iter().map(|Origin { node, address, pods, role, .. }| {
+        let take = format!("{pods}, addresses inside {}{}", services(intent), api(intent, *role));
         [node.clone(), address.to_string(), take]
     });
     text + &table(["NODE", "ROUTER ID", "TAKE ONLY"], rows)

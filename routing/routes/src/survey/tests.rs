@@ -29,6 +29,7 @@ fn bird() -> BirdView {
     let told = BTreeSet::from(["172.20.12.0/24".parse().unwrap()]);
     BirdView {
         protocols: parse_protocols(&reply(PROTOCOLS)),
+        counts: BTreeMap::new(),
         routes: parse_routes(&reply(ROUTES)),
         told: BTreeMap::from([("tor1".to_owned(), told)]),
     }

@@ -37,3 +37,26 @@ fn an_ospf_tor_may_stand_alone() {
 fn there_is_no_tor_without_a_rack() {
     assert_eq!(TorIntent::new(&plan(), "nowhere", "br0"), None);
 }
+
+#[test]
+fn only_masters_may_announce_the_apis_address() {
+    let mut plan = plan();
+    plan.networks.api = Some("10.98.254.1".parse().unwrap());
+    let text = render_tor(&TorIntent::new(&plan, "a", "br0").unwrap());
+    accepted_by_bird(&text);
+    let takes = |node: &str| {
+        let block = text.split(&format!("# {node}\n")).nth(1).unwrap();
+        block.split("\n}").next().unwrap().contains("10.98.254.1/32")
+    };
+    assert!(takes("a-master") && !takes("a-worker"), "{text}");
+
+    plan.machines.iter_mut().find(|one| one.name == "b-one").unwrap().role = Role::Master;
+    let text = render_tor(&TorIntent::new(&plan, "b", "br0").unwrap());
+    accepted_by_bird(&text);
+    let line = |address: &str| {
+        text.contains(&format!(
+            "if net = 10.98.254.1/32 && ospf_router_id = {address} then accept;"
+        ))
+    };
+    assert!(line("10.98.2.21") && !line("10.98.2.22"), "{text}");
+}

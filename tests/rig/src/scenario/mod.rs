@@ -11,8 +11,10 @@ mod light;
 mod measure;
 mod ospf;
 mod pods;
+mod rolling_drain;
 mod secret;
 mod story;
+mod two_tors;
 mod workloads;
 
 use std::io::Write as _;
@@ -54,6 +56,23 @@ pub const ALL: &[Scenario] = &[
         summary: "images from the master, policies, daemons killed under pods, a full disk",
         plan: "examples/lab/rack.yaml",
         run: pods::run,
+    },
+];
+
+/// Scenarios that are told only when they are named: they take long, or more machines than a common
+/// host has.
+pub const NAMED: &[Scenario] = &[
+    Scenario {
+        name: "two_tors",
+        summary: "racks of two routers each lose one, its cable, its cable's packets: pods go on",
+        plan: "examples/two-tors/rack.yaml",
+        run: two_tors::run,
+    },
+    Scenario {
+        name: "rolling_drain",
+        summary: "each machine is emptied, switched off and started under load: no request fails",
+        plan: "examples/lab/rack.yaml",
+        run: rolling_drain::run,
     },
 ];
 
@@ -106,7 +125,7 @@ pub struct Options {
 /// When one is unknown or fails; the others run all the same.
 pub fn run(names: &[String], all: bool, options: &Options) -> Result<()> {
     for name in names {
-        if !ALL.iter().any(|one| one.name == name) {
+        if !ALL.iter().chain(NAMED).any(|one| one.name == name) {
             bail!("no scenario {name}; `rig list` shows them");
         }
     }
@@ -119,7 +138,9 @@ pub fn run(names: &[String], all: bool, options: &Options) -> Result<()> {
     crate::process::require_root()?;
     let mut out = std::io::stdout();
     let mut failed = Vec::new();
-    for scenario in ALL.iter().filter(|one| all || names.iter().any(|name| name == one.name)) {
+    let named = |one: &&Scenario| names.iter().any(|name| name == one.name);
+    let told = ALL.iter().filter(|one| all || named(one)).chain(NAMED.iter().filter(named));
+    for scenario in told {
         writeln!(out, "=== {}: {}", scenario.name, scenario.summary)?;
         let mut story = Story::open(scenario, options)
             .with_context(|| format!("preparing {}", scenario.name))?;
