@@ -144,7 +144,11 @@ impl Beat {
     }
 
     async fn tell(&mut self, node: &Node, facts: &Facts) -> Result<(), ClientError> {
-        let status = compute_node_status(&node.status, facts, Timestamp::now());
+        let mut status = compute_node_status(&node.status, facts, Timestamp::now());
+        let in_use = crate::remote::in_use(&self.shared);
+        if !in_use.is_empty() || status.extra.contains_key("volumesInUse") {
+            status.extra.insert("volumesInUse".to_owned(), json!(in_use));
+        }
         let ready = facts.runtime_problems.is_empty();
         if ready != self.ready {
             info!(node = facts.name, ready, problems = ?facts.runtime_problems, "node readiness changed");

@@ -76,7 +76,7 @@ pub(crate) async fn problems(shared: &Shared) -> Vec<String> {
     let mut problems = match shared.runtime.status(StatusRequest::default()).await {
         Ok(answer) => {
             let conditions = answer.status.unwrap_or_default().conditions;
-            conditions.into_iter().filter(|one| stops_pods(one)).map(words).collect()
+            conditions.into_iter().filter(stops_pods).map(words).collect()
         }
         Err(err) => vec![format!("container runtime is down: {}", report(&err))],
     };

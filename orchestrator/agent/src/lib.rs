@@ -225,6 +225,7 @@ pub async fn run_joined(
     tasks.spawn("relist", news::relist(stop.clone(), Arc::clone(&shared), wakes.clone()));
     tasks.spawn("events", news::events(stop.clone(), Arc::clone(&shared), wakes));
     tasks.spawn("beat", beat::run(stop.clone(), Arc::clone(&shared)));
+    tasks.spawn("storage drivers", remote::run_drivers(stop.clone(), Arc::clone(&shared)));
     tasks.spawn("logs", server.run(stop.clone()));
     tasks.spawn("rotate", logs::rotate(stop.clone(), Arc::clone(&shared)));
     tasks.spawn("workers", pods::run(stop.clone(), Arc::clone(&shared), woken));

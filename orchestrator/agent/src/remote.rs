@@ -6,11 +6,13 @@
 //! so an agent that was killed goes on where it stopped: a disk that no pod sees is taken away.
 //!
 //! Ceph images that are written are mapped `exclusive`, and the kernel client they are mapped
-//! with stands in the node's annotation [`CLIENTS`] before anything is mounted: whoever fences
-//! this node knows what to fence.
+//! with stands in the node's annotation before anything is mounted: whoever fences this node
+//! knows what to fence ([`clients`]).
 
 mod address;
+mod clients;
 mod collect;
+mod driver;
 mod group;
 
 use std::collections::BTreeMap;
@@ -32,26 +34,25 @@ use kernel::mount::{Access, MountError, bind};
 use kernel::rbd::{self, RbdError};
 use objects::config::Secret;
 use objects::pod::Pod;
-use runtime::client::Patch;
 use runtime::{ClientError, report, resource};
-use serde_json::json;
 use thiserror::Error;
 use tokio::sync::Mutex;
 use tracing::warn;
 use volumes::disk::{Flag, Options, plan_cephfs, plan_nfs, split_options};
 use volumes::owner::Policy;
-use volumes::rbd::{Grip, Mapped, Rbd};
+use volumes::rbd::{Grip, Rbd};
 use volumes::remote::{CephFs, Local, Mode, Nfs, Remote, RemoteKind, SecretName};
 
 use crate::Shared;
 use crate::disk::{blocking, pod_dir};
 
 use address::{own_address, resolve, resolve_all};
+use clients::{await_attached, check_attached, record};
 pub(crate) use collect::{collect, release};
+pub(crate) use driver::run as run_drivers;
+pub(crate) use driver::volume::in_use;
 use group::{Group, give};
 
-/// The annotation of a node that names its kernel clients by image.
-pub(crate) const CLIENTS: &str = "storage.muster.dev/rbd-clients";
 /// Below `DATA`: what is there once for all pods.
 const PLUGINS: &str = "plugins";
 /// Below [`PLUGINS`]: images that are mounted, and raw ones in use.
@@ -120,6 +121,33 @@ pub(crate) enum RemoteError {
         #[source]
         source: ClientError,
     },
+    /// The volume is not this node's to write.
+    #[error("MountVolume.WaitForAttach failed for volume \"{name}\": {why}")]
+    Unattached {
+        /// The volume.
+        name: String,
+        /// Why.
+        why: &'static str,
+    },
+    /// The volume's driver has not registered.
+    #[error(
+        "volume \"{name}\": driver name {driver} not found in the list of registered CSI drivers"
+    )]
+    NoDriver {
+        /// The volume.
+        name: String,
+        /// The driver.
+        driver: String,
+    },
+    /// A driver refused.
+    #[error("volume \"{name}\": its driver refused")]
+    Driver {
+        /// The volume.
+        name: String,
+        /// What it said.
+        #[source]
+        source: csi::CallError,
+    },
     /// The kind cannot be had here.
     #[error("volume \"{name}\": {why}")]
     Unsupported {
@@ -134,7 +162,10 @@ pub(crate) enum RemoteError {
 #[derive(Debug, Default)]
 pub(crate) struct Disks {
     locks: StdMutex<BTreeMap<PathBuf, Arc<Mutex<()>>>>,
-    recorded: Mutex<BTreeMap<String, String>>,
+    /// The clients that the node's object names; `None` until it was told by us.
+    told: Mutex<Option<BTreeMap<String, String>>>,
+    /// Drivers that are not ours.
+    drivers: driver::Drivers,
 }
 
 impl Disks {
@@ -197,9 +228,10 @@ pub(crate) async fn set_up(
             let why = "iSCSI disks need an initiator, which this node does not have";
             return Err(RemoteError::Unsupported { name: remote.name.clone(), why });
         }
-        RemoteKind::Csi(_) => {
-            let why = "this node calls no storage drivers yet";
-            return Err(RemoteError::Unsupported { name: remote.name.clone(), why });
+        RemoteKind::Csi(volume) => {
+            let target = driver::volume::inner_place(place, remote);
+            driver::volume::set_up(shared, pod, (remote, volume), &target).await?;
+            return Ok(target);
         }
     }
     Ok(place)
@@ -223,17 +255,39 @@ async fn set_up_rbd(
         make_dir(dir)?;
     }
     let (asked, name) = (image.clone(), job.remote.name.clone());
-    let mapped = blocking(move || rbd::map(&asked, &monitors, secret.as_deref(), grip))
-        .await
-        .map_err(|source| RemoteError::Rbd { name: name.clone(), source })?;
-    if grip == Grip::Writer
-        && let Err(source) = record(shared, &mapped).await
-    {
-        if !is_mounted(&dir) {
-            let undone = blocking(move || rbd::unmap(&mapped)).await;
-            undone.map_err(|source| RemoteError::Rbd { name: name.clone(), source })?;
+    let attachment = match job.remote.attached && grip == Grip::Writer {
+        true => Some(await_attached(shared, &name).await?),
+        false => None,
+    };
+    let (at, used) = (dir.clone(), devices.clone());
+    let guarded = attachment.is_some();
+    let mapped = blocking(move || {
+        // What an earlier attachment left here may be fenced: a mapping that nobody uses goes.
+        if guarded
+            && !is_mounted(&at)
+            && names(&used).is_empty()
+            && let Some(old) = rbd::find_mapped(&asked, &monitors)
+        {
+            rbd::unmap(&old)?;
         }
-        return Err(RemoteError::Record { name, source });
+        rbd::map(&asked, &monitors, secret.as_deref(), grip)
+    })
+    .await
+    .map_err(|source| RemoteError::Rbd { name: name.clone(), source })?;
+    if grip == Grip::Writer {
+        let mut allowed = record(shared, &mapped)
+            .await
+            .map_err(|source| RemoteError::Record { name: name.clone(), source });
+        if let (Ok(()), Some(uid)) = (&allowed, &attachment) {
+            allowed = check_attached(shared, &name, uid).await;
+        }
+        if let Err(refused) = allowed {
+            if !is_mounted(&dir) {
+                let undone = blocking(move || rbd::unmap(&mapped)).await;
+                undone.map_err(|source| RemoteError::Rbd { name: name.clone(), source })?;
+            }
+            return Err(refused);
+        }
     }
     let marker = devices.join(&pod.metadata.uid);
     let fs_type = image.fs_type.clone();
@@ -248,27 +302,6 @@ async fn set_up_rbd(
         }
     })
     .await
-}
-
-/// Writes into the node's object which client an image is mapped with; asks the API only when
-/// that is news.
-async fn record(shared: &Shared, mapped: &Mapped) -> Result<(), ClientError> {
-    let image = format!("{}/{}", mapped.pool, mapped.image);
-    let mut recorded = shared.disks.recorded.lock().await;
-    if recorded.get(&image) == Some(&mapped.client) {
-        return Ok(());
-    }
-    let mut next: BTreeMap<String, String> = rbd::list()
-        .into_iter()
-        .filter(Mapped::is_writer)
-        .map(|one| (format!("{}/{}", one.pool, one.image), one.client))
-        .collect();
-    next.insert(image, mapped.client.clone());
-    let text = serde_json::to_string(&next).map_err(|source| ClientError::Encode { source })?;
-    let patch = Patch::merge(json!({"metadata": {"annotations": {CLIENTS: text}}}));
-    shared.client.patch(&resource::NODES, None, &shared.node.name, &patch).await?;
-    *recorded = next;
-    Ok(())
 }
 
 /// What is done for one pod and volume on the disk, off the async threads.
@@ -378,6 +411,8 @@ impl Job {
         if is_mounted(&self.place) {
             return Ok(());
         }
+        let failed = |source| RemoteError::Rbd { name: self.remote.name.clone(), source };
+        rbd::load("ceph").map_err(failed)?;
         let name = format!("client.{}.cephfs.{}", share.user, self.remote.name);
         let key = secret.map(|secret| Key::add("ceph", &name, secret)).transpose();
         let key = key.map_err(|source| {

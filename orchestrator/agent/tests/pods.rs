@@ -11,6 +11,8 @@
 
 #[path = "../../cri/tests/support/mod.rs"]
 mod containerd;
+#[path = "pods/driver.rs"]
+mod driver;
 mod support;
 
 use std::time::{Duration, Instant};

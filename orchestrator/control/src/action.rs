@@ -116,6 +116,27 @@ impl Propagation {
     }
 }
 
+/// What is to be done with a Ceph image.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ImageWork {
+    /// Make it, then the volume.
+    Make {
+        /// The volume.
+        volume: Box<Value>,
+        /// Its size.
+        bytes: i64,
+    },
+    /// Grow it, then tell volume and claim.
+    Grow {
+        /// The claim that has the volume.
+        claim: Target,
+        /// Its new size.
+        bytes: i64,
+    },
+    /// Delete it, then the volume.
+    Delete,
+}
+
 /// One step towards what is wanted.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
@@ -207,6 +228,25 @@ pub enum Action {
         /// The namespace.
         target: Target,
     },
+    /// Take a volume from a node that let go of it or does not answer: fence what may still
+    /// write, then let the attachment go.
+    Detach {
+        /// The attachment, which is being deleted already.
+        target: Target,
+        /// The node it names.
+        node: String,
+        /// The persistent volume.
+        volume: String,
+    },
+    /// Make, grow or delete a Ceph image.
+    Image {
+        /// The claim it is made for, or the volume it is behind.
+        target: Target,
+        /// The class that says who may do it.
+        class: String,
+        /// What is to be done.
+        work: ImageWork,
+    },
     /// Sign an approved request and write the certificate to its status.
     Sign {
         /// The request.
@@ -228,6 +268,8 @@ impl Action {
             | Self::Bind { target, .. }
             | Self::Evict { target, .. }
             | Self::Empty { target }
+            | Self::Detach { target, .. }
+            | Self::Image { target, .. }
             | Self::Sign { target } => Some(target),
             Self::Create { .. } => None,
         }
@@ -241,6 +283,8 @@ impl Action {
             self,
             Self::Evict { .. }
                 | Self::Empty { .. }
+                | Self::Detach { .. }
+                | Self::Image { .. }
                 | Self::DeleteIfGone { .. }
                 | Self::Collect { .. }
                 | Self::Release { .. }

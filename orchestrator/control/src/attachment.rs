@@ -1,10 +1,13 @@
-//! Brings volumes of drivers to the nodes of their pods, and takes them away.
+//! Brings volumes of drivers to the nodes of their pods, and takes them away; Ceph images are in
+//! [`image`].
 //!
 //! Spec: upstream's attach/detach controller for CSI volumes: a `VolumeAttachment` per volume and
 //! node, under the name that node agents and attachers compute too. A volume that only one node
 //! may have is not asked for at a second one while the first has it. Differs: a volume that a
 //! node says it uses is not taken away after some minutes of waiting; only when the node says it
 //! is free, is deleted, or is declared out of service. Two writers would tear it.
+
+pub mod image;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -81,8 +84,8 @@ struct Volume<'a> {
 
 /// Plans the attachments of one node.
 #[must_use]
-pub fn reconcile(view: &View, key: &Key, _now: Timestamp) -> Steps {
-    let mut steps = Steps::none();
+pub fn reconcile(view: &View, key: &Key, now: Timestamp) -> Steps {
+    let mut steps = image::reconcile(view, key, now);
     let node = view.nodes.get("", &key.name);
     let mut wanted: BTreeMap<String, Volume<'_>> = BTreeMap::new();
     for pod in view.pods_on(&key.name).filter(|pod| node.is_some() && !pod.is_finished()) {

@@ -14,8 +14,9 @@ use crate::view::{Key, View};
 use crate::wake::{Touch, Wake, Woken, nodes_of_pod, same_name};
 use crate::{
     aggregation, approval, attachment, autoscaler, budget, cron_job, daemon_set, deployment, drain,
-    endpoints, expansion, garbage, job, lifecycle, load_balancer, machine, membership, mirror,
-    namespace, pod_gc, quota, replica_set, service_account, stateful_set, upgrade, volume_binder,
+    endpoints, expansion, garbage, image_provisioner, job, lifecycle, load_balancer, machine,
+    membership, mirror, namespace, pod_gc, quota, replica_set, service_account, stateful_set,
+    upgrade, volume_binder,
 };
 
 /// One controller: what it looks at and what it does about one key.
@@ -495,6 +496,28 @@ pub static CONTROLLERS: &[Controller] = &[
         ],
         keys: |view| view.claims.keys(),
         reconcile: expansion::reconcile,
+        ..BASE
+    },
+    Controller {
+        name: "image-provisioner-controller",
+        needs: &[
+            (&kind::PERSISTENT_VOLUME_CLAIM, Wake::Own),
+            (&kind::PERSISTENT_VOLUME, Wake::By(image_provisioner::claim_of_volume)),
+            (&kind::VOLUME_ATTACHMENT, Wake::By(image_provisioner::claim_of_attachment)),
+            (&kind::STORAGE_CLASS, Wake::Every),
+        ],
+        keys: |view| view.claims.keys(),
+        reconcile: image_provisioner::reconcile_claim,
+        ..BASE
+    },
+    Controller {
+        name: "image-deleter-controller",
+        needs: &[
+            (&kind::PERSISTENT_VOLUME, Wake::Own),
+            (&kind::VOLUME_ATTACHMENT, Wake::By(image_provisioner::volume_of_attachment)),
+        ],
+        keys: |view| view.volumes.keys(),
+        reconcile: image_provisioner::reconcile_volume,
         ..BASE
     },
     Controller {

@@ -26,6 +26,7 @@ pub mod drain;
 pub mod endpoints;
 pub mod expansion;
 pub mod garbage;
+pub mod image_provisioner;
 pub mod job;
 pub mod lifecycle;
 pub mod load_balancer;

@@ -72,6 +72,10 @@ pub(crate) struct World {
     pub(crate) observed: Arc<Observed>,
     /// Every event told, as `reason message`.
     pub(crate) told: Vec<String>,
+    /// Clients of storage that were fenced.
+    pub(crate) fenced: Vec<String>,
+    /// What was done with images.
+    pub(crate) images: Vec<String>,
     /// Every step taken, for failures to show.
     done: Vec<String>,
 }
@@ -333,7 +337,45 @@ impl World {
                 self.told.extend(note.map(|note| format!("{} {}", note.reason, note.message)));
                 self.delete(&target, None);
             }
+            Action::Image { target, work, .. } => self.work(&target, work),
+            Action::Detach { target, .. } => {
+                // The cluster is told of the client the attachment knows.
+                let key = (target.kind.plural, String::new(), target.name.clone());
+                let (_, object) = &self.objects[&key];
+                let node = object["spec"]["nodeName"].as_str().unwrap();
+                let nodes = self.all::<objects::node::Node>();
+                let node = nodes.iter().find(|one| one.metadata.name == node);
+                if crate::attachment::image::is_silent(node) {
+                    let client = object["status"]["attachmentMetadata"]["client"].as_str();
+                    self.fenced.extend(client.map(str::to_owned));
+                }
+                let patch = json!({"metadata": {"finalizers": []}});
+                self.change(target.kind, "", &target.name, &patch);
+                self.finish(&target);
+            }
             Action::Empty { .. } | Action::Sign { .. } => (),
+        }
+    }
+
+    fn work(&mut self, target: &Target, work: crate::action::ImageWork) {
+        use crate::action::ImageWork::{Delete, Grow, Make};
+        match work {
+            Make { volume, bytes } => {
+                self.images.push(format!("make {bytes}"));
+                self.add(&kind::PERSISTENT_VOLUME, *volume);
+            }
+            Grow { claim, bytes } => {
+                self.images.push(format!("grow {bytes}"));
+                let capacity = json!({"storage": bytes.to_string()});
+                let patch = json!({"spec": {"capacity": capacity}});
+                self.change(target.kind, "", &target.name, &patch);
+                let patch = json!({"status": {"capacity": capacity}});
+                self.change(claim.kind, &claim.namespace, &claim.name, &patch);
+            }
+            Delete => {
+                self.images.push("delete".to_owned());
+                self.delete(target, None);
+            }
         }
     }
 

@@ -20,10 +20,11 @@ use serde_json::{Value, json};
 use thiserror::Error;
 use tracing::{debug, warn};
 
+use crate::ceph::CephError;
 use crate::event::Events;
 use crate::hub::{Hub, Pending};
 use crate::signer::{Signer, SignerError};
-use crate::usage;
+use crate::{fence, image, usage};
 
 /// Writes of one round under way at a time: enough for the server to commit them in groups.
 const AT_ONCE: usize = 32;
@@ -34,6 +35,15 @@ pub(crate) enum StepError {
     /// The server said no, or nothing.
     #[error("the API did not take the step")]
     Api(#[from] ClientError),
+    /// The cluster of a volume did not do what was asked.
+    #[error("cannot change what volume {volume} is made of")]
+    Ceph {
+        /// The volume.
+        volume: String,
+        /// Why.
+        #[source]
+        source: CephError,
+    },
     /// The certificate could not be made.
     #[error("cannot sign {name}")]
     Sign {
@@ -120,7 +130,7 @@ impl Hand {
             );
             match err {
                 StepError::Api(err) => err.status().map(|status| status.message.clone()),
-                StepError::Sign { .. } => None,
+                StepError::Ceph { .. } | StepError::Sign { .. } => None,
             }
         })
     }
@@ -180,6 +190,12 @@ impl Hand {
             }
             Action::Empty { target } => self.empty(target).await,
             Action::Sign { target } => self.sign(target).await,
+            Action::Image { target, class, work } => {
+                image::carry_out(self, by, (target, class), work).await
+            }
+            Action::Detach { target, node, volume } => {
+                fence::detach(self, by, target, (node, volume)).await
+            }
         }
     }
 
@@ -213,7 +229,8 @@ impl Hand {
         Ok(pending(kind, &made))
     }
 
-    async fn patch(
+    /// Merges into an object of exactly the target's version.
+    pub(crate) async fn patch(
         &self,
         target: &Target,
         subresource: Option<&'static str>,
@@ -446,7 +463,7 @@ fn collected(target: &Target, propagation: Propagation) -> DeleteParams {
 }
 
 /// Takes "too late" for an answer: `None`.
-fn overtaken(answer: Result<Value, ClientError>) -> Result<Option<Value>, ClientError> {
+pub(crate) fn overtaken(answer: Result<Value, ClientError>) -> Result<Option<Value>, ClientError> {
     match answer {
         Ok(value) => Ok(Some(value)),
         Err(err) if err.is_conflict() || err.is_not_found() || err.is_already_exists() => {

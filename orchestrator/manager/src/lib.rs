@@ -10,10 +10,13 @@
 #![forbid(unsafe_code)]
 
 mod apply;
+mod ceph;
 mod choice;
 mod event;
 mod expiry;
+mod fence;
 mod hub;
+mod image;
 mod leader;
 mod metrics;
 mod scheduling;

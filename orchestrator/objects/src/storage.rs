@@ -123,3 +123,36 @@ views! {
         pub detach_error: Option<Value>,
     }
 }
+
+/// Annotation of a node: the kernel clients it writes Ceph images with, a JSON object by
+/// `POOL/IMAGE`. The node writes it before it mounts an image and after it unmapped one.
+pub const RBD_CLIENTS: &str = "storage.muster.dev/rbd-clients";
+
+impl PersistentVolume {
+    /// Is it a Ceph image that at most one node may write at a time, and must be attached first?
+    #[must_use]
+    pub fn is_attached_to_write(&self) -> bool {
+        let many = |mode: &String| mode == "ReadWriteMany" || mode == "ReadOnlyMany";
+        self.spec.rbd.as_ref().is_some_and(|rbd| rbd.get("readOnly") != Some(&Value::Bool(true)))
+            && !self.spec.access_modes.iter().any(many)
+    }
+
+    /// `POOL/IMAGE` of a Ceph image.
+    #[must_use]
+    pub fn rbd_image(&self) -> Option<String> {
+        let rbd = self.spec.rbd.as_ref()?;
+        let text =
+            |name: &str| rbd.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
+        Some(format!("{}/{}", text("pool").unwrap_or("rbd"), text("image")?))
+    }
+}
+
+impl VolumeAttachment {
+    /// The name of the one attachment of a Ceph image: two nodes cannot have it at once.
+    ///
+    /// *Limits*: a volume whose own name nearly fills what names may have cannot be attached.
+    #[must_use]
+    pub fn name_of_image(volume: &str) -> String {
+        format!("rbd-{volume}")
+    }
+}

@@ -16,8 +16,12 @@ use volumes::rbd::{Grip, Mapped, Rbd, explain, find, render_add, render_remove};
 
 use crate::keyring;
 
+use crate::module::{ModuleError, Modules};
+
 /// Where the bus is.
 const BUS: &str = "/sys/bus/rbd";
+/// Where the modules of all kernels are.
+const MODULES: &str = "/lib/modules";
 
 /// Why an image could not be mapped or unmapped.
 #[derive(Debug, Error)]
@@ -27,6 +31,15 @@ pub enum RbdError {
     NoBus {
         /// What was looked for.
         path: PathBuf,
+    },
+    /// The kernel's client cannot be loaded.
+    #[error("cannot load the kernel module {name}")]
+    Module {
+        /// Which.
+        name: &'static str,
+        /// Why.
+        #[source]
+        source: ModuleError,
     },
     /// The key was refused by the keyring.
     #[error("the kernel's keyring refuses the key of {user}")]
@@ -100,6 +113,12 @@ fn list_below(bus: &Path) -> Vec<Mapped> {
     entries.flatten().filter_map(observe).collect()
 }
 
+/// Finds the mapping of an image made through one of these monitors.
+#[must_use]
+pub fn find_mapped(rbd: &Rbd, monitors: &[SocketAddr]) -> Option<Mapped> {
+    find(&list(), rbd, monitors).cloned()
+}
+
 /// Maps an image, or finds it mapped already; the caller lets one image be mapped once at a time.
 ///
 /// `secret` is the user's key, decoded. It stands in the keyring for the time of the call only.
@@ -120,6 +139,9 @@ pub fn map(
         }
         return Ok(found.clone());
     }
+    if !Path::new(BUS).exists() {
+        load("rbd")?;
+    }
     let file = control("add")?;
     let name = rbd.key_name();
     let key = match secret {
@@ -139,6 +161,25 @@ pub fn map(
         source,
     })?;
     find(&list(), rbd, monitors).cloned().ok_or_else(|| odd("but cannot be found in sysfs"))
+}
+
+/// Loads a client of Ceph: `rbd` for images, `ceph` for file systems.
+///
+/// The keyring knows keys of Ceph only from then on, so this comes before the key. Nothing is
+/// done where the client is there already.
+///
+/// # Errors
+///
+/// When the kernel's tree of modules is not there, lacks it, or the kernel refuses it.
+pub fn load(name: &'static str) -> Result<(), RbdError> {
+    if Path::new("/sys/module").join(name).exists() {
+        return Ok(());
+    }
+    let failed = |source| RbdError::Module { name, source };
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut modules =
+        Modules::open_names(&Path::new(MODULES).join(release.trim())).map_err(failed)?;
+    modules.load(name).map_err(failed)
 }
 
 /// Ends a mapping; one that is gone already is no error.

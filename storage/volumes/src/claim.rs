@@ -123,6 +123,7 @@ pub fn source_of(
     let only = |mode: &str| spec.access_modes.iter().all(|one| one == mode);
     remote.read_only |= wanted.read_only || (!spec.access_modes.is_empty() && only("ReadOnlyMany"));
     remote.shared = spec.access_modes.iter().any(|mode| mode == "ReadWriteMany");
+    remote.attached = matches!(remote.kind, RemoteKind::Rbd(_)) && volume.is_attached_to_write();
     remote.mount_options.clone_from(&spec.mount_options);
     if spec.volume_mode.as_deref() == Some("Block") {
         remote.mode = Mode::Block;

@@ -49,6 +49,8 @@ pub struct Remote {
     pub mount_options: Vec<String>,
     /// Pods of several nodes may write to it; it is then nobody's to own.
     pub shared: bool,
+    /// A persistent volume that one node at a time may write: it is attached before it is used.
+    pub attached: bool,
 }
 
 /// How containers see a volume.
@@ -191,6 +193,7 @@ pub fn parse_remote(fields: &Map<String, Value>, name: &str) -> Option<Result<Re
         mode: Mode::Filesystem,
         mount_options: Vec::new(),
         shared: false,
+        attached: false,
     }))
 }
 

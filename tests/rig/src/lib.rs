@@ -13,6 +13,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod ceph;
 pub mod host;
 pub mod http;
 pub mod pcap;

@@ -401,7 +401,11 @@ impl Server {
             Action::Bind { target, node } => self.bind(target, node),
             Action::Evict { target, .. } => self.evict(target),
             Action::Empty { target } => self.empty(target),
-            Action::Sign { .. } => None,
+            // Nothing stores anything here that could still be written.
+            Action::Detach { target, .. } => {
+                self.patch(target, None, &json!({"metadata": {"finalizers": null}}))
+            }
+            Action::Image { .. } | Action::Sign { .. } => None,
         }
     }
 

@@ -4,9 +4,11 @@ use std::path::Path;
 
 use kernel::disk::{Mounted, mounts, unmount_now};
 use kernel::rbd;
-use tracing::info;
+use runtime::report;
+use tracing::{info, warn};
 use volumes::rbd::Mapped;
 
+use super::clients::tell_now;
 use super::{
     LOCAL_MOUNTS, RBD_DEVICES, RBD_MOUNTS, RemoteError, names, plugins, remove_dir, remove_file,
 };
@@ -15,6 +17,8 @@ use crate::disk::{blocking, pod_dir};
 
 /// Takes everything of a pod away, and disks that no other pod sees.
 pub(crate) async fn release(shared: &Shared, uid: &str) -> Result<(), RemoteError> {
+    // Drivers take away themselves what they brought.
+    super::driver::volume::release(shared, uid).await?;
     let dir = pod_dir(shared, uid);
     let markers = plugins(shared).join(RBD_DEVICES);
     let uid = uid.to_owned();
@@ -47,9 +51,12 @@ pub(crate) async fn collect(shared: &Shared) -> Result<(), RemoteError> {
         let Ok(_held) = lock.try_lock() else { continue };
         let gone = blocking(move || collect_image(&dir, &devices, &name)).await?;
         if let Some(image) = gone {
-            shared.disks.recorded.lock().await.remove(&image);
             info!(image, "image unmapped");
         }
+    }
+    // Whoever waits for an image to be free goes by this word; at the next beat it is said again.
+    if let Err(err) = tell_now(shared).await {
+        warn!(err = report(&err), "cannot tell which images are mapped here; retrying");
     }
     for name in names(&root.join(LOCAL_MOUNTS)) {
         let dir = root.join(LOCAL_MOUNTS).join(&name);

@@ -1,6 +1,6 @@
 use super::collect::{collect_image, collect_mount};
 use super::*;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Command;
 use volumes::remote::parse_remote;

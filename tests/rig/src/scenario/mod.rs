@@ -4,6 +4,7 @@
 //! plays the world around them: power, cables, captures. Every check prints a line. The first
 //! that fails ends the story with all that the rig can see.
 
+mod database;
 mod faults;
 mod first_light;
 mod kubectl;
@@ -73,6 +74,12 @@ pub const NAMED: &[Scenario] = &[
         summary: "each machine is emptied, switched off and started under load: no request fails",
         plan: "examples/lab/rack.yaml",
         run: rolling_drain::run,
+    },
+    Scenario {
+        name: "database",
+        summary: "a database on a real Ceph: moved, cut off while it writes, nothing is lost",
+        plan: "examples/lab/rack.yaml",
+        run: database::run,
     },
 ];
 

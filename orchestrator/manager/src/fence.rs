@@ -1,0 +1,198 @@
+//! Takes Ceph images from nodes: asks everyone anew, lets `volumes::attach` decide, and tells the
+//! cluster whose writes it must refuse from now on.
+//!
+//! The view that made somebody ask for a detachment may be old, so the attachment, the node and
+//! the volume are read again from the server. What the cluster knows of clients is asked of its
+//! own `ceph` and `rbd` programs, with the user and the key that the volume itself names: Ceph's
+//! profile for users of images lets them fence other clients.
+//!
+//! *Limits*: the programs must be where the manager runs. A fence is not taken back: a machine
+//! that comes back has a new client, and the old one's entry ends after [`FENCE_SECONDS`].
+
+use std::collections::BTreeSet;
+
+use control::action::{Note, Target};
+use control::attachment::image::{CLIENT, client_of, is_silent};
+use objects::meta::Object;
+use objects::node::Node;
+use objects::storage::{PersistentVolume, VolumeAttachment};
+use runtime::{ClientError, Resource, report, resource};
+use serde_json::json;
+use tracing::{info, warn};
+use volumes::attach::{Attachment, Move, Seen, plan_move};
+
+use crate::apply::{Hand, StepError};
+use crate::ceph::{CephError, Cluster, FENCE_SECONDS};
+use crate::hub::Pending;
+
+/// What is known of one attachment, read anew.
+struct Known {
+    attachment: VolumeAttachment,
+    node: Option<Node>,
+    volume: Option<PersistentVolume>,
+}
+
+/// Takes an image from a node, as far as that can be done now.
+pub(crate) async fn detach(
+    hand: &Hand,
+    by: &'static str,
+    target: &Target,
+    (node, volume): (&str, &str),
+) -> Result<Option<Pending>, StepError> {
+    let found: Option<VolumeAttachment> =
+        get(hand, &Resource::from(target.kind), &target.name).await?;
+    let Some(attachment) = found.filter(|one| one.metadata.uid == target.uid) else {
+        return Ok(None);
+    };
+    let known = Known {
+        attachment,
+        node: get(hand, &resource::NODES, node).await?,
+        volume: get(hand, &resource::PERSISTENT_VOLUMES, volume).await?,
+    };
+    let silent = is_silent(known.node.as_ref());
+    let cluster = match (&known.volume, silent) {
+        (Some(volume), true) => Some(Cluster::of_volume(hand, volume).await?),
+        // One that answers says itself when it is done; without a volume nobody knows a cluster.
+        _ => None,
+    };
+    let done = carry_out(&known, silent, cluster.as_ref()).await;
+    match done {
+        Ok(Some(fenced)) => {
+            for client in &fenced {
+                info!(node, volume, client, "fenced");
+                let message = format!("Fenced client {client} of silent node {node}");
+                hand.events.tell(by, &Note::warning(target, "FencedClient", message));
+            }
+            let patch = json!({"metadata": {"finalizers": null}});
+            let current = Target::of(&known.attachment);
+            hand.patch(&current, None, &patch).await
+        }
+        Ok(None) => Ok(None),
+        Err(source) => {
+            let err = StepError::Ceph { volume: volume.to_owned(), source };
+            hand.events.tell(by, &Note::warning(target, "FailedDetachVolume", report(&err)));
+            warn!(node, volume, err = report(&err), "cannot take an image from a silent node");
+            Err(err)
+        }
+    }
+}
+
+/// Does what is planned; the clients that were fenced when the attachment may go, `None` when
+/// there is something to wait for.
+async fn carry_out(
+    known: &Known,
+    silent: bool,
+    cluster: Option<&Cluster>,
+) -> Result<Option<BTreeSet<String>>, CephError> {
+    // After the attachment was closed nothing new can begin to write: once is enough.
+    let watchers = match cluster {
+        Some(cluster) => cluster.clients().await?,
+        None => BTreeSet::new(),
+    };
+    let mut seen = known.seen(silent, watchers);
+    loop {
+        match plan_move(&seen) {
+            Some(Move::Detach) => return Ok(Some(seen.fenced)),
+            Some(Move::Fence(client)) => {
+                let Some(cluster) = cluster else { return Ok(None) };
+                cluster.fence(&client, FENCE_SECONDS).await?;
+                seen.fenced.insert(client);
+            }
+            // The controller closes and opens; here is only the way out.
+            Some(Move::Close | Move::Attach(_)) | None => return Ok(None),
+        }
+    }
+}
+
+impl Known {
+    fn seen(&self, silent: bool, watchers: BTreeSet<String>) -> Seen {
+        let image = self.volume.as_ref().and_then(PersistentVolume::rbd_image);
+        let said = self.node.as_ref().zip(image).and_then(|(node, image)| client_of(node, &image));
+        let before = self.attachment.status.attachment_metadata.get(CLIENT).cloned();
+        let attachment = Attachment {
+            node: self.attachment.spec.node_name.clone(),
+            client: said.clone().or(before.clone()),
+            closing: self.attachment.metadata.is_deleting(),
+            // It records a client before it writes and takes the record back after it unmapped.
+            released: !silent && said.is_none(),
+        };
+        // A client that the node named once and no longer names may be one it has lost sight of.
+        let watchers = watchers.into_iter().chain(before.filter(|_| silent)).collect();
+        let fenced = BTreeSet::new();
+        Seen { wanted: None, attachment: Some(attachment), alive: !silent, watchers, fenced }
+    }
+}
+
+async fn get<T: Object>(
+    hand: &Hand,
+    resource: &Resource,
+    name: &str,
+) -> Result<Option<T>, StepError> {
+    match hand.client.get(resource, None, name).await {
+        Ok(found) => {
+            let failed = |source| ClientError::Decode { path: name.to_owned(), source };
+            Ok(Some(T::decode(&found).map_err(failed)?))
+        }
+        Err(err) if err.is_not_found() => Ok(None),
+        Err(err) => Err(err.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    fn known(said: Option<&str>, before: Option<&str>) -> Known {
+        let decode = |value: Value| serde_json::from_value(value).unwrap();
+        let annotations = said.map_or(
+            json!({}),
+            |client| json!({objects::storage::RBD_CLIENTS: json!({"rbd/i": client}).to_string()}),
+        );
+        let metadata = before.map_or(json!({}), |client| json!({ CLIENT: client }));
+        Known {
+            attachment: decode(json!({
+                "metadata": {"name": "rbd-v", "deletionTimestamp": "2026-01-01T00:00:00Z"},
+                "spec": {"nodeName": "a"}, "status": {"attachmentMetadata": metadata},
+            })),
+            node: Some(
+                serde_json::from_value(
+                    json!({"metadata": {"name": "a", "annotations": annotations}}),
+                )
+                .unwrap(),
+            ),
+            volume: Some(
+                serde_json::from_value(
+                    json!({"metadata": {"name": "v"}, "spec": {"rbd": {"image": "i"}}}),
+                )
+                .unwrap(),
+            ),
+        }
+    }
+
+    /// What is fenced before the attachment goes; `None` when there is something to wait for.
+    fn fenced(known: &Known, silent: bool, watchers: &[&str]) -> Option<Vec<String>> {
+        let mut seen = known.seen(silent, watchers.iter().map(|one| (*one).to_owned()).collect());
+        loop {
+            match plan_move(&seen)? {
+                Move::Detach => return Some(seen.fenced.into_iter().collect()),
+                Move::Fence(client) => _ = seen.fenced.insert(client),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn who_answers_is_waited_for_and_who_is_silent_is_fenced() {
+        let writes = known(Some("10.0.0.9:0/7"), Some("10.0.0.9:0/7"));
+        assert_eq!(fenced(&writes, false, &[]), None);
+        assert_eq!(fenced(&known(None, Some("10.0.0.9:0/7")), false, &[]), Some(vec![]));
+        assert_eq!(fenced(&writes, true, &[]).unwrap(), ["10.0.0.9:0/7"]);
+        let both = ["10.0.0.9:0/7", "10.0.0.9:0/8"];
+        assert_eq!(fenced(&writes, true, &["10.0.0.9:0/8"]).unwrap(), both);
+        let lost = known(Some("10.0.0.9:0/8"), Some("10.0.0.9:0/7"));
+        assert_eq!(fenced(&lost, true, &[]).unwrap(), both, "its own word may be newer or older");
+        let unheard = known(None, None);
+        assert_eq!(fenced(&unheard, true, &["10.0.0.9:0/8"]).unwrap(), ["10.0.0.9:0/8"]);
+    }
+}
