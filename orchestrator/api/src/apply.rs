@@ -205,6 +205,7 @@ fn tracked_subresource(request: &Request) -> &str {
 /// What of a set this request can own: not names, and of halves only its own.
 fn ours(request: &Request, set: Set) -> Set {
     let status = request.subresource == "status";
+    let metadata = status && crate::prepare::takes_metadata(request);
     set.retain(|path| {
         let words: Vec<&str> = path.iter().map(String::as_str).collect();
         if UNOWNED.contains(&words.as_slice()) {
@@ -214,6 +215,7 @@ fn ours(request: &Request, set: Set) -> Set {
             (Some(&"f:status"), true) => {
                 status || !matches!(request.subresource.as_str(), "" | "finalize" | "scale")
             }
+            (Some(&"f:metadata"), true) => !status || metadata,
             _ => !status,
         }
     })

@@ -86,6 +86,8 @@ pub struct CustomVersion {
     pub kind: &'static Kind,
     /// The version's name.
     pub version: &'static str,
+    /// The kind of lists of its objects.
+    pub list_kind: String,
     /// The name of the definition.
     pub definition: String,
     /// Is the definition being deleted?
@@ -209,6 +211,15 @@ impl Registry {
         self.served.values()
     }
 
+    /// The group-versions of custom kinds, each once, in order.
+    #[must_use]
+    pub fn custom_versions(&self) -> Vec<(&'static str, &'static str)> {
+        let mut all: Vec<_> =
+            self.served.values().map(|one| (one.kind.group, one.version)).collect();
+        all.dedup();
+        all
+    }
+
     /// A resource's row, and what its definition says when it is a custom one.
     pub(crate) fn resource(
         &self,
@@ -323,8 +334,10 @@ impl Definition {
                     selectable: selectable.clone(),
                     others: others.clone(),
                 };
-                let name = text("metadata.name");
-                read_version(one, row.intern(), name, terminating, &conversion).map(Arc::new)
+                let lists = text("spec.names.listKind");
+                let lists = if lists.is_empty() { format!("{}List", row.kind) } else { lists };
+                let names = (text("metadata.name"), lists);
+                read_version(one, row.intern(), names, terminating, &conversion).map(Arc::new)
             })
             .collect();
         Some(Arc::new(Self {
@@ -354,7 +367,7 @@ fn selectable(version: &Value) -> Vec<String> {
 fn read_version(
     said: &Value,
     kind: &'static Kind,
-    definition: String,
+    (definition, list_kind): (String, String),
     terminating: bool,
     conversion: &Conversion,
 ) -> Option<CustomVersion> {
@@ -380,6 +393,7 @@ fn read_version(
     Some(CustomVersion {
         kind,
         version,
+        list_kind,
         definition,
         terminating,
         conversion: conversion.clone(),

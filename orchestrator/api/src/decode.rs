@@ -7,7 +7,7 @@
 mod tree;
 mod walk;
 
-use objects::{Status, field::str_at, kind};
+use objects::{Cause, Status, field::str_at, kind, status::Details};
 use serde_json::{Value, json};
 
 pub(crate) use crate::prepare::Decoded;
@@ -85,6 +85,28 @@ pub(crate) fn decode_any(body: &Body<'_>) -> Result<Value, Status> {
     read(body).map(|(value, _)| value)
 }
 
+/// Decodes JSON or YAML as it is; also the paths of fields that stand twice.
+pub(crate) fn decode_doubled(body: &Body<'_>) -> Result<(Value, Vec<String>), Status> {
+    read(body)
+}
+
+/// Holds a patched object against the schema. What strict reading finds is the patch's mistake.
+pub(crate) fn conform_patched(
+    request: &Request,
+    value: Value,
+    doubled: &[String],
+    patch: &[u8],
+) -> Result<Decoded, Status> {
+    let (value, strict) = hold(request, value, doubled)?;
+    judge(request, value, strict, |all| {
+        let patch = String::from_utf8_lossy(patch);
+        let cause = Cause::invalid("patch", &json!(patch), all);
+        let why = format!(" \"\" is invalid: patch: {}", cause.message);
+        let details = Details { causes: vec![cause], ..Details::default() };
+        Status::failure(422, "Invalid", why).with(details)
+    })
+}
+
 /// Reads a body; also the paths of fields that stand twice.
 fn read(body: &Body<'_>) -> Result<(Value, Vec<String>), Status> {
     match body.media_type() {
@@ -106,9 +128,19 @@ fn read(body: &Body<'_>) -> Result<(Value, Vec<String>), Status> {
 /// Checks a value's kind and holds it against the schema.
 pub(crate) fn conform(
     request: &Request,
-    mut value: Value,
+    value: Value,
     doubled: &[String],
 ) -> Result<Decoded, Status> {
+    let (value, strict) = hold(request, value, doubled)?;
+    judge(request, value, strict, |all| unreadable(request, all))
+}
+
+/// Takes from a value what its schema does not know; all that strict reading finds wrong.
+fn hold(
+    request: &Request,
+    mut value: Value,
+    doubled: &[String],
+) -> Result<(Value, Vec<String>), Status> {
     check_type(request, &mut value)?;
     let kind = request.kind.kind;
     let mut strict: Vec<String> =
@@ -122,13 +154,23 @@ pub(crate) fn conform(
             .map_err(|wrong| unreadable(request, &wrong.to_string()))?;
         strict.extend(found.iter().map(|path| format!("unknown field \"{path}\"")));
     }
+    Ok((value, strict))
+}
+
+/// What becomes of an object that strict reading finds something wrong with.
+fn judge(
+    request: &Request,
+    value: Value,
+    strict: Vec<String>,
+    refuse: impl FnOnce(&str) -> Status,
+) -> Result<Decoded, Status> {
     let warnings = match request.options.field_validation {
         FieldValidation::Ignore => Vec::new(),
         FieldValidation::Warn => strict,
         FieldValidation::Strict if strict.is_empty() => strict,
         FieldValidation::Strict => {
             let all = format!("strict decoding error: {}", strict.join(", "));
-            return Err(unreadable(request, &all));
+            return Err(refuse(&all));
         }
     };
     Ok(Decoded { value, warnings })

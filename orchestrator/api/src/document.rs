@@ -13,7 +13,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-pub(crate) use discovery::{has_reviews, review, versions};
+pub(crate) use discovery::{group_versions, has_reviews, review, versions};
 use objects::Status;
 use serde_json::{Value, json};
 

@@ -48,7 +48,7 @@ pub fn list_kind(kind: &Kind) -> String {
 pub fn list_head(request: &Request, meta: &ListMeta) -> String {
     format!(
         "{{\"kind\":\"{}\",\"apiVersion\":\"{}\",\"metadata\":{},\"items\":[",
-        list_kind(request.kind),
+        request.custom.as_ref().map_or_else(|| list_kind(request.kind), |it| it.list_kind.clone()),
         request.api_version(),
         meta.to_value()
     )

@@ -18,6 +18,7 @@ pub(crate) fn apply_patch(
     body: &Body<'_>,
     seen: &Value,
 ) -> Result<(Value, Vec<String>), Status> {
+    let mut doubled = Vec::new();
     let patched = match body.media_type() {
         "application/strategic-merge-patch+json" => {
             if request.custom.is_some() {
@@ -27,7 +28,8 @@ pub(crate) fn apply_patch(
                      application/apply-patch+yaml",
                 ));
             }
-            let patch = decode::decode_any(body)?;
+            let (patch, twice) = decode::decode_doubled(body)?;
+            doubled = twice;
             if !patch.is_object() {
                 return Err(Status::bad_request("the patch is not an object"));
             }
@@ -44,9 +46,13 @@ pub(crate) fn apply_patch(
                 patched
             }
         }
-        _ => apply_plain_patch(body, &unversioned(seen))?,
+        _ => {
+            let patched = apply_plain_patch(body, &unversioned(seen))?;
+            doubled = decode::decode_doubled(body)?.1;
+            patched
+        }
     };
-    let decoded = decode::conform(request, patched, &[])?;
+    let decoded = decode::conform_patched(request, patched, &doubled, body.bytes)?;
     Ok((decoded.value, decoded.warnings))
 }
 

@@ -28,6 +28,11 @@ use crate::{
     webhook::Matter,
 };
 
+/// Can an expression over these names be compiled?
+pub(crate) fn compile(text: &str) -> Result<(), String> {
+    Program::compile(text, &sorts()).map(drop).map_err(|err| err.to_string())
+}
+
 /// The values of names.
 pub(crate) type Names = BTreeMap<String, Value>;
 
@@ -356,6 +361,15 @@ fn explain(evaluation: &mut Evaluation<'_>, validation: &Json, text: &str) -> St
     computed.or(fixed).unwrap_or_else(|| format!("failed expression: {}", text.trim()))
 }
 
+/// Which policies are asked: all, or after webhooks changed the object those that want to see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Round {
+    /// All that match.
+    First,
+    /// Those with `reinvocationPolicy: IfNeeded`.
+    Again,
+}
+
 /// The object after mutating policies; `merge` lays an apply configuration over an object.
 ///
 /// # Errors
@@ -366,10 +380,15 @@ pub fn mutate(
     bindings: &[Json],
     registry: &Registry,
     matter: &Matter<'_>,
+    round: Round,
     merge: &dyn Fn(&Json, &Json) -> Json,
 ) -> Result<Json, Status> {
     let mut object = matter.object.clone();
     for case in cases(policies, bindings, registry, matter)? {
+        let again = str_at(case.policy, "spec.reinvocationPolicy") == Some("IfNeeded");
+        if round == Round::Again && !again {
+            continue;
+        }
         for mutation in list(case.policy, "spec.mutations") {
             match mutate_once(&case, matter, mutation, &object, merge) {
                 Ok(changed) => object = changed,

@@ -27,6 +27,7 @@ pub use body::Body;
 pub(crate) use body::Decoded;
 pub use delete::{is_dry_run, prepare_delete};
 pub use eviction::decide_eviction;
+pub(crate) use status::takes_metadata;
 pub use subresource::{prepare_binding, render_scale};
 
 use crate::{
@@ -231,7 +232,9 @@ fn update_to(
     admission::mutate(&admission, &mut new)?;
     status::admit_update(kind, old, &mut new);
     check_node_write(context.user, request, Some(old), &new)?;
-    metadata::count_generation(kind, old, &mut new);
+    if request.subresource != "status" {
+        metadata::count_generation(kind, old, &mut new);
+    }
     check_size(&new)?;
     refuse(kind, &new, extension::validate(request, Some(old), &new))?;
     admission::validate(&admission, &new, &mut warnings)?;
@@ -272,16 +275,24 @@ pub fn readmit(
     new = convert::to_stored(request, new);
     metadata::carry_over(request, &before, &mut new, context);
     extension::set_defaults(request, &mut new);
+    // What came in has the built-in plugins' additions too, and is judged by them.
+    let admission = Admission { request, context, old };
+    admission::mutate(&admission, &mut new)?;
     if let Some(old) = old {
         if let (Some(meta), Some(generation)) =
             (metadata::meta_mut(&mut new), old.pointer("/metadata/generation"))
         {
             meta.insert("generation".to_owned(), generation.clone());
         }
-        metadata::count_generation(kind, old, &mut new);
+        if request.subresource != "status" {
+            metadata::count_generation(kind, old, &mut new);
+        }
     }
     check_size(&new)?;
     refuse(kind, &new, extension::validate(request, old, &new))?;
+    let (mut told, mut warnings) = (prepared.warnings, Vec::new());
+    admission::validate(&admission, &new, &mut warnings)?;
+    told.extend(warnings.into_iter().filter(|warning| !told.contains(warning)).collect::<Vec<_>>());
     apply::track_update(request, Some(&before), &mut new, context);
     let change = match (old, prepared.change) {
         (Some(old), Change::Nothing | Change::Update) if metadata::is_same(old, &new) => {
@@ -291,7 +302,8 @@ pub fn readmit(
         (Some(_), Change::Nothing) => Change::Update,
         (_, change) => change,
     };
-    Ok(Prepared { change, object: new, ..prepared })
+    let conditional = prepared.conditional;
+    Ok(Prepared { change, object: new, conditional, warnings: told })
 }
 
 /// Lays an apply configuration over an object, lists by their keys.
@@ -356,12 +368,17 @@ pub(crate) fn manager_name(options: &Options, context: &Context<'_>) -> String {
     if agent.is_empty() { "unknown".to_owned() } else { agent.chars().take(128).collect() }
 }
 
-/// Does the namespace of an object to be created admit it? `namespace` is the stored namespace.
+/// Does the namespace of an object to be created admit it? `namespace` is the stored namespace,
+/// `name` the object's.
 ///
 /// # Errors
 ///
 /// 404 when there is no such namespace, 403 when it is going away.
-pub fn check_namespace(request: &Request, namespace: Option<&Value>) -> Result<(), Status> {
+pub fn check_namespace(
+    request: &Request,
+    name: &str,
+    namespace: Option<&Value>,
+) -> Result<(), Status> {
     let Some(namespace) = namespace else {
         return Err(Status::not_found(&kind::NAMESPACE, &request.namespace));
     };
@@ -370,7 +387,7 @@ pub fn check_namespace(request: &Request, namespace: Option<&Value>) -> Result<(
             "unable to create new content in namespace {} because it is being terminated",
             request.namespace
         );
-        let mut status = Status::forbidden(request.kind, &request.name, &why);
+        let mut status = Status::forbidden(request.kind, name, &why);
         if let Some(details) = status.details.as_mut() {
             details.causes.push(Cause {
                 reason: "NamespaceTerminating".to_owned(),

@@ -18,7 +18,7 @@ use objects::{
 };
 use serde_json::{Map, Value, json};
 
-use crate::{authority::Attributes, json::put, request::verb};
+use crate::{authority::Attributes, custom::Registry, json::put, request::verb};
 
 /// How long a server may take to say what it serves; upstream's.
 pub const CHECK_LIMIT: Duration = Duration::from_secs(5);
@@ -63,6 +63,76 @@ impl Remote {
             || json!({"version": self.version, "resources": [], "freshness": "Stale"}),
         )
     }
+}
+
+/// The label that says who keeps an APIService.
+const KEPT: &str = "kube-aggregator.kubernetes.io/automanaged";
+
+/// Groups whose place among the others upstream fixes, with that place; what is not listed comes
+/// behind them.
+const PRIORITIES: &[(&str, i64)] = &[
+    ("", 18_000),
+    ("apiregistration.k8s.io", 18_000),
+    ("events.k8s.io", 17_750),
+    ("authentication.k8s.io", 17_700),
+    ("authorization.k8s.io", 17_600),
+    ("autoscaling", 17_500),
+    ("batch", 17_400),
+    ("certificates.k8s.io", 17_300),
+    ("networking.k8s.io", 17_200),
+    ("policy", 17_100),
+    ("rbac.authorization.k8s.io", 17_000),
+    ("storage.k8s.io", 16_800),
+    ("apps", 17_800),
+    ("apiextensions.k8s.io", 16_700),
+    ("admissionregistration.k8s.io", 16_700),
+    ("scheduling.k8s.io", 16_600),
+    ("coordination.k8s.io", 16_500),
+    ("node.k8s.io", 16_300),
+    ("discovery.k8s.io", 16_200),
+    ("flowcontrol.apiserver.k8s.io", 16_100),
+    ("resource.k8s.io", 15_900),
+];
+
+/// The APIServices of all that is served here: who serves a group-version stands in one place.
+#[must_use]
+pub fn local_services(registry: &Registry) -> Vec<Value> {
+    let built_in = crate::document::group_versions(Registry::builtin());
+    let customs = registry.custom_versions();
+    let customs =
+        customs.into_iter().filter(|pair| !built_in.contains(pair)).map(|one| (one, true));
+    let own = built_in.iter().map(|one| (*one, false)).chain(customs);
+    own.map(|((group, version), custom)| {
+        let place = PRIORITIES.iter().find(|(known, _)| *known == group).map_or(1000, |row| row.1);
+        // The version that is preferred within its group stands first.
+        let rank = match (custom, version.contains("alpha"), version.contains("beta")) {
+            (true, ..) => 100,
+            (_, true, _) => 1,
+            (_, _, true) => 9,
+            _ => 15,
+        };
+        json!({
+            "apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService",
+            "metadata": {
+                "name": format!("{version}.{group}"),
+                "labels": {KEPT: if custom { "true" } else { "onstart" }},
+            },
+            "spec": {
+                "group": group, "version": version,
+                "groupPriorityMinimum": if custom { 1000 } else { place },
+                "versionPriority": rank,
+            },
+        })
+    })
+    .collect()
+}
+
+/// Is this the APIService of custom resources, made by us?
+#[must_use]
+pub fn is_of_custom(object: &Value) -> bool {
+    let label = object.pointer("/metadata/labels").and_then(|labels| labels.get(KEPT));
+    label.and_then(Value::as_str) == Some("true")
+        && value_at(object, "spec.service").is_none_or(Value::is_null)
 }
 
 /// An `APIResourceList` as the entry of its version in aggregated discovery.

@@ -42,6 +42,9 @@ pub(crate) struct Schema {
     types: Vec<Type>,
     /// `Group/version/Kind` to type.
     roots: BTreeMap<(String, String, String), TypeId>,
+    /// Is what it does not know taken apart by server-side apply all the same? So it is with
+    /// custom kinds.
+    pub(crate) is_open: bool,
 }
 
 /// A type's place in the table.

@@ -28,6 +28,12 @@ impl ServiceRange {
         Self { network, prefix_len, node_port_min: 30_000, node_port_max: 32_767 }
     }
 
+    /// The range as text, `172.21.0.0/24`.
+    #[must_use]
+    pub fn cidr(&self) -> String {
+        format!("{}/{}", Ipv4Addr::from_bits(self.base()), self.prefix_len)
+    }
+
     /// The address of the service `kubernetes`: the first of the range.
     #[must_use]
     pub fn first(&self) -> Ipv4Addr {

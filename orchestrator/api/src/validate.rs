@@ -110,6 +110,7 @@ fn rarer_rules(check: &mut Check, kind: &Kind, object: &Value, spec: &Value) {
         "NetworkPolicy" => network::check_policy(check, spec),
         "ServiceCIDR" => network::check_service_cidr(check, spec),
         "IPAddress" => network::check_ip_address(check, object, spec),
+        "APIService" => cluster::check_api_service(check, object, spec),
         "Role" | "ClusterRole" => policy::check_role(check, kind, object),
         "RoleBinding" | "ClusterRoleBinding" => policy::check_binding(check, kind, object),
         "ValidatingWebhookConfiguration" | "MutatingWebhookConfiguration" => {

@@ -168,7 +168,12 @@ impl Matter<'_> {
         let request = self.request;
         let kind = request.kind;
         let (group, version) = (request.served.group, request.served.version);
-        let gvk = json!({"group": group, "version": version, "kind": kind.kind});
+        let gvk = match self.operation {
+            // Of a connection its options are the object.
+            "CONNECT" => json!({"group": "", "version": "v1",
+                "kind": str_at(self.object, "kind").unwrap_or(kind.kind)}),
+            _ => json!({"group": group, "version": version, "kind": kind.kind}),
+        };
         let gvr = json!({"group": group, "version": version, "resource": kind.plural});
         let extra: BTreeMap<_, _> = self.user.extra.iter().collect();
         let mut made = json!({
@@ -194,6 +199,7 @@ impl Matter<'_> {
 
     fn options(&self) -> Value {
         let name = match self.operation {
+            "CONNECT" => return Value::Null,
             "CREATE" => "CreateOptions",
             "UPDATE" => "UpdateOptions",
             _ => "DeleteOptions",
@@ -286,6 +292,44 @@ fn meets_conditions(hook: &Hook, matter: &Matter<'_>) -> Result<bool, Status> {
             Err(Status::failure(403, "Forbidden", why))
         }
     }
+}
+
+/// What a client wants of a connection to a pod, service or node, as an object.
+#[must_use]
+pub fn connect_options(request: &Request) -> Value {
+    let part = match request.subresource.as_str() {
+        "attach" => "Attach",
+        "exec" => "Exec",
+        "portforward" => "PortForward",
+        _ => "Proxy",
+    };
+    let mut made = serde_json::Map::new();
+    made.insert("kind".to_owned(), json!(format!("{}{part}Options", request.kind.kind)));
+    made.insert("apiVersion".to_owned(), json!("v1"));
+    for (key, value) in &request.options.raw {
+        match key.as_str() {
+            "stdin" | "stdout" | "stderr" | "tty" => {
+                made.insert(key.clone(), json!(matches!(value.as_str(), "true" | "1" | "t")));
+            }
+            "container" | "path" => {
+                made.insert(key.clone(), json!(value));
+            }
+            "command" | "ports" => {
+                let one = if key == "ports" {
+                    value.parse::<u16>().map_or(Value::Null, Value::from)
+                } else {
+                    json!(value)
+                };
+                if let Some(list) =
+                    made.entry(key.clone()).or_insert_with(|| json!([])).as_array_mut()
+                {
+                    list.push(one);
+                }
+            }
+            _ => {}
+        }
+    }
+    Value::Object(made)
 }
 
 /// The review that is sent.

@@ -25,6 +25,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         service_cidr,
         storage: apiserver::Storage::Embedded,
         identity: Identity::default(),
+        toleration_seconds: Some(300),
     };
     let server = ApiServer::open(stop.clone(), &config).await?;
     writeln!(std::io::stdout(), "https://{}", server.address())?;

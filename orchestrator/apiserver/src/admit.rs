@@ -33,9 +33,8 @@ impl View for Server {
     }
 
     fn settings(&self) -> Settings {
-        // How long pods stay on a silent node that say nothing about it, node lifecycle decides by
-        // the site's plan.
-        Settings { toleration_seconds: None, ..Settings::default() }
+        let toleration_seconds = self.toleration_seconds.map(i64::from);
+        Settings { toleration_seconds, ..Settings::default() }
     }
 }
 

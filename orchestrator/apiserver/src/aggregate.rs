@@ -5,9 +5,10 @@
 //! front-proxy authority; which one that is, and which headers count, stands in the ConfigMap
 //! `kube-system/extension-apiserver-authentication`.
 //!
-//! Tasks: one that keeps APIServices and what they say up to date.
+//! The groups served here have an APIService each too, so that clients see in one place who serves
+//! what: made when missing, those of custom resources for as long as these are served.
 //!
-//! *Limits*: the groups served here have no APIServices of their own.
+//! Tasks: one that keeps APIServices and what they say up to date.
 //!
 //! Spec: upstream's kube-aggregator.
 
@@ -40,7 +41,7 @@ use crate::proxy;
 use crate::respond::{self, Answer};
 use crate::server::{Server, now};
 use crate::webhook::resolve;
-use crate::write::replace_own;
+use crate::write::{create_own, delete_own, replace_own};
 
 /// The user recorded for what is written here.
 const USER: &str = "system:apiserver";
@@ -55,6 +56,9 @@ const BEAT: Duration = Duration::from_secs(30);
 /// How often one that does not.
 const BEAT_MISSING: Duration = Duration::from_secs(1);
 
+/// What the condition of a group says that is served here.
+const LOCAL: &str = "Local APIServices are always available";
+
 /// By group and version.
 type Backends = BTreeMap<(String, String), Arc<Backend>>;
 
@@ -62,7 +66,7 @@ type Backends = BTreeMap<(String, String), Arc<Backend>>;
 #[derive(Debug, Default)]
 pub(crate) struct Aggregates {
     backends: RwLock<Arc<Backends>>,
-    /// Rung when a server is missed.
+    /// Rung when a server is missed, or when there are more or fewer groups of our own.
     wake: Notify,
 }
 
@@ -90,6 +94,11 @@ impl Aggregates {
         let mut words = path.strip_prefix("/apis/")?.split('/');
         let (group, version) = (words.next()?, words.next()?);
         all.get(&(group.to_owned(), version.to_owned())).cloned()
+    }
+
+    /// Looks at everything again soon.
+    pub(crate) fn wake(&self) {
+        self.wake.notify_one();
     }
 
     /// Is this path another server's?
@@ -314,6 +323,43 @@ fn tls_config(server: &Server, object: &Value) -> Result<ClientConfig, String> {
     server.site.front_proxy.tls(bundle.as_deref())
 }
 
+/// Makes the APIServices of the groups served here that are missing, and takes away those of
+/// custom resources that are gone.
+///
+/// # Errors
+///
+/// When the store takes no writes.
+pub(crate) async fn locals(server: &Server) -> Result<(), Status> {
+    let registry = server.customs.registry();
+    let wanted = remote::local_services(&registry);
+    let name = |object: &Value| field::str_at(object, "metadata.name").unwrap_or("").to_owned();
+    let names: Vec<String> = wanted.iter().map(name).collect();
+    let made =
+        wanted.iter().filter(|one| server.item(&kind::API_SERVICE, "", &name(one)).is_none());
+    // All at once, so that they share the disk's syncs.
+    let made = made.map(|object| async move {
+        let path = kind::API_SERVICE.path(None, None);
+        if !create_own(server, USER, &path, object).await? {
+            return Ok(());
+        }
+        let item = server.item(&kind::API_SERVICE, "", &name(object));
+        if let Some(item) = item {
+            let object = object::decode(&item, item.modified());
+            tell(server, object, true, "Local", LOCAL).await;
+        }
+        Ok(())
+    });
+    futures_util::future::join_all(made).await.into_iter().collect::<Result<(), Status>>()?;
+    for item in server.items(&kind::API_SERVICE, "") {
+        let object = object::decode(&item, item.modified());
+        if remote::is_of_custom(&object) && !names.contains(&name(&object)) {
+            let path = kind::API_SERVICE.path(None, Some(&name(&object)));
+            delete_own(server, USER, &path, &json!({})).await?;
+        }
+    }
+    Ok(())
+}
+
 /// Works out which servers are there, says so in their APIServices, and serves what they say.
 /// Whether one is missing.
 async fn settle(server: &Arc<Server>) -> bool {
@@ -327,8 +373,7 @@ async fn settle(server: &Arc<Server>) -> bool {
             continue;
         }
         let Some(remote) = Remote::read(&object) else {
-            let message = "Local APIServices are always available";
-            said.push((object, true, "Local", message.to_owned()));
+            said.push((object, true, "Local", LOCAL.to_owned()));
             continue;
         };
         let key = (remote.group.to_owned(), remote.version.to_owned());
@@ -377,6 +422,9 @@ pub(crate) async fn run(stop: CancellationToken, server: &Arc<Server>) {
     let services = server.shelf(&kind::API_SERVICE);
     let mut watch = server.store.watch(&services, "", server.store.revision());
     loop {
+        if let Err(status) = locals(server).await {
+            tracing::debug!(%status, "an APIService of our own was not written");
+        }
         let missing = settle(server).await;
         let pause = if missing { BEAT_MISSING } else { BEAT };
         let lost = tokio::select! { biased;

@@ -30,6 +30,8 @@ pub(crate) async fn run(server: &Server) -> Result<(), Status> {
     roles(server).await?;
     flows(server).await?;
     authentication(server).await?;
+    crate::aggregate::locals(server).await?;
+    service_range(server).await?;
     for (kind, object) in [
         (&kind::SERVICE, service(server)),
         (&kind::ENDPOINTS, endpoints(server)),
@@ -51,6 +53,32 @@ pub(crate) async fn run(server: &Server) -> Result<(), Status> {
         }
     }
     name_service(server).await
+}
+
+/// The range service addresses come from, as an object. Who made the cluster chose it; another
+/// range in the configuration leaves what stands there, as upstream does.
+async fn service_range(server: &Server) -> Result<(), Status> {
+    let (kind, name) = (&kind::SERVICE_CIDR, "kubernetes");
+    if server.item(kind, "", name).is_some() {
+        return Ok(());
+    }
+    let object = json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": name},
+        "spec": {"cidrs": [server.services.cidr()]},
+    });
+    create_own(server, USER, &kind.path(None, None), &object).await?;
+    let Some(item) = server.item(kind, "", name) else { return Ok(()) };
+    let mut object = object::decode(&item, item.modified());
+    if let Some(fields) = object.as_object_mut() {
+        let condition = json!({
+            "type": "Ready", "status": "True", "reason": "",
+            "message": "Kubernetes default Service CIDR is ready",
+            "lastTransitionTime": objects::Time::from(crate::server::now()).to_string(),
+        });
+        fields.insert("status".to_owned(), json!({"conditions": [condition]}));
+    }
+    let path = format!("{}/status", kind.path(None, Some(name)));
+    replace_own(server, USER, &path, &object).await.map(drop)
 }
 
 /// Whom servers behind ours may believe.

@@ -96,6 +96,10 @@ pub(crate) async fn settle(server: &Server) {
     *read = known;
     let remotes = server.customs.remotes.read().unwrap_or_else(PoisonError::into_inner).clone();
     let registry = Arc::new(Registry::new(&served).beside(&remotes));
+    let versions = |registry: &Registry| registry.custom_versions();
+    if versions(&registry) != versions(&server.customs.registry()) {
+        server.aggregates.wake();
+    }
     *server.customs.registry.write().unwrap_or_else(PoisonError::into_inner) = registry;
 }
 

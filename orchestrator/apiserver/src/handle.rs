@@ -23,7 +23,7 @@ use crate::respond::{self, Answer};
 use crate::server::Server;
 use crate::{
     aggregate, audit, enroll, fair, gate, log, metrics_api, proxy, read, registry, review, storage,
-    stream, token, watch, write,
+    stream, token, watch, webhook, write,
 };
 
 /// Upstream's limit for request bodies.
@@ -257,6 +257,9 @@ async fn answer(
 async fn resource(call: Call<'_>, parts: &Parts, body: Incoming) -> Result<Answer, Status> {
     let subresource = call.request.subresource.as_str();
     storage::freshen(&call.server.store, &call.request).await?;
+    if stream::is_stream(&call) || proxy::is_proxy(&call) {
+        webhook::admit_connection(&call).await?;
+    }
     if stream::is_stream(&call) {
         return stream::answer(&call, parts).await;
     }

@@ -81,6 +81,9 @@ pub struct Config {
     pub storage: Storage,
     /// How identities are proven, and what becomes of their requests.
     pub identity: Identity,
+    /// How long new pods that do not say it themselves tolerate a node that is not ready or not
+    /// reachable, in seconds; upstream's is 300. `None` = nothing is added to pods.
+    pub toleration_seconds: Option<u32>,
 }
 
 /// Why the API server cannot start or go on.
@@ -163,7 +166,9 @@ impl ApiServer {
         let dir = config.data_dir.join("images");
         let images = registry::Shelf::open(&dir);
         let images = images.map_err(|source| RunError::Images { dir, source })?;
-        let server = Server::new(store, site, stop.clone(), range, address.port(), keeping, images);
+        let mut server =
+            Server::new(store, site, stop.clone(), range, address.port(), keeping, images);
+        server.toleration_seconds = config.toleration_seconds;
         seal::renew(&server).await?;
         bootstrap::run(&server).await.map_err(RunError::Bootstrap)?;
         Ok(Self { listener, address, server: Arc::new(server), stop })

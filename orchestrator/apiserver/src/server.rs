@@ -71,7 +71,7 @@ pub(crate) struct Server {
     pub(crate) stop: CancellationToken,
     pub(crate) services: ServiceRange,
     /// Held while a service is given addresses and ports, until it is written.
-    pub(crate) service_writes: tokio::sync::Mutex<()>,
+    pub(crate) service_writes: tokio::sync::Mutex<crate::write::Holdings>,
     /// Held from reading quotas until they and what they count are written.
     pub(crate) quota_writes: tokio::sync::Mutex<()>,
     pub(crate) metrics: Metrics,
@@ -87,6 +87,8 @@ pub(crate) struct Server {
     pub(crate) customs: Customs,
     pub(crate) aggregates: Aggregates,
     pub(crate) images: crate::registry::Shelf,
+    /// What new pods tolerate of a silent node.
+    pub(crate) toleration_seconds: Option<u32>,
     shelves: Vec<(&'static Kind, Arc<str>)>,
     seed: AtomicU64,
 }
@@ -109,7 +111,7 @@ impl Server {
             site,
             stop,
             services,
-            service_writes: tokio::sync::Mutex::new(()),
+            service_writes: tokio::sync::Mutex::default(),
             quota_writes: tokio::sync::Mutex::new(()),
             metrics: Metrics::default(),
             limiter: Limiter::default(),
@@ -123,6 +125,7 @@ impl Server {
             customs: Customs::default(),
             aggregates: Aggregates::default(),
             images,
+            toleration_seconds: None,
             shelves,
             seed,
         }

@@ -3,6 +3,7 @@
 //! A watch owns a place in the store's window and no queue. An object that enters or leaves the
 //! selection is told as ADDED or DELETED, because each change carries what was before it.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +16,8 @@ use objects::Status;
 use rand::Rng as _;
 use serde_json::{Value, json};
 use store::{Change, Compacted, Item, Query, Watch};
-use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, Sleep, interval_at, sleep_until};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use crate::convert;
 use crate::handle::Call;
@@ -90,7 +92,9 @@ struct Watching {
     bookmark_present: bool,
     columns: bool,
     bookmarks: tokio::time::Interval,
-    deadline: Instant,
+    /// Both live as long as the watch: making them anew for each event costs more than the event.
+    deadline: Pin<Box<Sleep>>,
+    stopped: Pin<Box<WaitForCancellationFutureOwned>>,
     /// Set when the watch cannot begin where the client wants it to.
     lost: Option<Compacted>,
     ended: bool,
@@ -132,6 +136,7 @@ impl Watching {
         let mut bookmarks = interval_at(Instant::now() + BOOKMARK_EVERY, BOOKMARK_EVERY);
         bookmarks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         server.metrics.watching(1);
+        let stop = server.stop.clone().cancelled_owned();
         Self {
             watch: server.store.watch(&shelf, &prefix, after),
             server,
@@ -141,7 +146,8 @@ impl Watching {
             bookmark_present: initial == Initial::EventsAndBookmark,
             columns: true,
             bookmarks,
-            deadline: Instant::now() + Duration::from_secs(seconds),
+            deadline: Box::pin(sleep_until(Instant::now() + Duration::from_secs(seconds))),
+            stopped: Box::pin(stop),
             lost,
             ended: false,
         }
@@ -166,10 +172,9 @@ impl Watching {
             self.bookmark(&mut out, true);
         }
         while out.is_empty() {
-            let stop = self.server.stop.clone();
             tokio::select! { biased;
-                () = stop.cancelled() => return None,
-                () = sleep_until(self.deadline) => {
+                () = &mut self.stopped => return None,
+                () = &mut self.deadline => {
                     self.ended = true;
                     if self.request.options.allow_watch_bookmarks && self.drain(&mut out).await {
                         self.bookmark(&mut out, false);

@@ -98,6 +98,24 @@ pub(crate) async fn admit_deletion(
     Ok(warnings)
 }
 
+/// Asks about a connection to a pod, service or node that is to be opened.
+///
+/// # Errors
+///
+/// As [`admit`].
+pub(crate) async fn admit_connection(call: &Call<'_>) -> Result<(), Status> {
+    let request = &call.request;
+    if !concerned(call.server, request.kind) {
+        return Ok(());
+    }
+    let options = webhook::connect_options(request);
+    let (server, user, null) = (call.server, call.user, Value::Null);
+    let asking = Asking { server, user, request, operation: "CONNECT", old: &null };
+    let mut warnings = Vec::new();
+    mutate(&asking, &options, &mut warnings).await?;
+    validate(&asking, &options, &mut warnings).await
+}
+
 /// Is there anything that has a say about a kind?
 pub(crate) fn concerned(server: &Server, kind: &Kind) -> bool {
     let deciders = [
@@ -126,6 +144,24 @@ fn fresh_uid() -> String {
     uuid::Uuid::new_v4().to_string()
 }
 
+/// What mutating admission remembers between its two rounds.
+///
+/// Who asked for it is asked again when somebody later changed the object; each at most once more.
+#[derive(Default)]
+struct Rounds {
+    /// Those of this round that may be asked again, by configuration and name.
+    asked: Vec<(String, String)>,
+    /// Those to ask in the second round.
+    again: Vec<(String, String)>,
+}
+
+impl Rounds {
+    /// The object changed: everyone asked before gets to see it.
+    fn changed(&mut self) {
+        self.again.append(&mut self.asked);
+    }
+}
+
 async fn mutate(
     asking: &Asking<'_>,
     object: &Value,
@@ -133,44 +169,87 @@ async fn mutate(
 ) -> Result<Value, Status> {
     let server = asking.server;
     let mut object = object.clone();
-    let bindings = all(server, &kind::MUTATING_ADMISSION_POLICY_BINDING);
-    if !bindings.is_empty() && !object.is_null() {
-        let policies = all(server, &kind::MUTATING_ADMISSION_POLICY);
-        let registry = server.customs.registry();
-        let merge = |object: &Value, applied: &Value| {
-            api::merge_configuration(asking.request, object, applied)
-        };
-        let uid = fresh_uid();
-        let matter = matter(asking, &object, &uid);
-        object = policy::mutate(&policies, &bindings, &registry, &matter, &merge)?;
-    }
+    mutate_by_policy(asking, &mut object, policy::Round::First)?;
     let configurations = all(server, &kind::MUTATING_WEBHOOK_CONFIGURATION);
-    let mut again: Vec<(String, String)> = Vec::new();
-    // A second round is for those that want to see what later ones did.
-    for round in 0..2 {
-        let uid = fresh_uid();
-        let hooks = webhook::plan(&configurations, &matter(asking, &object, &uid))?;
-        let mut changed = false;
-        for hook in hooks {
-            let key = (hook.configuration.clone(), hook.name.clone());
-            if round == 1 && !again.contains(&key) {
-                continue;
-            }
-            let verdict = ask(asking, &hook, &object).await?;
-            warnings.extend(verdict.warnings);
-            if let Some(patched) = verdict.patched.filter(|patched| *patched != object) {
-                object = patched;
-                changed = true;
-                again.retain(|known| *known != key);
-            } else if hook.reinvoked {
-                again.push(key);
-            }
+    if configurations.is_empty() {
+        return Ok(object);
+    }
+    let mut rounds = Rounds::default();
+    let before = object.clone();
+    mutate_by_webhook(asking, &configurations, &mut object, &mut rounds, warnings).await?;
+    if object != before {
+        let seen = object.clone();
+        mutate_by_policy(asking, &mut object, policy::Round::Again)?;
+        if object != seen {
+            rounds.changed();
         }
-        if !changed || again.is_empty() {
-            break;
-        }
+    }
+    if !rounds.again.is_empty() {
+        let hooks = configurations_of(&configurations, &rounds.again);
+        let mut last = Rounds::default();
+        mutate_by_webhook(asking, &hooks, &mut object, &mut last, warnings).await?;
     }
     Ok(object)
+}
+
+/// The configurations with those webhooks alone that are to be asked again.
+fn configurations_of(configurations: &[Value], only: &[(String, String)]) -> Vec<Value> {
+    let mut kept = configurations.to_vec();
+    for configuration in &mut kept {
+        let own = field::str_at(configuration, "metadata.name").unwrap_or("").to_owned();
+        let hooks = configuration.get_mut("webhooks").and_then(Value::as_array_mut);
+        if let Some(hooks) = hooks {
+            hooks.retain(|hook| {
+                let name = field::str_at(hook, "name").unwrap_or("");
+                only.iter().any(|(configuration, hook)| *configuration == own && hook == name)
+            });
+        }
+    }
+    kept
+}
+
+fn mutate_by_policy(
+    asking: &Asking<'_>,
+    object: &mut Value,
+    round: policy::Round,
+) -> Result<(), Status> {
+    let server = asking.server;
+    let bindings = all(server, &kind::MUTATING_ADMISSION_POLICY_BINDING);
+    if bindings.is_empty() || object.is_null() {
+        return Ok(());
+    }
+    let policies = all(server, &kind::MUTATING_ADMISSION_POLICY);
+    let registry = server.customs.registry();
+    let merge =
+        |object: &Value, applied: &Value| api::merge_configuration(asking.request, object, applied);
+    let uid = fresh_uid();
+    let matter = matter(asking, object, &uid);
+    let changed = policy::mutate(&policies, &bindings, &registry, &matter, round, &merge)?;
+    *object = changed;
+    Ok(())
+}
+
+/// Asks the webhooks one after another, each with what those before it made of the object.
+async fn mutate_by_webhook(
+    asking: &Asking<'_>,
+    configurations: &[Value],
+    object: &mut Value,
+    rounds: &mut Rounds,
+    warnings: &mut Vec<String>,
+) -> Result<(), Status> {
+    let uid = fresh_uid();
+    for hook in webhook::plan(configurations, &matter(asking, object, &uid))? {
+        let verdict = ask(asking, &hook, object).await?;
+        warnings.extend(verdict.warnings);
+        if let Some(patched) = verdict.patched.filter(|patched| patched != object) {
+            *object = patched;
+            rounds.changed();
+        }
+        if hook.reinvoked {
+            rounds.asked.push((hook.configuration, hook.name));
+        }
+    }
+    Ok(())
 }
 
 async fn validate(
@@ -230,9 +309,12 @@ pub(crate) async fn post(
     review: &Value,
     limit: Duration,
 ) -> Result<Value, String> {
-    let place = Place::of(server, client)?;
+    let seconds = limit.as_secs();
+    let failed = |url: &str, why: String| {
+        format!("failed to call webhook: Post \"{url}?timeout={seconds}s\": {why}")
+    };
+    let place = Place::of(server, client).map_err(|why| failed(&address_of(client), why))?;
     let url = format!("https://{}{}", place.host, place.path);
-    let failed = |why: String| format!("failed to call webhook: Post \"{url}\": {why}");
     let asked = async {
         let tls = tls_config(client)?;
         let name = ServerName::try_from(place.name.clone()).map_err(|err| err.to_string())?;
@@ -259,9 +341,21 @@ pub(crate) async fn post(
     };
     match tokio::time::timeout(limit, asked).await {
         Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(why)) => Err(failed(why)),
-        Err(_) => Err(failed("context deadline exceeded".to_owned())),
+        Ok(Err(why)) => Err(failed(&url, why)),
+        Err(_) => Err(failed(&url, "context deadline exceeded".to_owned())),
     }
+}
+
+/// The address a `clientConfig` means, for messages.
+fn address_of(client: &Value) -> String {
+    let text = |key: &str| field::str_at(client, key).unwrap_or("");
+    if !text("url").is_empty() {
+        return text("url").to_owned();
+    }
+    let port = field::int_at(client, "service.port").unwrap_or(443);
+    let path = text("service.path").trim_start_matches('/');
+    let (name, namespace) = (text("service.name"), text("service.namespace"));
+    format!("https://{name}.{namespace}.svc:{port}/{path}")
 }
 
 /// Where a webhook is.

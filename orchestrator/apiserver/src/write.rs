@@ -1,5 +1,6 @@
 //! Writes: read, prepare, compare-and-set, and again when someone was quicker.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use api::prepare::Body;
@@ -188,6 +189,9 @@ async fn delete_one(
 /// Answers DELETE of a collection: each selected object by itself, several at a time; what was
 /// selected is answered as a list.
 pub(crate) async fn delete_collection(call: &Call<'_>, bytes: &Bytes) -> Result<Answer, Status> {
+    if *call.request.kind == kind::NAMESPACE {
+        return Err(api::not_allowed());
+    }
     let form = form_of(call)?;
     let body = body(call, bytes);
     let mut each = call.request.clone();
@@ -351,12 +355,12 @@ async fn commit_as(
     if prepared.change == Change::Create && request.kind.namespaced {
         let namespace = server.item(&kind::NAMESPACE, "", &request.namespace);
         let namespace = namespace.map(|item| object::decode(&item, item.modified()));
-        api::check_namespace(request, namespace.as_ref())?;
+        api::check_namespace(request, name_of(&prepared.object), namespace.as_ref())?;
     }
     let stores = matches!(prepared.change, Change::Create | Change::Update);
     let _guard = if stores && *request.kind == kind::SERVICE && request.is_main() {
-        let guard = server.service_writes.lock().await;
-        assign_service(server, &mut prepared.object)?;
+        let mut guard = server.service_writes.lock().await;
+        assign_service(server, &mut guard, &mut prepared.object)?;
         Some(guard)
     } else {
         None
@@ -406,20 +410,35 @@ async fn commit_as(
     }
 }
 
+/// What services hold of addresses and ports, by place, with the revision it was read at.
+pub(crate) type Holdings = BTreeMap<String, (u64, Value)>;
+
 /// Gives a service its address and ports; the caller holds the lock until it is written.
-fn assign_service(server: &Server, service: &mut Value) -> Result<(), Status> {
-    let place = |object: &Value| {
-        let text = |key: &str| object.pointer(&format!("/metadata/{key}")).cloned();
-        (text("namespace"), text("name"))
-    };
-    let own = place(service);
-    let others: Vec<Value> = server
-        .items(&kind::SERVICE, "")
-        .iter()
-        .map(|item| object::decode(item, item.modified()))
-        .filter(|other| place(other) != own)
-        .collect();
-    let others: Vec<&Value> = others.iter().collect();
+fn assign_service(
+    server: &Server,
+    known: &mut Holdings,
+    service: &mut Value,
+) -> Result<(), Status> {
+    let text = |key: &str| service.pointer(&format!("/metadata/{key}")).and_then(Value::as_str);
+    let own = object::place(text("namespace").unwrap_or(""), text("name").unwrap_or(""));
+    let mut now = Holdings::new();
+    for item in server.items(&kind::SERVICE, "") {
+        let place = item.name().to_owned();
+        // Only what changed since the last time is read.
+        let kept = known.remove(&place).filter(|(revision, _)| *revision == item.modified());
+        let held = kept.unwrap_or_else(|| {
+            let service = object::decode(&item, item.modified());
+            let spec = |key: &str| service.pointer(&format!("/spec/{key}")).cloned();
+            let held = serde_json::json!({"spec": {
+                "clusterIP": spec("clusterIP"), "ports": spec("ports"),
+            }});
+            (item.modified(), held)
+        });
+        now.insert(place, held);
+    }
+    *known = now;
+    let others = known.iter().filter(|(place, _)| **place != own);
+    let others: Vec<&Value> = others.map(|(_, (_, held))| held).collect();
     api::service::assign(service, &others, &server.services, server.seed())
 }
 

@@ -88,6 +88,7 @@ async fn a_second_server_leaves_the_first_alone() {
         service_cidr: "172.21.0.0/24".parse().unwrap(),
         storage: apiserver::Storage::Embedded,
         identity: apiserver::Identity::default(),
+        toleration_seconds: Some(300),
     };
     let stop = tokio_util::sync::CancellationToken::new();
     assert!(apiserver::ApiServer::open(stop, &config).await.is_err());
@@ -147,6 +148,7 @@ async fn serves_when_asked_to() {
             Err(_) => apiserver::Storage::Embedded,
         },
         identity: apiserver::Identity::default(),
+        toleration_seconds: Some(300),
     };
     apiserver::run(tokio_util::sync::CancellationToken::new(), config).await.unwrap();
 }

@@ -1,7 +1,8 @@
 //! Stock kubectl against our server, as stories in `testdata/kubectl.txt`.
 //!
 //! Runs with every kubectl that is there: those `cargo xtask` fetches and the host's own.
-//! Each runs the whole file against a server of its own.
+//! Each runs the whole file against a server of its own. The client of Python programs, which
+//! `cargo xtask` fetches too, plays `testdata/client.py`.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -14,10 +15,14 @@ mod common;
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 
 use common::Cluster;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
+
+/// Python takes its time on a busy machine.
+const PYTHON_LIMIT: Duration = Duration::from_secs(120);
 
 /// The stories; read when the test runs, so that changing them needs no build.
 fn stories() -> String {
@@ -177,4 +182,23 @@ async fn kubectl_1_32_sees_what_it_expects() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kubectl_1_36_sees_what_it_expects() {
     check("1.36").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_python_client_tells_its_stories() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let python = root.join("../../target/tools/python-kubernetes/bin/python");
+    if !python.exists() {
+        return;
+    }
+    let cluster = Cluster::start().await;
+    let told = Command::new(&python)
+        .arg(root.join("tests/testdata/client.py"))
+        .arg(cluster.path("admin.kubeconfig"))
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .kill_on_drop(true)
+        .output();
+    let told = tokio::time::timeout(PYTHON_LIMIT, told).await.unwrap().unwrap();
+    let said = [told.stdout, told.stderr].concat();
+    assert!(told.status.success(), "{}", String::from_utf8_lossy(&said));
 }

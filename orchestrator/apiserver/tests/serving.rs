@@ -8,7 +8,9 @@
 )]
 
 mod aggregation;
+mod answers;
 mod common;
+mod conformance;
 mod extension;
 mod identity;
 mod registry;

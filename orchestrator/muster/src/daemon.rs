@@ -29,6 +29,7 @@ pub(crate) fn master(args: MasterArgs) -> Result<()> {
         service_cidr: args.service_cidr,
         storage: crate::store::storage(&args.store)?,
         identity: args.identity.settings(),
+        toleration_seconds: Some(args.control.pod_eviction_timeout),
     };
     let pki = args.data_dir.join("pki");
     let authority = manager::Authority { cert: pki.join("ca.crt"), key: pki.join("ca.key") };

@@ -59,6 +59,7 @@ impl Cluster {
             service_cidr: "172.21.0.0/24".parse().unwrap(),
             storage: apiserver::Storage::Embedded,
             identity: apiserver::Identity::default(),
+            toleration_seconds: Some(300),
         };
         let server = apiserver::ApiServer::open(CancellationToken::new(), &api).await.unwrap();
         let mut tasks = JoinSet::new();
@@ -446,6 +447,7 @@ async fn hollow_nodes_take_pods_and_give_them_back() {
         advertise: Vec::new(),
         service_cidr: "172.21.0.0/24".parse().unwrap(),
         identity: apiserver::Identity::default(),
+        toleration_seconds: Some(300),
         storage: apiserver::Storage::Embedded,
     };
     let server = apiserver::ApiServer::open(CancellationToken::new(), &api).await.unwrap();

@@ -31,6 +31,7 @@ const PACKAGES: &[&str] = &[
     "openssl",
     "ovmf",
     "procps",
+    "python3-venv",
     "qemu-system-x86",
     "runc",
     "sbsigntool",
@@ -48,6 +49,9 @@ const PROGRAMS: &[(&str, &str, &str, &str)] = &[
     ("kubectl-1.36", "kubectl", "sid", "kubectl"),
     ("etcd-3.5", "etcd", "trixie", "etcd-server"),
 ];
+
+/// The client of Python programs, from PyPI: folder below `target/tools`, what pip is asked for.
+const PYTHON_CLIENT: (&str, &str) = ("python-kubernetes", "kubernetes==37.0.2");
 
 /// Installs missing Debian packages and the Rust target.
 pub(crate) fn install() -> Result<()> {
@@ -77,8 +81,9 @@ pub(crate) fn install_cargo_deny() -> Result<()> {
     Ok(())
 }
 
-/// Fetches [`PROGRAMS`] into `target/tools`.
+/// Fetches [`PROGRAMS`] and [`PYTHON_CLIENT`] into `target/tools`.
 pub(crate) fn fetch_programs() -> Result<()> {
+    fetch_python_client()?;
     for (folder, file, suite, package) in PROGRAMS {
         let home = shell::root().join("target/tools").join(folder);
         if !home.join("usr/bin").join(file).exists() {
@@ -86,6 +91,23 @@ pub(crate) fn fetch_programs() -> Result<()> {
                 .with_context(|| format!("{package} from Debian {suite}"))?;
         }
     }
+    Ok(())
+}
+
+/// Makes an environment of its own for the client of Python programs.
+fn fetch_python_client() -> Result<()> {
+    let (folder, wanted) = PYTHON_CLIENT;
+    let home = shell::root().join("target/tools").join(folder);
+    let done = home.join("done");
+    if done.exists() {
+        return Ok(());
+    }
+    // Debian's Python, whose version is known; a half-made environment is made anew.
+    shell::run("/usr/bin/python3", &["-m", "venv", "--clear", &home.to_string_lossy()])?;
+    let pip = home.join("bin/pip");
+    shell::run(&pip.to_string_lossy(), &["install", "--quiet", "--only-binary=:all:", wanted])
+        .with_context(|| format!("{wanted} from PyPI"))?;
+    std::fs::write(done, wanted)?;
     Ok(())
 }
 

@@ -33,6 +33,8 @@ enum Shape<'a> {
     Struct(&'a Type),
     /// By keys, all values alike.
     Map(&'a Node),
+    /// By keys, and what is below them likewise: nobody has said what it is.
+    Free,
     /// By value.
     Set,
     /// By these fields of the items.
@@ -160,7 +162,7 @@ impl<'a> Walker<'a> {
             let (keys, inner) = match shape {
                 Shape::Keyed(keys, inner) => (keys, inner),
                 Shape::Set => (&[] as &[&str], None),
-                Shape::Leaf | Shape::Struct(_) | Shape::Map(_) => return,
+                Shape::Leaf | Shape::Struct(_) | Shape::Map(_) | Shape::Free => return,
             };
             let at = items.iter().position(|item| item_step(keys, item).as_ref() == Some(step));
             let Some(at) = at else { return };
@@ -180,9 +182,10 @@ impl<'a> Walker<'a> {
         let inner = match shape {
             Shape::Struct(one) => match one.field(name) {
                 Some(field) => self.field_shape(field),
-                None => return,
+                None => self.unknown(),
             },
             Shape::Map(node) => self.node_shape(node),
+            Shape::Free => Shape::Free,
             Shape::Leaf | Shape::Set | Shape::Keyed(..) => return,
         };
         if let Some(value) = fields.get_mut(name) {
@@ -223,7 +226,7 @@ impl<'a> Walker<'a> {
                 fields
                     .iter()
                     .map(|(name, value)| {
-                        let shape = one.field(name).map_or(Shape::Leaf, |f| self.field_shape(f));
+                        let shape = one.field(name).map_or(self.unknown(), |f| self.field_shape(f));
                         (format!("f:{name}"), shape, value)
                     })
                     .collect(),
@@ -232,6 +235,12 @@ impl<'a> Walker<'a> {
                 fields
                     .iter()
                     .map(|(name, value)| (format!("f:{name}"), self.node_shape(node), value))
+                    .collect(),
+            ),
+            (Shape::Free, Value::Object(fields)) => Some(
+                fields
+                    .iter()
+                    .map(|(name, value)| (format!("f:{name}"), Shape::Free, value))
                     .collect(),
             ),
             (Shape::Set, Value::Array(items)) => Some(
@@ -251,6 +260,11 @@ impl<'a> Walker<'a> {
             ),
             _ => None,
         }
+    }
+
+    /// How that is taken apart which the schema says nothing of.
+    fn unknown(&self) -> Shape<'a> {
+        if self.schema.is_open { Shape::Free } else { Shape::Leaf }
     }
 
     fn field_shape(&self, field: &'a Field) -> Shape<'a> {
@@ -274,7 +288,8 @@ impl<'a> Walker<'a> {
                 _ => Shape::Leaf,
             },
             Node::Map(inner) => Shape::Map(inner),
-            Node::Scalar(_) | Node::List(_) | Node::Any => Shape::Leaf,
+            Node::Any => self.unknown(),
+            Node::Scalar(_) | Node::List(_) => Shape::Leaf,
         }
     }
 }

@@ -130,6 +130,9 @@ fn own_pod(node: &str, asked: &Attributes, part: &str, facts: &dyn Facts) -> Res
     }
 }
 
+/// The domain of labels that keep pods apart from each other's nodes; upstream's.
+const RESERVED: &str = "node-restriction.kubernetes.io";
+
 /// Checks what a node writes about itself: it is no other node, and says nothing of what the
 /// cluster wants of it.
 ///
@@ -163,5 +166,34 @@ pub(crate) fn check_write(
         let why = format!("node \"{node}\" is not allowed to modify its spec");
         return Err(Status::forbidden(request.kind, name, &why));
     }
+    if *request.kind == kind::NODE {
+        let changed = reserved_labels(old, new);
+        if !changed.is_empty() {
+            let why =
+                format!("node \"{node}\" is not allowed to modify labels: {}", changed.join(", "));
+            return Err(Status::forbidden(request.kind, name, &why));
+        }
+    }
     Ok(())
+}
+
+/// The labels that differ and that no node may write, not even its own: pods are kept apart by
+/// them.
+fn reserved_labels(old: Option<&Value>, new: &Value) -> Vec<String> {
+    let labels = |object: Option<&Value>| -> std::collections::BTreeMap<String, Value> {
+        let all = object.and_then(|one| one.pointer("/metadata/labels")).and_then(Value::as_object);
+        let reserved = all.into_iter().flatten().filter(|(key, _)| {
+            let prefix = key.split_once('/').map_or("", |(prefix, _)| prefix);
+            prefix == RESERVED || prefix.ends_with(&format!(".{RESERVED}"))
+        });
+        reserved.map(|(key, value)| (key.clone(), value.clone())).collect()
+    };
+    let (before, after) = (labels(old), labels(Some(new)));
+    let mut changed: Vec<String> = before
+        .iter()
+        .filter(|(key, value)| after.get(*key) != Some(*value))
+        .map(|one| one.0.clone())
+        .collect();
+    changed.extend(after.keys().filter(|key| !before.contains_key(*key)).cloned());
+    changed
 }

@@ -328,6 +328,18 @@ fn a_node_is_no_other_node_and_does_not_rule_itself() {
     assert!(!check(None, &node("n2", "")));
     assert!(check(Some(&node("n1", "a")), &node("n1", "a")));
     assert!(!check(Some(&node("n1", "a")), &node("n1", "")));
+    let labelled = |key: &str| {
+        let mut node = node("n1", "a");
+        node["metadata"]["labels"] = json!({key: "x"});
+        node
+    };
+    let reserved = labelled("team.node-restriction.kubernetes.io/secret");
+    assert!(check(Some(&node("n1", "a")), &labelled("kubernetes.io/hostname")));
+    assert!(check(Some(&reserved), &reserved));
+    for (old, new) in [(Some(&reserved), &node("n1", "a")), (Some(&node("n1", "a")), &reserved)] {
+        assert!(!check(old, new));
+    }
+    assert!(!check(None, &reserved));
 }
 
 #[test]

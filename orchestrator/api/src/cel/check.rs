@@ -422,6 +422,7 @@ const FUNCTIONS: &[(&str, &str)] = &[
     ("upperAscii", "string"),
     ("trim", "string"),
     ("reverse", ""),
+    ("jsonpatch.escapeKey", "string"),
     ("charAt", "string"),
     ("substring", "string"),
     ("indexOf", "int"),

@@ -425,7 +425,10 @@ impl Parser<'_> {
         }
         // Functions of a namespace (`sets.contains`, `math.greatest`) are called by their full name.
         if let Kind::Ident(space) = &target.kind
-            && matches!(space.as_str(), "sets" | "math" | "ip" | "lists" | "optional" | "base64")
+            && matches!(
+                space.as_str(),
+                "sets" | "math" | "ip" | "jsonpatch" | "lists" | "optional" | "base64"
+            )
             && !(space == "ip" && name != "isCanonical")
         {
             let function = format!("{space}.{name}");

@@ -32,6 +32,21 @@ pub(super) fn of_kind(kind: &Kind, fields: &mut Map<String, Value>) {
                 pair(status, "hostIP", "hostIPs", |one| json!({"ip": one}));
             }
         }
+        "Service" => {
+            // An address of a balancer is by itself one that nodes answer for.
+            let balanced = fields.get("spec").and_then(|spec| spec.get("type"))
+                == Some(&json!("LoadBalancer"));
+            let ingress = inner(fields, "status")
+                .and_then(|status| status.get_mut("loadBalancer")?.get_mut("ingress"))
+                .and_then(Value::as_array_mut);
+            for point in ingress.into_iter().flatten().filter_map(Value::as_object_mut) {
+                if balanced
+                    && point.get("ip").and_then(Value::as_str).is_some_and(|ip| !ip.is_empty())
+                {
+                    point.entry("ipMode").or_insert_with(|| json!("VIP"));
+                }
+            }
+        }
         _ => {}
     }
 }

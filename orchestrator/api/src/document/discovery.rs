@@ -9,6 +9,9 @@ use crate::{custom::Registry, json::put};
 const VERBS: &[&str] =
     &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
 
+/// What can be done with namespaces: they go one by one.
+const NAMESPACE_VERBS: &[&str] = &["create", "delete", "get", "list", "patch", "update", "watch"];
+
 /// Reviews: posted, answered, never stored. Group, plural, kind, namespaced.
 const REVIEWS: &[(&str, &str, &str, bool)] = &[
     ("authentication.k8s.io", "selfsubjectreviews", "SelfSubjectReview", false),
@@ -57,7 +60,7 @@ pub(crate) fn review(group: &str, version: &str, plural: &str) -> Option<(&'stat
 }
 
 /// Every group-version, core first, the rest in the order of the tables.
-pub(super) fn group_versions(registry: &Registry) -> Vec<(&'static str, &'static str)> {
+pub(crate) fn group_versions(registry: &Registry) -> Vec<(&'static str, &'static str)> {
     let mut all = Vec::new();
     let mut add = |group, version| {
         if !all.contains(&(group, version)) {
@@ -132,7 +135,7 @@ fn rows(registry: &Registry, group: &str, version: &str) -> Vec<Row> {
             answers: ("", "", kind.kind),
             singular: kind.singular,
             namespaced: kind.namespaced,
-            verbs: VERBS,
+            verbs: if *kind == objects::kind::NAMESPACE { NAMESPACE_VERBS } else { VERBS },
             short_names: kind.short_names,
             categories: kind.categories,
         });

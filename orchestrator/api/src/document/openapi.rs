@@ -389,12 +389,10 @@ fn add_kind(
         &operation("post", WRITE_PARAMETERS, Some(("", any_types())), name),
         Some(name),
     );
-    put(
-        &collection,
-        "delete",
-        &operation("deletecollection", DELETE_PARAMETERS, None, STATUS),
-        None,
-    );
+    if *kind != objects::kind::NAMESPACE {
+        let all = operation("deletecollection", DELETE_PARAMETERS, None, STATUS);
+        put(&collection, "delete", &all, None);
+    }
     if kind.namespaced {
         let mut everywhere = operation("list", LIST_PARAMETERS, None, &list);
         everywhere.id.push_str("ForAllNamespaces");

@@ -254,9 +254,14 @@ pub(super) fn separate(
         "status" => {
             let status = new.get("status").cloned();
             let conditions = old.pointer("/status/conditions").cloned();
-            let managed = new.pointer("/metadata/managedFields").cloned();
+            let metadata = new.get("metadata").cloned().unwrap_or_default();
+            let managed = metadata.get("managedFields").cloned();
             *new = old.clone();
             set(new, "status", status);
+            if takes_metadata(request) {
+                let before = old.get("metadata").unwrap_or(&Value::Null);
+                set(new, "metadata", Some(metadata_of_status(request.kind, before, metadata)));
+            }
             if *request.kind == kind::CERTIFICATE_SIGNING_REQUEST {
                 keep_decisions(new, conditions);
             }
@@ -267,7 +272,9 @@ pub(super) fn separate(
         }
         "approval" => {
             let conditions = new.pointer("/status/conditions").cloned();
+            let metadata = new.get("metadata").cloned();
             *new = old.clone();
+            set(new, "metadata", metadata);
             if let Some(meta) = meta_mut(new) {
                 meta.remove("resourceVersion");
             }
@@ -300,6 +307,37 @@ pub(super) fn separate(
         }
     }
     Ok(())
+}
+
+/// Does `/status` write metadata too? Where upstream does not let it, and of custom resources, the
+/// status alone is taken.
+pub(crate) fn takes_metadata(request: &Request) -> bool {
+    let apart = [
+        "APIService",
+        "CustomResourceDefinition",
+        "FlowSchema",
+        "MutatingAdmissionPolicy",
+        "PriorityLevelConfiguration",
+        "ResourceClaim",
+        "ValidatingAdmissionPolicy",
+        "VolumeAttachment",
+    ];
+    request.custom.is_none()
+        && request.kind.group != "muster.dev"
+        && !apart.contains(&request.kind.kind)
+}
+
+/// Metadata as `/status` may leave it: who owns a pod and what a deployment is called for stay.
+fn metadata_of_status(kind: &Kind, before: &Value, mut metadata: Value) -> Value {
+    let kept = match kind.kind {
+        "Deployment" => "labels",
+        "Pod" => "ownerReferences",
+        _ => return metadata,
+    };
+    if let Some(fields) = metadata.as_object_mut() {
+        put_in(fields, kept, before.get(kept).cloned());
+    }
+    metadata
 }
 
 /// The stored object without the version it was read in.

@@ -1,6 +1,6 @@
 //! Query parameters of requests to resources.
 
-use objects::{FieldSelector, Kind, Selector, Status};
+use objects::{FieldSelector, Kind, Selector, Status, kind};
 
 use super::{FieldValidation, Options};
 
@@ -69,12 +69,29 @@ fn number<T: std::str::FromStr>(raw: &[(String, String)], key: &str) -> Result<O
     }
 }
 
+/// Events are stored as the core group has them; the names of the other group mean the same.
+fn event_fields(text: &str) -> String {
+    let renamed = text.split(',').map(|term| {
+        for (newer, stored) in
+            [("regarding.", "involvedObject."), ("reportingController", "reportingComponent")]
+        {
+            if let Some(rest) = term.strip_prefix(newer) {
+                return format!("{stored}{rest}");
+            }
+        }
+        term.to_owned()
+    });
+    renamed.collect::<Vec<_>>().join(",")
+}
+
 /// Reads every parameter the API machinery knows.
 pub(super) fn options(kind: &Kind, raw: Vec<(String, String)>) -> Result<Options, Status> {
     let label_selector = Selector::parse(get(&raw, "labelSelector"))
         .map_err(|err| Status::bad_request(err.to_string()))?;
-    let field_selector = FieldSelector::parse(get(&raw, "fieldSelector"))
-        .map_err(|err| Status::bad_request(err.to_string()))?;
+    let fields = get(&raw, "fieldSelector");
+    let fields = if *kind == kind::EVENT { event_fields(fields) } else { fields.to_owned() };
+    let field_selector =
+        FieldSelector::parse(&fields).map_err(|err| Status::bad_request(err.to_string()))?;
     for term in field_selector.terms() {
         let known = matches!(term.path.as_str(), "metadata.name" | "metadata.namespace")
             || kind.selectable.contains(&term.path.as_str());

@@ -55,6 +55,28 @@ fn check_secret_type(check: &mut Check, object: &Value) {
     }
 }
 
+/// Who serves a group: the name says which, and places are within bounds.
+pub(super) fn check_api_service(check: &mut Check, object: &Value, spec: &Value) {
+    let name = text(object, "metadata.name");
+    let wanted = format!("{}.{}", text(spec, "version"), text(spec, "group"));
+    if name != wanted {
+        let why = format!("must be `spec.version+\".\"+spec.group`: {wanted:?}");
+        check.invalid("metadata.name", &json!(name), &why);
+    }
+    for (field, most) in [("groupPriorityMinimum", 20_000), ("versionPriority", 1_000)] {
+        let value = spec.get(field).and_then(Value::as_i64).unwrap_or(0);
+        if !(1..=most).contains(&value) {
+            let why = format!("must be positive and less than {most}");
+            check.invalid(format!("spec.{field}"), &json!(value), &why);
+        }
+    }
+    let bundle = text(spec, "caBundle");
+    if spec.get("insecureSkipTLSVerify") == Some(&json!(true)) && !bundle.is_empty() {
+        let why = "may not be true if caBundle is present";
+        check.invalid("spec.insecureSkipTLSVerify", &json!(true), why);
+    }
+}
+
 pub(super) fn check_node(check: &mut Check, spec: &Value) {
     let mut seen = BTreeSet::new();
     for (at, taint) in items(spec, "taints").iter().enumerate() {
@@ -180,7 +202,9 @@ pub(super) fn check_approval(check: &mut Check, old: &Value, new: &Value) {
 }
 
 pub(super) fn check_lease(check: &mut Check, spec: &Value) {
-    check.range("spec.leaseDurationSeconds", spec.get("leaseDurationSeconds"), 1, i64::MAX);
+    if let Some(seconds) = spec.get("leaseDurationSeconds").filter(|it| it.as_i64() < Some(1)) {
+        check.invalid("spec.leaseDurationSeconds", seconds, "must be greater than 0");
+    }
     check.not_negative("spec.leaseTransitions", spec.get("leaseTransitions"));
 }
 

@@ -12,9 +12,8 @@ pub(super) fn check(check: &mut Check, kind: &Kind, object: &Value) {
     let rule: fn(&str) -> Result<(), &'static str> = match kind.kind {
         "Namespace" | "Machine" | "Rack" => name::check_dns_label,
         "Service" => name::check_dns_1035_label,
-        "Role" | "RoleBinding" | "ClusterRole" | "ClusterRoleBinding" | "IPAddress" => {
-            name::check_path_segment
-        }
+        "APIService" | "Role" | "RoleBinding" | "ClusterRole" | "ClusterRoleBinding"
+        | "IPAddress" => name::check_path_segment,
         _ => name::check_dns_subdomain,
     };
     check.name("metadata.name", text(object, "metadata.name"), rule);

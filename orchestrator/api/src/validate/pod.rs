@@ -64,6 +64,32 @@ pub(super) fn check_spec(check: &mut Check, path: &str, spec: &Value) {
     if let Some(affinity) = spec.get("affinity") {
         check_affinity(check, &at("affinity"), affinity);
     }
+    let sysctls = items(spec, "securityContext.sysctls");
+    check_sysctls(check, &at("securityContext.sysctls"), sysctls);
+}
+
+/// Kernel parameters have names of words between dots or slashes, each once.
+fn check_sysctls(check: &mut Check, path: &str, sysctls: &[Value]) {
+    const WORDS: &str = "[a-z0-9]([-_a-z0-9]*[a-z0-9])?([\\./][a-z0-9]([-_a-z0-9]*[a-z0-9])?)*";
+    let is_word = |word: &str| {
+        let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+        let ends = |byte: Option<u8>| byte.is_some_and(inner);
+        ends(word.bytes().next())
+            && ends(word.bytes().last())
+            && word.bytes().all(|byte| inner(byte) || b"-_".contains(&byte))
+    };
+    let mut names = BTreeSet::new();
+    for (at, sysctl) in sysctls.iter().enumerate() {
+        let (name, place) = (text(sysctl, "name"), format!("{path}[{at}].name"));
+        if name.is_empty() {
+            check.required(place, "");
+        } else if name.len() > 253 || !name.split(['.', '/']).all(is_word) {
+            let why = format!("must have at most 253 characters and match regex ^{WORDS}$");
+            check.invalid(place, &json!(name), &why);
+        } else {
+            check.once(&place, name, &mut names);
+        }
+    }
 }
 
 /// Checks volumes and returns their names.

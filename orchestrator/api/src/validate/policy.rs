@@ -112,8 +112,26 @@ pub(super) fn check_webhooks(check: &mut Check, object: &Value) {
                 metadata::selector(check, &at(field), selector);
             }
         }
+        check_conditions(check, &at("matchConditions"), items(hook, "matchConditions"));
         check_rules(check, &at("rules"), items(hook, "rules"));
         check_client(check, &at("clientConfig"), hook.get("clientConfig"));
+    }
+}
+
+/// Conditions have names, and expressions that can be compiled.
+fn check_conditions(check: &mut Check, path: &str, conditions: &[Value]) {
+    let mut names = BTreeSet::new();
+    for (at, condition) in conditions.iter().enumerate() {
+        let name = text(condition, "name");
+        check.name(&format!("{path}[{at}].name"), name, name::check_label_key);
+        check.once(&format!("{path}[{at}].name"), name, &mut names);
+        let place = format!("{path}[{at}].expression");
+        let expression = text(condition, "expression");
+        if expression.trim().is_empty() {
+            check.required(place, "");
+        } else if let Err(why) = crate::policy::compile(expression) {
+            check.invalid(place, &json!(expression), &format!("compilation failed: {why}"));
+        }
     }
 }
 

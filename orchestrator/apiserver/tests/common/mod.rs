@@ -73,6 +73,7 @@ impl Cluster {
             service_cidr: "172.21.0.0/24".parse().unwrap(),
             storage: self.storage.clone(),
             identity: self.identity.clone(),
+            toleration_seconds: Some(300),
         };
         let server = ApiServer::open(self.stop.clone(), &config).await.unwrap();
         self.serving.spawn(server.serve());

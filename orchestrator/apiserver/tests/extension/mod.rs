@@ -58,8 +58,17 @@ fn answer(path: &str, review: &Value) -> Value {
     }
     let request = &review["request"];
     let mut response = json!({"uid": request["uid"], "allowed": true});
-    if path == "/mutate" {
-        let patch = json!([{"op": "add", "path": "/metadata/labels/touched", "value": "yes"}]);
+    let has = |key: &str| request["object"]["data"][key] == "yes";
+    let add = |key: &str| json!([{"op": "add", "path": format!("/data/{key}"), "value": "yes"}]);
+    let patch = match path {
+        "/mutate" => {
+            Some(json!([{"op": "add", "path": "/metadata/labels/touched", "value": "yes"}]))
+        }
+        "/stage-1" if has("start") => Some(add("stage-1")),
+        "/stage-2" if has("stage-1") => Some(add("stage-2")),
+        _ => None,
+    };
+    if let Some(patch) = patch {
         response["patchType"] = json!("JSONPatch");
         response["patch"] = json!(STANDARD.encode(patch.to_string()));
     } else if request["object"]["data"]["value"] == "bad" {
@@ -159,6 +168,33 @@ async fn webhooks_change_refuse_and_are_missed() {
         admin.delete(resource, None, name, &DeleteParams::default()).await.unwrap();
     }
     admin.create(&CONFIG_MAPS, DEFAULT, &config_map("b", "bad")).await.unwrap();
+    soon("stopping", cluster.stop()).await;
+}
+
+#[tokio::test]
+async fn webhooks_are_asked_again_when_others_change_the_object() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    let mut hook = Hook::start().await;
+    let mutating = Resource::from(&kind::MUTATING_WEBHOOK_CONFIGURATION);
+    // In the order of their names, the second stage is asked before the first.
+    for (name, path) in [("a", "/stage-2"), ("b", "/stage-1")] {
+        let wanted = hook.configuration("MutatingWebhookConfiguration", name, path);
+        admin.create(&mutating, None, &wanted).await.unwrap();
+    }
+    let started = |name: &str| {
+        let mut made = config_map(name, "x");
+        made["data"] = json!({"start": "yes"});
+        made
+    };
+    let made = admin.create(&CONFIG_MAPS, DEFAULT, &started("once")).await.unwrap();
+    assert_eq!(made["data"], json!({"start": "yes", "stage-1": "yes"}));
+    let again = json!([{"op": "replace", "path": "/webhooks/0/reinvocationPolicy",
+                        "value": "IfNeeded"}]);
+    admin.patch(&mutating, None, "a", &Patch::json(again)).await.unwrap();
+    let made = admin.create(&CONFIG_MAPS, DEFAULT, &started("again")).await.unwrap();
+    assert_eq!(made["data"], json!({"start": "yes", "stage-1": "yes", "stage-2": "yes"}));
+    hook.serving.shutdown().await;
     soon("stopping", cluster.stop()).await;
 }
 

@@ -52,6 +52,11 @@ fn of_text(function: &str, text: &str) -> Answer {
         "url" => made(parse_url(text).map(Own::Url), "URL"),
         "isURL" => check(parse_url(text).is_some()),
         "semver" => made(parse_semver(text).map(Own::Semver), "semver"),
+        // Upstream's name for the escapes of JSON pointers.
+        "jsonpatch.escapeKey" => {
+            let escaped = text.replace('~', "~0").replace('/', "~1");
+            Some(Ok(Value::from(escaped)))
+        }
         "isSemver" => check(parse_semver(text).is_some()),
         _ => None,
     }
