@@ -116,17 +116,26 @@ fn a_policy_changes_what_comes_in() {
         {"patchType": "JSONPatch", "jsonPatch": {
             "expression": "[JSONPatch{op: 'replace', path: '/spec/replicas', value: object.spec.replicas + 1}]"}},
     ]});
-    let made = with_matter(&deployment(1), |matter| {
-        let merge = |object: &Json, applied: &Json| {
-            let mut merged = object.clone();
-            json_patch::merge(&mut merged, applied);
-            merged
-        };
-        mutate(&[policy(spec)], &[binding(json!({}))], Registry::builtin(), matter, &merge)
-    })
-    .unwrap();
+    let ask = |spec: &Json, round: Round| {
+        with_matter(&deployment(1), |matter| {
+            let merge = |object: &Json, applied: &Json| {
+                let mut merged = object.clone();
+                json_patch::merge(&mut merged, applied);
+                merged
+            };
+            let (policies, bindings) = ([policy(spec.clone())], [binding(json!({}))]);
+            mutate(&policies, &bindings, Registry::builtin(), matter, round, &merge)
+        })
+        .unwrap()
+    };
+    let made = ask(&spec, Round::First);
     assert_eq!(made["metadata"]["labels"], json!({"app": "web", "team": "x"}));
     assert_eq!(made["spec"]["replicas"], 2);
+    // After a webhook changed the object, only those are asked that want to be.
+    assert_eq!(ask(&spec, Round::Again)["spec"]["replicas"], 1);
+    let mut again = spec;
+    again["reinvocationPolicy"] = json!("IfNeeded");
+    assert_eq!(ask(&again, Round::Again)["spec"]["replicas"], 2);
 }
 
 #[test]
