@@ -44,7 +44,7 @@ pub(crate) struct Schema {
     roots: BTreeMap<(String, String, String), TypeId>,
     /// Is what it does not know taken apart by server-side apply all the same? So it is with
     /// custom kinds.
-    pub(crate) is_open: bool,
+    is_open: bool,
 }
 
 /// A type's place in the table.
@@ -152,6 +152,16 @@ pub(crate) fn builtin() -> &'static Schema {
 }
 
 impl Schema {
+    /// A table without types, of which what it does not know is taken apart all the same.
+    pub(crate) fn open() -> Self {
+        Self { is_open: true, ..Self::default() }
+    }
+
+    /// Is what the table does not know taken apart by server-side apply?
+    pub(crate) fn is_open(&self) -> bool {
+        self.is_open
+    }
+
     /// The type of a whole object.
     pub(crate) fn root(&self, group: &str, version: &str, kind: &str) -> Option<&Type> {
         let key = (group.to_owned(), version.to_owned(), kind.to_owned());

@@ -264,7 +264,7 @@ impl<'a> Walker<'a> {
 
     /// How that is taken apart which the schema says nothing of.
     fn unknown(&self) -> Shape<'a> {
-        if self.schema.is_open { Shape::Free } else { Shape::Leaf }
+        if self.schema.is_open() { Shape::Free } else { Shape::Leaf }
     }
 
     fn field_shape(&self, field: &'a Field) -> Shape<'a> {

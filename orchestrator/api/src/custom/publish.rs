@@ -25,7 +25,7 @@ const METADATA: &str = "Standard object's metadata.";
 
 /// The arena server-side apply walks for a version.
 pub(super) fn arena(structural: &Structural, kind: &Kind) -> (Schema, TypeId) {
-    let mut schema = Schema { is_open: true, ..Schema::default() };
+    let mut schema = Schema::open();
     let metadata = copy(&mut schema, OBJECT_META);
     let mut root = object(&mut schema, structural, metadata);
     root.name = intern(kind.kind);

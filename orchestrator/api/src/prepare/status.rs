@@ -270,18 +270,7 @@ pub(super) fn separate(
                 put_in(meta, "managedFields", managed);
             }
         }
-        "approval" => {
-            let conditions = new.pointer("/status/conditions").cloned();
-            let metadata = new.get("metadata").cloned();
-            *new = old.clone();
-            set(new, "metadata", metadata);
-            if let Some(meta) = meta_mut(new) {
-                meta.remove("resourceVersion");
-            }
-            let Some(fields) = new.as_object_mut() else { return Ok(()) };
-            put_in(child(fields, "status"), "conditions", conditions);
-            stamp_conditions(new, context);
-        }
+        "approval" => approve(old, new, context),
         "finalize" => {
             let finalizers = new.pointer("/spec/finalizers").cloned();
             *new = old.clone();
@@ -307,6 +296,21 @@ pub(super) fn separate(
         }
     }
     Ok(())
+}
+
+/// Takes the decisions on a signing request, and its metadata.
+fn approve(old: &Value, new: &mut Value, context: &Context<'_>) {
+    let conditions = new.pointer("/status/conditions").cloned();
+    let metadata = new.get("metadata").cloned();
+    *new = old.clone();
+    set(new, "metadata", metadata);
+    if let Some(meta) = meta_mut(new) {
+        meta.remove("resourceVersion");
+    }
+    if let Some(fields) = new.as_object_mut() {
+        put_in(child(fields, "status"), "conditions", conditions);
+    }
+    stamp_conditions(new, context);
 }
 
 /// Does `/status` write metadata too? Where upstream does not let it, and of custom resources, the
