@@ -315,7 +315,6 @@ impl Site {
                 survey: folder.join("routes.json"),
             },
             services: None,
-            services: None,
         };
         let (stop, path) = (self.stop.clone(), support::path(name));
         std::thread::spawn(move || {

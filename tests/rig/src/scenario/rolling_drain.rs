@@ -26,6 +26,7 @@ const FAULTS_TOLD: usize = 10;
 /// Tells the story.
 pub(super) fn run(story: &mut Story) -> Result<()> {
     if !story.options().resume {
+        story.build_rig().context("building the racks")?;
         story.muster(&story.up_args(&["--limit", UP_LIMIT_SECONDS, "--skip-check"])?)?;
     }
     let kubectl = story.kubectl()?;

@@ -22,6 +22,7 @@ const BEAT: Duration = Duration::from_millis(50);
 /// Tells the story.
 pub(super) fn run(story: &mut Story) -> Result<()> {
     if !story.options().resume {
+        story.build_rig().context("building the racks")?;
         story.muster(&story.up_args(&["--limit", UP_LIMIT_SECONDS, "--skip-check"])?)?;
     }
     let kubectl = story.kubectl()?;
