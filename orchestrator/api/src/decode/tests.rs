@@ -116,3 +116,26 @@ fn any_bytes_decode_or_are_refused() {
         drop(decode_object(&request, &Body { bytes, content_type: "application/yaml" }));
     });
 }
+
+/// What is not in the schema is dropped without a word to the node, which would then route as if
+/// nobody had planned it.
+#[test]
+fn a_rack_keeps_every_way_of_routing() {
+    for routing in [
+        r#"{"mode":"bgp","torAsn":65001,"tors":["10.0.0.1","10.0.0.2"]}"#,
+        r#"{"mode":"ibgp","asn":65001,"reflectors":["a","b"]}"#,
+        r#"{"mode":"ospf","area":3,"torAsn":65001}"#,
+    ] {
+        let text = format!(
+            r#"{{"apiVersion":"muster.dev/v1alpha1","kind":"Rack","metadata":{{"name":"a"}},
+                "spec":{{"name":"a","subnet":"10.0.0.0/24","gateway":"10.0.0.1",
+                "routing":{routing},"authentication":"key"}}}}"#
+        );
+        let body = Body { bytes: text.as_bytes(), content_type: "" };
+        let decoded = decode_object(&request("/apis/muster.dev/v1alpha1/racks"), &body).unwrap();
+        assert_eq!(decoded.warnings, Vec::<String>::new());
+        let sent: serde_json::Value = serde_json::from_str(routing).unwrap();
+        assert_eq!(decoded.value.pointer("/spec/routing"), Some(&sent));
+        assert_eq!(decoded.value.pointer("/spec/authentication"), Some(&"key".into()));
+    }
+}

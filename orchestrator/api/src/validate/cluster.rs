@@ -229,7 +229,7 @@ pub(super) fn check_rack(check: &mut Check, spec: &Value) {
         }
     }
     check_address(check, "spec.gateway", text(spec, "gateway"));
-    let modes = ["bgp", "ospf"];
+    let modes = ["bgp", "ibgp", "ospf"];
     check.one_of("spec.routing.mode", spec.pointer("/routing/mode"), &modes);
 }
 
