@@ -32,8 +32,9 @@ use crate::lifecycle::OUT_OF_SERVICE;
 use crate::view::{Key, View};
 use crate::volume_binder::claim_names;
 
-/// Who attaches: the name of upstream's in-tree plugin.
-const ATTACHER: &str = "kubernetes.io/rbd";
+/// Who attaches: by its form a driver's name, as upstream's rules for attachments ask. No driver
+/// has it, so that nobody else's attacher takes these for its own.
+const ATTACHER: &str = "images.storage.muster.dev";
 /// Keeps an attachment until nothing on its node can write.
 pub const FENCE: &str = "storage.muster.dev/fence";
 /// In an attachment's metadata: the kernel client of the node.
