@@ -31,6 +31,10 @@ fn layer(word: &str) -> Vec<u8> {
         tar.append_data(&mut header, name, std::io::empty()).unwrap();
     }
     add(&mut tar, "bin/sh", &std::fs::read("/bin/busybox").unwrap());
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(tar::EntryType::Symlink);
+    header.set_size(0);
+    tar.append_link(&mut header, "bin/sleep", "sh").unwrap();
     add(&mut tar, "word", word.as_bytes());
     tar.into_inner().unwrap()
 }
