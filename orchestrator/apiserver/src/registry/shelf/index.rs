@@ -144,18 +144,24 @@ impl Index {
             let is_part = old.tag.is_none() && parts.iter().any(|part| part.digest == old.digest);
             old.name != entry.name || !(is_same || is_part)
         });
-        // By its digest alone it may be listed under a tag already.
-        if entry.tag.is_none()
-            && self.entries.iter().any(|old| old.name == entry.name && old.digest == entry.digest)
-        {
-            return;
-        }
         for old in &mut self.entries {
             if old.name == entry.name && old.tag.is_some() && old.tag == entry.tag {
                 old.tag = None;
             }
         }
         self.entries.push(entry);
+        // Without a tag is listed only what has no tag at all.
+        let tagged: Vec<(String, Digest)> = self
+            .entries
+            .iter()
+            .filter(|entry| entry.tag.is_some())
+            .map(|entry| (entry.name.clone(), entry.digest.clone()))
+            .collect();
+        self.entries.retain(|entry| {
+            let is_tagged =
+                tagged.iter().any(|(name, digest)| *name == entry.name && *digest == entry.digest);
+            entry.tag.is_some() || !is_tagged
+        });
         self.entries.sort_by(|one, other| {
             (&one.name, &one.tag, &one.digest).cmp(&(&other.name, &other.tag, &other.digest))
         });
