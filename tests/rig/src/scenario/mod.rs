@@ -52,17 +52,17 @@ pub const ALL: &[Scenario] = &[
         plan: "examples/lab/rack.yaml",
         run: workloads::run,
     },
+];
+
+/// Scenarios that are told only when they are named: they take long, or more machines than a common
+/// host has.
+pub const NAMED: &[Scenario] = &[
     Scenario {
         name: "pods",
         summary: "images from the master, policies, daemons killed under pods, a full disk",
         plan: "examples/lab/rack.yaml",
         run: pods::run,
     },
-];
-
-/// Scenarios that are told only when they are named: they take long, or more machines than a common
-/// host has.
-pub const NAMED: &[Scenario] = &[
     Scenario {
         name: "two_tors",
         summary: "racks of two routers each lose one, its cable, its cable's packets: pods go on",
