@@ -94,7 +94,8 @@ impl Beat {
         if facts.versions.os.starts_with("Muster ") && shall_restart(&node, &facts.ids.boot) {
             restart(&facts.name).await;
         }
-        Ok(())
+        // After a boot the object still names clients of the boot before; somebody may wait.
+        crate::remote::tell_clients(&self.shared).await
     }
 
     /// Labels that follow from the plan: the rack is the zone, the role is shown by kubectl.

@@ -47,6 +47,7 @@ use crate::Shared;
 use crate::disk::{blocking, pod_dir};
 
 use address::{own_address, resolve, resolve_all};
+pub(crate) use clients::tell_now as tell_clients;
 use clients::{await_attached, check_attached, record};
 pub(crate) use collect::{collect, release};
 pub(crate) use driver::run as run_drivers;

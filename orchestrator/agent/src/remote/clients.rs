@@ -84,7 +84,7 @@ pub(super) async fn record(shared: &Shared, mapped: &Mapped) -> Result<(), Clien
 }
 
 /// Tells which images are mapped for writing now, when that is not what was told last.
-pub(super) async fn tell_now(shared: &Shared) -> Result<(), ClientError> {
+pub(crate) async fn tell_now(shared: &Shared) -> Result<(), ClientError> {
     tell(shared, None).await
 }
 
