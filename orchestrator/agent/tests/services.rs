@@ -30,6 +30,7 @@ use std::time::Duration;
 use ::node::service::{Planner, Ranges, Site, TABLE};
 use agent::services::{self, DnsConfig};
 use agent::tables::{TableError, Tables};
+use kernel::conntrack;
 use kernel::netns::Namespace;
 use objects::network::{EndpointSlice, Service};
 use serde_json::{Value, json};
@@ -431,9 +432,20 @@ fn a_client_that_goes_on_sending_is_moved_to_the_new_endpoint() {
     });
 }
 
+/// Where the node answers as cluster DNS.
+fn dns_address() -> IpAddr {
+    IpAddr::from([172, 21, 0, 10])
+}
+
+/// How many questions the node's kernel keeps as connections.
+fn questions(lab: &Lab) -> usize {
+    let flows = lab.node.run(|| conntrack::flows(conntrack::Family::V4)).unwrap().unwrap();
+    flows.iter().filter(|flow| flow.destination == (dns_address(), 53)).count()
+}
+
 /// What cluster DNS answers a client in a namespace, by UDP, and by TCP where that was cut off.
 fn look_up(from: &Namespace, kind: RecordType, name: &str) -> Result<Vec<String>, String> {
-    let server = SocketAddr::from(([172, 21, 0, 10], 53));
+    let server = SocketAddr::from((dns_address(), 53));
     let mut question = Message::query();
     question.metadata.recursion_desired = true;
     question.add_query(Query::query(name.parse().unwrap(), kind));
@@ -492,6 +504,25 @@ fn serve_names(inside: &Namespace, address: SocketAddr) -> Arc<AtomicUsize> {
     asked
 }
 
+/// Services of each kind that has names.
+fn named_services(items: &api::Items) {
+    let many: Vec<String> = (1..=200).map(|host| format!("172.20.12.{host}")).collect();
+    let mut crowd = serde_json::to_value(slice("crowd", &[])).unwrap();
+    crowd["endpoints"] = many.iter().map(|ip| json!({"addresses": [ip]})).collect();
+    items.set("/apis/discovery.k8s.io/v1/endpointslices", vec![crowd]);
+    let services = [
+        service("web", json!({"clusterIP": "172.21.0.20", "ports": [{"port": 80}]})),
+        service("crowd", json!({"clusterIP": "None", "ports": [{"port": 80}]})),
+        service("site", json!({"type": "ExternalName", "externalName": "example.org"})),
+        service(
+            "kube-dns",
+            json!({"clusterIP": "172.21.0.10", "ports": [{"port": 53, "protocol": "UDP"}]}),
+        ),
+    ];
+    let services = services.iter().map(|one| serde_json::to_value(one).unwrap()).collect();
+    items.set("/api/v1/services", services);
+}
+
 #[test]
 fn pods_look_names_up_at_their_node_even_while_the_api_is_gone() {
     alone("pods_look_names_up_at_their_node_even_while_the_api_is_gone", &PROGRAMS, || {
@@ -500,21 +531,7 @@ fn pods_look_names_up_at_their_node_even_while_the_api_is_gone() {
         let asked = serve_names(&lab.far, upstream);
         let items = api::Items::default();
         site(&items, Some(upstream));
-        let many: Vec<String> = (1..=200).map(|host| format!("172.20.12.{host}")).collect();
-        let mut crowd = serde_json::to_value(slice("crowd", &[])).unwrap();
-        crowd["endpoints"] = many.iter().map(|ip| json!({"addresses": [ip]})).collect();
-        items.set("/apis/discovery.k8s.io/v1/endpointslices", vec![crowd]);
-        let services = [
-            service("web", json!({"clusterIP": "172.21.0.20", "ports": [{"port": 80}]})),
-            service("crowd", json!({"clusterIP": "None", "ports": [{"port": 80}]})),
-            service("site", json!({"type": "ExternalName", "externalName": "example.org"})),
-            service(
-                "kube-dns",
-                json!({"clusterIP": "172.21.0.10", "ports": [{"port": 53, "protocol": "UDP"}]}),
-            ),
-        ];
-        let services = services.iter().map(|one| serde_json::to_value(one).unwrap()).collect();
-        items.set("/api/v1/services", services);
+        named_services(&items);
         let _stop = run_services(&lab, &items, None);
 
         let client = &lab.pods["client"];
@@ -553,6 +570,15 @@ fn pods_look_names_up_at_their_node_even_while_the_api_is_gone() {
         check(client, RecordType::A, "nobody.example.", Err("NXDomain"));
         let all = look_up(client, RecordType::A, "crowd.default.svc.cluster.local.").unwrap();
         assert_eq!(all.len(), 200, "what does not fit a datagram comes by TCP");
+
+        // Questions are no connections to keep, once everything is loaded.
+        await_until("questions leave no flows", Duration::from_secs(20), || {
+            let before = questions(&lab);
+            look_up(client, RecordType::A, "web.default.svc.cluster.local.")?;
+            look_up(&lab.node, RecordType::A, "web.default.svc.cluster.local.")?;
+            let after = questions(&lab);
+            if after <= before { Ok(()) } else { Err(format!("{after} flows, were {before}")) }
+        });
 
         items.close();
         check(client, RecordType::A, "web.default.svc.cluster.local.", Ok(&["172.21.0.20"]));

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::net::IpAddr;
 
 use super::element::{LOCAL_SLOTS, insiders};
 use super::{Choice, Element, Family, Origin, Ranges, Reach, Set, Site};
@@ -212,6 +213,20 @@ fn render_chain(family: Family, ranges: &Ranges, choice: Choice) -> String {
     text + &format!("        {pick}\n    }}\n")
 }
 
+/// The chains that leave questions to this node's own name server, and its answers, out of the
+/// kernel's table of connections: they would fill it, and two questions from one socket at once
+/// are known to lose one of them there. With endpoints of its own the name server's service is one
+/// as others are.
+fn untracked(ip: &str, dns: IpAddr) -> String {
+    format!(
+        "    chain question {{ {ip} daddr {dns} {ip} daddr . meta l4proto . th dport @refused notrack; }}
+    chain answer {{ {ip} saddr {dns} {ip} saddr . meta l4proto . th sport @refused notrack; }}
+    chain quiet {{ type filter hook prerouting priority raw; jump question; jump answer; }}
+    chain quiet_local {{ type filter hook output priority raw; jump question; jump answer; }}
+"
+    )
+}
+
 /// The chains that the kernel calls.
 fn hooks(family: Family, ranges: &Ranges) -> String {
     let Words { family: ip, unreachable, loopback, .. } = words(family);
@@ -219,7 +234,8 @@ fn hooks(family: Family, ranges: &Ranges) -> String {
     // Cluster DNS is this node: without endpoints of its own it is neither refused nor dropped.
     let dns = ranges.dns.map(|dns| format!("\n        {ip} daddr {dns} return"));
     let dns = dns.unwrap_or_default();
-    format!(
+    let quiet = ranges.dns.map(|dns| untracked(ip, dns)).unwrap_or_default();
+    quiet + &format!(
         "    chain route_services {{
         {ip} daddr . meta l4proto . th dport @guarded {ip} daddr . meta l4proto . th dport . {ip} saddr != @sources drop
         {ip} daddr . meta l4proto . th dport vmap @services

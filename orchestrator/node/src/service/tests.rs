@@ -459,6 +459,7 @@ fn flows_to_endpoints_that_are_gone_are_stale() {
     assert!(!stale("8.8.8.8:53", "8.8.8.8:53"), "not ours");
     // Where this node answers names itself, nothing is translated.
     planned.set_site(Site { v4: Ranges { dns: Some(dns), ..site().v4 }, ..site() });
+    accepted_by_nft(&planned.render_whole());
     let own = |answering| Flow { destination: (dns, 53), answering };
     assert!(!planned.is_stale(&own(Backend { address: dns, port: 53 })));
     let gone = IpAddr::V4(Ipv4Addr::new(172, 20, 9, 9));
