@@ -243,7 +243,12 @@ impl Story {
         let server = &self.server;
         let waits = |pod: &&Value| text(pod, "/spec/nodeName").is_empty() && !has_ended(pod);
         let waiting = server.all(&kind::POD).find(waits);
-        let why = |pod| text(pod, "/status/conditions/0/message").contains("is being deleted");
+        // A pod that was orphaned beside its claim waits for ever once somebody deletes that.
+        let why = |pod| {
+            let message = text(pod, "/status/conditions/0/message");
+            let left = text(pod, "/metadata/ownerReferences/0/uid").is_empty();
+            message.contains("is being deleted") || (left && message.contains("\" not found"))
+        };
         ensure!(
             waiting.is_none_or(why) || !self.roomy,
             "there is room, but {} waits: {}",
