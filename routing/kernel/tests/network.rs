@@ -28,7 +28,11 @@ fn links_addresses_and_routes_are_what_was_asked_for() {
         assert!(network.add_veth(&veth).unwrap_err().is_exists());
         assert_eq!(network.link("there0").unwrap(), None, "the peer never was here");
         let link = network.require_link("here0").unwrap();
-        assert_eq!((link.mtu, link.up, link.carrier), (1400, false, false));
+        assert_eq!(
+            (link.mtu, link.up, link.carrier),
+            (1400, true, false),
+            "the peer is not up yet"
+        );
 
         network.set_up(link.index).unwrap();
         there.enter(|there| there.set_up(there.require_link("there0")?.index)).unwrap().unwrap();
