@@ -36,9 +36,6 @@ impl Frr {
             command.args(["-P", "0", "-f", "/dev/null"]);
             command.arg(format!("--vty_socket={folder}"));
             command.arg(format!("-z{folder}/zserv")).arg(format!("-i{folder}/{daemon}.pid"));
-            if *daemon == "bfdd" {
-                command.arg(format!("--bfdctl={folder}/bfdd.sock"));
-            }
             let log = std::fs::File::create(format!("{folder}/{daemon}.log")).unwrap();
             command.stdout(log.try_clone().unwrap()).stderr(log);
             let running = Running::start(&mut command);
