@@ -138,10 +138,11 @@ impl Crew<'_> {
                 }
                 continue;
             }
+            // Also of the pod that others wait for: it may wait itself, for a claim that is gone.
+            self.keep_identity(number, pod, steps);
             if self.is_ordered() && (pod.metadata.is_deleting() || !self.is_available(pod, steps)) {
                 return false;
             }
-            self.keep_identity(number, pod, steps);
         }
         true
     }

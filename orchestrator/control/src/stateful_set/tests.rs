@@ -197,6 +197,18 @@ fn claims_are_kept_or_go_as_the_policy_says() {
 }
 
 #[test]
+fn a_claim_that_was_lost_comes_back_for_the_pod_that_waits_for_it() {
+    let mut world =
+        world(json!({"volumeClaimTemplates": [{"metadata": {"name": "data"}, "spec": {}}]}));
+    world.settle(&[]);
+    assert_eq!(claims(&world), ["data-db-0 "]);
+    world.change(&kind::POD, "n", "db-0", &json!({"status": {"phase": "Pending"}}));
+    world.remove(&kind::PERSISTENT_VOLUME_CLAIM, "n", "data-db-0");
+    world.settle(&[]);
+    assert_eq!(claims(&world), ["data-db-0 "]);
+}
+
+#[test]
 fn a_pod_that_has_our_name_but_is_not_ours_is_waited_for() {
     let mut world = world(json!({"replicas": 1}));
     let owner = json!({
