@@ -60,7 +60,7 @@ pub(crate) fn claim<'a>(
         return members;
     }
     for pod in view.orphans(&owner.namespace) {
-        let free = !pod.metadata.is_deleting() && !pod.is_finished();
+        let free = !pod.metadata.is_deleting();
         if free && selector.matches(&pod.metadata.labels) && fits(pod) {
             let mut owners = pod.metadata.owner_references.clone();
             owners.push(owner_reference(owner, kind));

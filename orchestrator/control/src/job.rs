@@ -117,7 +117,14 @@ pub fn reconcile(view: &View, key: &Key, now: Timestamp) -> Steps {
     let Some(selector) = family::selector(job.spec.selector.as_ref()) else { return steps };
     // Of an earlier job of this name.
     release_others(view, job, &mut steps);
-    let pods = family::claim(view, &job.metadata, &kind::JOB, &selector, |_| true, &mut steps);
+    let pods = family::claim(
+        view,
+        &job.metadata,
+        &kind::JOB,
+        &selector,
+        |pod| !pod.is_finished(),
+        &mut steps,
+    );
     let work = Work { job, pods, now };
     if job.metadata.is_deleting() || job.finished().is_some() {
         work.release_all(&mut steps);

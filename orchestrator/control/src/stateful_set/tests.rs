@@ -231,3 +231,15 @@ fn a_pod_that_has_our_name_but_is_not_ours_is_waited_for() {
     world.settle(&[]);
     assert_eq!(pods(&world), ["db-0 one"]);
 }
+
+#[test]
+fn a_pod_of_ours_that_failed_while_it_was_an_orphan_is_made_again() {
+    let mut world = world(json!({"replicas": 1}));
+    world.settle(&[]);
+    let orphan = json!({"metadata": {"ownerReferences": []}, "status": {"phase": "Failed"}});
+    world.change(&kind::POD, "n", "db-0", &orphan);
+    change(&mut world, image("two"));
+    world.settle(&[]);
+    assert_eq!(pods(&world), ["db-0 two"]);
+    assert_eq!(world.all::<Pod>()[0].status.phase, "Running");
+}
