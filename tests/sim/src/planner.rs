@@ -7,7 +7,7 @@ use control::action::Action;
 use control::scheduler::{Config, Decision, Event, Scheduler};
 use control::view::Key;
 use objects::node::Node;
-use objects::pod::Pod;
+use objects::pod::{Pod, Toleration};
 
 use crate::actor::{Change, Sight, horizon};
 use crate::dice::Dice;
@@ -136,8 +136,10 @@ impl Planner {
         let place = self.sight.find::<Node>("nodes", &Key::new("", node));
         let key = Key::new(&target.namespace, &target.name);
         let Some(pod) = self.sight.find::<Pod>("pods", &key) else { return };
-        let daemon = pod.metadata.controller().is_some_and(|one| one.kind == "DaemonSet");
-        if place.is_none_or(|one| one.spec.unschedulable && !daemon) {
+        // As the pods of daemon sets do, and go on to do when they have lost their set.
+        let bears = |one: &Toleration| one.key == "node.kubernetes.io/unschedulable";
+        let goes_anywhere = pod.spec.tolerations.iter().any(bears);
+        if place.is_none_or(|one| one.spec.unschedulable && !goes_anywhere) {
             let why =
                 format!("pod {} was bound to {node}, closed or gone to its eyes", target.name);
             server.rules.broken.push(why);

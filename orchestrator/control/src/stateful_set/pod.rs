@@ -82,7 +82,8 @@ impl Crew<'_> {
             let body = json!({"metadata": {"labels": encode(&labels)}});
             steps.push(Action::patch(Target::of(&**pod), body));
         }
-        if pod.status.phase == "Pending" {
+        // A pod that nobody has looked at yet may have no phase.
+        if matches!(pod.status.phase.as_str(), "" | "Pending") {
             // Without its claim it would wait for ever.
             claim::make(self.view, self.set, number, steps);
         }

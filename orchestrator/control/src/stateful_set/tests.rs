@@ -202,7 +202,6 @@ fn a_claim_that_was_lost_comes_back_for_the_pod_that_waits_for_it() {
         world(json!({"volumeClaimTemplates": [{"metadata": {"name": "data"}, "spec": {}}]}));
     world.settle(&[]);
     assert_eq!(claims(&world), ["data-db-0 "]);
-    world.change(&kind::POD, "n", "db-0", &json!({"status": {"phase": "Pending"}}));
     world.remove(&kind::PERSISTENT_VOLUME_CLAIM, "n", "data-db-0");
     world.settle(&[]);
     assert_eq!(claims(&world), ["data-db-0 "]);
