@@ -13,14 +13,13 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::kubectl::{Kubectl, Pod};
-use super::story::Story;
+use super::story::{Story, UP_LIMIT_SECONDS};
 use crate::Rig;
 use crate::ceph::{self, Ceph, Size};
 use crate::host;
 use crate::process;
 use crate::wait::{Seen, await_until};
 
-const UP_LIMIT_SECONDS: &str = "900";
 const SELECTOR: &str = "app=database";
 /// The image behind the volume.
 const IMAGE: &str = "rbd/records";

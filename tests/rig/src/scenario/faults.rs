@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::kubectl::{Kubectl, Pod};
 use super::light::{self, POD_LIMIT, REPLICAS, SELECTOR};
-use super::story::Story;
+use super::story::{Story, UP_LIMIT_SECONDS};
 use crate::process::{self, Process};
 use crate::topology::stable_uuid;
 use crate::wait::{Seen, await_until};
@@ -29,7 +29,6 @@ const VICTIM: &str = "a-worker";
 const HEARD_LIMIT: Duration = Duration::from_secs(180);
 /// A whole boot, beside machines that work.
 const BOOT_LIMIT: Duration = Duration::from_secs(600);
-const UP_LIMIT_SECONDS: &str = "900";
 
 /// Tells the story.
 pub(super) fn run(story: &mut Story) -> Result<()> {

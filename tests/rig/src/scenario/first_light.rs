@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::kubectl::{Kubectl, Pod};
 use super::light::{self, POD_LIMIT, REACH_LIMIT, REPLICAS, SELECTOR};
-use super::story::Story;
+use super::story::{Story, UP_LIMIT_SECONDS};
 use super::{measure, secret};
 use crate::wait::{Seen, await_until};
 use crate::{Rig, pcap};
@@ -22,8 +22,6 @@ const VICTIM: &str = "a-worker";
 const REPLACE_LIMIT: Duration = Duration::from_secs(420);
 /// A whole boot, beside machines that work.
 const RETURN_LIMIT: Duration = Duration::from_secs(600);
-/// What `muster up` may take on an emulator, in seconds.
-const UP_LIMIT_SECONDS: &str = "900";
 
 /// Tells the story.
 pub(super) fn run(story: &mut Story) -> Result<()> {

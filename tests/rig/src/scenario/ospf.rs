@@ -4,10 +4,8 @@
 use anyhow::{Context, Result, ensure};
 
 use super::light;
-use super::story::Story;
+use super::story::{Story, UP_LIMIT_SECONDS};
 use crate::Place;
-
-const UP_LIMIT_SECONDS: &str = "900";
 
 /// Tells the story.
 pub(super) fn run(story: &mut Story) -> Result<()> {

@@ -16,14 +16,9 @@ use super::story::Story;
 use super::workloads::{LIMIT, Site};
 use crate::wait::{Seen, await_until};
 
-const UP_LIMIT_SECONDS: &str = "900";
-
 /// Tells the story.
 pub(super) fn run(story: &mut Story) -> Result<()> {
-    if !story.options().resume {
-        story.build_rig().context("building the racks")?;
-        story.muster(&story.up_args(&["--limit", UP_LIMIT_SECONDS, "--skip-check"])?)?;
-    }
+    story.come_up()?;
     let site = Site::of(story)?;
     // Those who do things to nodes from the inside, and the pods that things are done to.
     site.apply("hands", include_str!("pods/hands.yaml"))?;

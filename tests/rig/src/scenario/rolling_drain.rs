@@ -15,7 +15,6 @@ use super::story::Story;
 use crate::Rig;
 
 const MANIFEST: &str = include_str!("shop.yaml");
-const UP_LIMIT_SECONDS: &str = "900";
 /// Pods that start, a machine that boots: emulated, on a host that has other work.
 const LIMIT: Duration = Duration::from_secs(600);
 /// How many clients ask at once, each as fast as it is answered.
@@ -25,10 +24,7 @@ const FAULTS_TOLD: usize = 10;
 
 /// Tells the story.
 pub(super) fn run(story: &mut Story) -> Result<()> {
-    if !story.options().resume {
-        story.build_rig().context("building the racks")?;
-        story.muster(&story.up_args(&["--limit", UP_LIMIT_SECONDS, "--skip-check"])?)?;
-    }
+    story.come_up()?;
     let kubectl = story.kubectl()?;
     let rig = story.rig()?;
     let manifest = story.dir().join("shop.yaml");

@@ -15,6 +15,8 @@ use super::{Options, Scenario};
 use crate::machine::tail;
 use crate::{Rig, RigOptions, Stranger};
 
+/// How long `muster up` may wait for machines that are emulated.
+pub(super) const UP_LIMIT_SECONDS: &str = "900";
 /// Lines of each log shown when a story fails.
 const LOG_TAIL_LINES: usize = 40;
 
@@ -117,6 +119,15 @@ impl Story {
     pub(super) fn build_rig_with(&self, strangers: Vec<Stranger>) -> Result<Rig> {
         let options = RigOptions { strangers, ..RigOptions::new(&self.dir.join("rig")) };
         Rig::build(&self.plan, &options)
+    }
+
+    /// Builds the rig and brings its site up, unless the story goes on with one that is up.
+    pub(super) fn come_up(&self) -> Result<()> {
+        if self.options().resume {
+            return Ok(());
+        }
+        self.build_rig().context("building the racks")?;
+        self.muster(&self.up_args(&["--limit", UP_LIMIT_SECONDS, "--skip-check"])?)
     }
 
     /// The rig of the running site.

@@ -13,7 +13,6 @@ use super::story::Story;
 use crate::wait::{Seen, await_until};
 use crate::{Place, Rig};
 
-const UP_LIMIT_SECONDS: &str = "900";
 /// Routers of a rig notice silence after five seconds; then routes change, on a busy host.
 const HEAL_LIMIT: Duration = Duration::from_secs(90);
 /// Between two questions to a pod.
@@ -21,10 +20,7 @@ const BEAT: Duration = Duration::from_millis(50);
 
 /// Tells the story.
 pub(super) fn run(story: &mut Story) -> Result<()> {
-    if !story.options().resume {
-        story.build_rig().context("building the racks")?;
-        story.muster(&story.up_args(&["--limit", UP_LIMIT_SECONDS, "--skip-check"])?)?;
-    }
+    story.come_up()?;
     let kubectl = story.kubectl()?;
     let rig = story.rig()?;
     let pods = light::deploy(story, &kubectl)?;

@@ -16,16 +16,12 @@ use super::story::Story;
 use crate::Rig;
 use crate::wait::{Seen, await_until};
 
-const UP_LIMIT_SECONDS: &str = "900";
 /// Containers that start, probes that pass, on emulated machines that have other work.
 pub(super) const LIMIT: Duration = Duration::from_secs(300);
 
 /// Tells the story.
 pub(super) fn run(story: &mut Story) -> Result<()> {
-    if !story.options().resume {
-        story.build_rig().context("building the racks")?;
-        story.muster(&story.up_args(&["--limit", UP_LIMIT_SECONDS, "--skip-check"])?)?;
-    }
+    story.come_up()?;
     let site = Site::of(story)?;
     apps::three_tiers_keep_a_word(&site)?;
     apps::an_update_under_load_loses_nothing(&site)?;
