@@ -13,7 +13,7 @@ use control::view::View;
 use futures_util::StreamExt;
 use futures_util::stream;
 use objects::kind::{KINDS, by_gvk};
-use objects::meta::OwnerReference;
+use objects::meta::{Object, OwnerReference};
 use runtime::client::{DeleteParams, ListParams, Patch, Preconditions};
 use runtime::{Client, ClientError, Resource, report};
 use serde_json::{Value, json};
@@ -196,6 +196,22 @@ impl Hand {
             Action::Detach { target, node, volume } => {
                 fence::detach(self, by, target, (node, volume)).await
             }
+        }
+    }
+
+    /// An object of no namespace as it is now; `None` when there is none.
+    pub(crate) async fn read<T: Object>(
+        &self,
+        resource: &Resource,
+        name: &str,
+    ) -> Result<Option<T>, StepError> {
+        match self.client.get(resource, None, name).await {
+            Ok(found) => {
+                let failed = |source| ClientError::Decode { path: name.to_owned(), source };
+                Ok(Some(T::decode(&found).map_err(failed)?))
+            }
+            Err(err) if err.is_not_found() => Ok(None),
+            Err(err) => Err(err.into()),
         }
     }
 

@@ -13,10 +13,9 @@ use std::collections::BTreeSet;
 
 use control::action::{Note, Target};
 use control::attachment::image::{CLIENT, client_of, is_silent};
-use objects::meta::Object;
 use objects::node::Node;
 use objects::storage::{PersistentVolume, VolumeAttachment};
-use runtime::{ClientError, Resource, report, resource};
+use runtime::{Resource, report, resource};
 use serde_json::json;
 use tracing::{info, warn};
 use volumes::attach::{Attachment, Move, Seen, plan_move};
@@ -40,14 +39,14 @@ pub(crate) async fn detach(
     (node, volume): (&str, &str),
 ) -> Result<Option<Pending>, StepError> {
     let found: Option<VolumeAttachment> =
-        get(hand, &Resource::from(target.kind), &target.name).await?;
+        hand.read(&Resource::from(target.kind), &target.name).await?;
     let Some(attachment) = found.filter(|one| one.metadata.uid == target.uid) else {
         return Ok(None);
     };
     let known = Known {
         attachment,
-        node: get(hand, &resource::NODES, node).await?,
-        volume: get(hand, &resource::PERSISTENT_VOLUMES, volume).await?,
+        node: hand.read(&resource::NODES, node).await?,
+        volume: hand.read(&resource::PERSISTENT_VOLUMES, volume).await?,
     };
     let silent = is_silent(known.node.as_ref());
     let cluster = match (&known.volume, silent) {
@@ -120,21 +119,6 @@ impl Known {
         let watchers = watchers.into_iter().chain(before.filter(|_| silent)).collect();
         let fenced = BTreeSet::new();
         Seen { wanted: None, attachment: Some(attachment), alive: !silent, watchers, fenced }
-    }
-}
-
-async fn get<T: Object>(
-    hand: &Hand,
-    resource: &Resource,
-    name: &str,
-) -> Result<Option<T>, StepError> {
-    match hand.client.get(resource, None, name).await {
-        Ok(found) => {
-            let failed = |source| ClientError::Decode { path: name.to_owned(), source };
-            Ok(Some(T::decode(&found).map_err(failed)?))
-        }
-        Err(err) if err.is_not_found() => Ok(None),
-        Err(err) => Err(err.into()),
     }
 }
 

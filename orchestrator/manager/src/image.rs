@@ -1,7 +1,5 @@
 //! Makes, grows and deletes the Ceph images of volumes, and tells the API afterwards.
 
-use std::collections::BTreeMap;
-
 use control::action::{ImageWork, Note, Target};
 use control::image_provisioner::PROVISIONER;
 use objects::kind;
@@ -41,20 +39,20 @@ async fn attempt(
     (target, class): (&Target, &str),
     work: &ImageWork,
 ) -> Result<Option<Pending>, StepError> {
-    let failed = |source| ClientError::Decode { path: target.name.clone(), source };
-    let parameters = match hand.client.get(&Resource::from(&kind::STORAGE_CLASS), None, class).await
-    {
-        Ok(found) => StorageClass::decode(&found).map_err(failed)?.parameters,
-        // A volume may outlive its class; then its own user must do.
-        Err(err) if err.is_not_found() => BTreeMap::new(),
-        Err(err) => return Err(err.into()),
-    };
+    let class: Option<StorageClass> =
+        hand.read(&Resource::from(&kind::STORAGE_CLASS), class).await?;
+    // A volume may outlive its class; then its own user must do.
+    let parameters = class.map(|class| class.parameters).unwrap_or_default();
     let volume = match work {
-        ImageWork::Make { volume, .. } => PersistentVolume::decode(volume).map_err(failed)?,
+        ImageWork::Make { volume, .. } => {
+            let failed = |source| ClientError::Decode { path: target.name.clone(), source };
+            PersistentVolume::decode(volume).map_err(failed)?
+        }
         ImageWork::Grow { .. } | ImageWork::Delete => {
-            let found = hand.client.get(&resource::PERSISTENT_VOLUMES, None, &target.name).await;
-            let Some(found) = overtaken(found)? else { return Ok(None) };
-            PersistentVolume::decode(&found).map_err(failed)?
+            match hand.read(&resource::PERSISTENT_VOLUMES, &target.name).await? {
+                Some(volume) => volume,
+                None => return Ok(None),
+            }
         }
     };
     let cluster = if parameters.is_empty() {
