@@ -24,7 +24,7 @@ use thiserror::Error;
 use tracing::{debug, warn};
 
 use crate::services::{Told, Watched};
-use crate::tables::{TableError, Tables};
+use crate::tables::{self, TableError, Tables};
 use health::{Checks, HealthError};
 
 /// How often the tables are looked for in the kernel when nothing changes.
@@ -200,10 +200,7 @@ impl Proxy {
         let list = move || -> Result<Vec<conntrack::Flow>, ConntrackError> {
             let mut all = Vec::new();
             for family in families {
-                all.extend(conntrack::flows(match family {
-                    Family::V4 => conntrack::Family::V4,
-                    Family::V6 => conntrack::Family::V6,
-                })?);
+                all.extend(conntrack::flows(tables::of(family))?);
             }
             Ok(all)
         };

@@ -154,7 +154,8 @@ impl Tables {
     }
 }
 
-fn of(family: Family) -> nft::Family {
+/// A family in the kernel's words.
+pub(crate) fn of(family: Family) -> nft::Family {
     match family {
         Family::V4 => nft::Family::V4,
         Family::V6 => nft::Family::V6,
