@@ -131,8 +131,11 @@ fn a_rogue_is_refused(site: &Site) {
         let said = ask(site, "show bgp ipv4 unicast neighbors 10.98.1.12 prefix-counts");
         if said.contains("PfxCt: 2\n") { Ok(()) } else { Err(said) }
     });
+    await_until("the truth is in the kernel", LIMIT, || {
+        let routes = site.routes("tor-a");
+        if routes.contains("192.0.2.9 ") { Ok(()) } else { Err(routes) }
+    });
     let routes = site.routes("tor-a");
-    assert!(routes.contains("192.0.2.9 "), "{routes}");
     assert!(!routes.contains("172.20.11.128/25") && !routes.contains("172.20.99.0/24"), "{routes}");
     let file = node.folder.join("bird.conf");
     site.birdc("a2", &format!("configure '\"{}\"'", file.display()));
