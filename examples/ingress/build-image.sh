@@ -10,16 +10,15 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 # `extract` unpacks packages and what they depend on, and runs none of their scripts.
-mmdebstrap --variant=extract --include=base-files,nginx,curl,jq,dash,coreutils,diffutils,grep,sed \
-    --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/doc/*' \
-    --dpkgopt='path-include=/usr/share/doc/*/copyright' \
-    --dpkgopt='path-exclude=/usr/share/locale/*' \
-    --customize-hook='cd "$1" && rm -rf usr/bin/perl* usr/lib/*/perl* usr/share/perl5 \
-        var/lib/apt var/lib/dpkg var/cache usr/share/zoneinfo usr/share/common-licenses' \
-    --customize-hook='ln -sf dash "$1/usr/bin/sh"; mkdir -p "$1/tmp"; chmod 1777 "$1/tmp"' \
-    --customize-hook='echo "www-data:x:33:33::/:/usr/sbin/nologin" >"$1/etc/passwd"' \
-    --customize-hook="install -D -m 755 '$here/ingress.sh' \"\$1/usr/local/bin/ingress\"" \
-    --customize-hook="install -D -m 644 '$here/ingress.jq' \"\$1/usr/local/share/ingress.jq\"" \
+mmdebstrap --variant=extract \
+    --include=base-files,nginx,curl,jq,dash,coreutils,diffutils,findutils,grep,sed \
+    --extract-hook='cd "$1" && rm -rf usr/bin/perl* usr/lib/*/perl* usr/share/perl5 \
+        usr/share/man usr/share/locale usr/share/info usr/share/zoneinfo \
+        && find usr/share/doc -type f ! -name copyright -delete' \
+    --extract-hook='ln -sf dash "$1/usr/bin/sh"; mkdir -p "$1/tmp"; chmod 1777 "$1/tmp"' \
+    --extract-hook='echo "www-data:x:33:33::/:/usr/sbin/nologin" >"$1/etc/passwd"' \
+    --extract-hook="install -D -m 755 '$here/ingress.sh' \"\$1/usr/local/bin/ingress\"" \
+    --extract-hook="install -D -m 644 '$here/ingress.jq' \"\$1/usr/local/share/ingress.jq\"" \
     trixie "$work/layer.tar"
 
 layer=$(sha256sum "$work/layer.tar" | cut -d' ' -f1)
