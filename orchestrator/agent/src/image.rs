@@ -16,7 +16,6 @@ use objects::pod::{Container, Pod};
 use runtime::backoff::Backoff;
 use runtime::{report, resource};
 use thiserror::Error;
-use tokio::process::Command;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
@@ -250,7 +249,7 @@ async fn import_all(config: Config, done: Arc<AtomicBool>) {
     }
 }
 
-/// Waits until the runtime answers: a tool started before would only take time from it.
+/// Waits until the runtime answers; an import begun before would only fail.
 async fn await_runtime(config: &Config) {
     let Ok(runtime) = Runtime::at(&config.cri_socket) else { return };
     while runtime.version(VersionRequest::default()).await.is_err() {
@@ -271,7 +270,7 @@ async fn archives(dir: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// The runtime's own tool imports: CRI has no call for archives.
+/// Brings an archive into the runtime.
 async fn import(config: &Config, archive: &Path) -> Result<(), String> {
     // The mark lives as long as the runtime's own store: both are on the node's data disk.
     let name = archive.file_name().unwrap_or_default();
@@ -279,20 +278,9 @@ async fn import(config: &Config, archive: &Path) -> Result<(), String> {
     if mark.exists() {
         return Ok(());
     }
-    let output = Command::new("ctr")
-        .arg("--address")
-        .arg(&config.cri_socket)
-        .args(["--namespace", "k8s.io", "images", "import"])
-        .arg(archive)
-        .kill_on_drop(true)
-        .output();
-    let output = tokio::time::timeout(IMPORT_LIMIT, output)
-        .await
-        .map_err(|_| "took too long".to_owned())?
-        .map_err(|err| report(&err))?;
-    if !output.status.success() {
-        return Err(String::from_utf8_lossy(&output.stderr).trim().to_owned());
-    }
+    let runtime = Runtime::at(&config.cri_socket).map_err(|err| report(&err))?;
+    let work = tokio::time::timeout(IMPORT_LIMIT, runtime.import_archive(archive)).await;
+    work.map_err(|_| "took too long".to_owned())?.map_err(|err| report(&err))?;
     info!(archive = %archive.display(), "image archive imported");
     disk::write(mark, String::new(), 0o644).await.map_err(|err| report(&err))?;
     Ok(())

@@ -12,6 +12,7 @@ use hyper_util::rt::TokioIo;
 use thiserror::Error;
 use tokio::net::UnixStream;
 use tonic::client::Grpc;
+use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status, Streaming};
 use tonic_prost::ProstCodec;
@@ -67,6 +68,12 @@ impl CallError {
         matches!(self.code, Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled)
     }
 
+    /// Tells whether what should be made was there before.
+    #[must_use]
+    pub fn is_there_already(&self) -> bool {
+        self.code == Code::AlreadyExists
+    }
+
     /// Tells whether the runtime does not know the call at all.
     #[must_use]
     pub fn is_unimplemented(&self) -> bool {
@@ -87,6 +94,14 @@ impl CallError {
 #[derive(Debug, Clone)]
 pub struct Runtime {
     channel: Channel,
+}
+
+/// The runtime's own store, in one of its namespaces and on account of a lease; containerd only.
+#[derive(Debug, Clone)]
+pub(crate) struct Store {
+    runtime: Runtime,
+    namespace: &'static str,
+    lease: &'static str,
 }
 
 /// What the runtime tells by itself, until it stops or breaks off.
@@ -174,7 +189,63 @@ calls! {
     image_fs_info "ImageService" "ImageFsInfo" ImageFsInfoRequest => ImageFsInfoResponse, READ;
 }
 
+/// Writes one method per unary call of containerd's own services.
+macro_rules! store_calls {
+    ($($name:ident $service:literal $call:literal $request:ty => $response:ty;)*) => {
+        impl Store {
+            $(
+                pub(crate) async fn $name(&self, request: $request) -> Result<$response, CallError> {
+                    let path = concat!("/containerd.services.", $service, "/", $call);
+                    self.runtime.unary_in($call, path, self.addressed(request), CHANGE).await
+                }
+            )*
+        }
+    };
+}
+
+store_calls! {
+    create_lease "leases.v1.Leases" "Create" CreateLeaseRequest => Nothing;
+    delete_lease "leases.v1.Leases" "Delete" DeleteLeaseRequest => Nothing;
+    create_image "images.v1.Images" "Create" StoreImageRequest => Nothing;
+    update_image "images.v1.Images" "Update" StoreImageRequest => Nothing;
+}
+
+impl Store {
+    /// Writes a piece of a blob; the last one commits it.
+    pub(crate) async fn write_content(
+        &self,
+        request: WriteContentRequest,
+    ) -> Result<(), CallError> {
+        let call = "Write";
+        let refused = |status: Status| CallError::new(call, &status);
+        let work = async {
+            let mut client = self.runtime.ready(call).await?;
+            let path = PathAndQuery::from_static("/containerd.services.content.v1.Content/Write");
+            let codec = ProstCodec::<WriteContentRequest, Nothing>::default();
+            let request = self.addressed(tokio_stream::once(request));
+            let answer = client.streaming(request, path, codec).await.map_err(refused)?;
+            let mut answers = answer.into_inner();
+            while answers.message().await.map_err(refused)?.is_some() {}
+            Ok(())
+        };
+        within(call, CHANGE, work).await
+    }
+
+    fn addressed<Q>(&self, request: Q) -> Request<Q> {
+        let mut request = Request::new(request);
+        let words = request.metadata_mut();
+        words.insert("containerd-namespace", MetadataValue::from_static(self.namespace));
+        words.insert("containerd-lease", MetadataValue::from_static(self.lease));
+        request
+    }
+}
+
 impl Runtime {
+    /// The runtime's own store.
+    pub(crate) fn store(&self, namespace: &'static str, lease: &'static str) -> Store {
+        Store { runtime: self.clone(), namespace, lease }
+    }
+
     /// Sets up a client of the runtime behind `socket`; connects at the first call.
     ///
     /// # Errors
@@ -268,19 +339,42 @@ impl Runtime {
         Q: prost::Message + Send + Sync + 'static,
         A: prost::Message + Default + Send + Sync + 'static,
     {
+        self.unary_in(call, path, Request::new(request), limit).await
+    }
+
+    async fn unary_in<Q, A>(
+        &self,
+        call: &'static str,
+        path: &'static str,
+        request: Request<Q>,
+        limit: Duration,
+    ) -> Result<A, CallError>
+    where
+        Q: prost::Message + Send + Sync + 'static,
+        A: prost::Message + Default + Send + Sync + 'static,
+    {
         let work = async {
             let mut client = self.ready(call).await?;
             let codec = ProstCodec::<Q, A>::default();
             let path = PathAndQuery::from_static(path);
             client
-                .unary(Request::new(request), path, codec)
+                .unary(request, path, codec)
                 .await
                 .map(tonic::Response::into_inner)
                 .map_err(|status| CallError::new(call, &status))
         };
-        tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
-            let message = format!("no answer within {} s", limit.as_secs());
-            Err(CallError { call, message, code: Code::DeadlineExceeded })
-        })
+        within(call, limit, work).await
     }
+}
+
+/// Gives an answer so much time.
+pub(crate) async fn within<A>(
+    call: &'static str,
+    limit: Duration,
+    work: impl Future<Output = Result<A, CallError>>,
+) -> Result<A, CallError> {
+    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
+        let message = format!("no answer within {} s", limit.as_secs());
+        Err(CallError { call, message, code: Code::DeadlineExceeded })
+    })
 }

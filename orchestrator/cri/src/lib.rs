@@ -4,6 +4,8 @@
 //! the messages of the calls that the node agent uses. Nothing is decided here: which pod
 //! should run is `node`'s business, when to ask is `agent`'s.
 //!
+//! [`Runtime::import_archive`] goes beyond CRI: it brings image archives into containerd.
+//!
 //! Spec: Kubernetes CRI v1 (`runtime.v1.RuntimeService`, `runtime.v1.ImageService`).
 //!
 //! *Limits*: Windows fields, statistics of pods, checkpoints and metrics are not
@@ -13,6 +15,8 @@
 
 pub mod message;
 
+mod archive;
 mod client;
 
+pub use archive::ImportError;
 pub use client::{CallError, ConnectError, Events, Runtime};

@@ -7,11 +7,13 @@
 #![allow(missing_docs, reason = "names and meanings are the interface's own")]
 
 mod container;
+mod containerd;
 mod image;
 mod runtime;
 mod sandbox;
 
 pub use container::*;
+pub(crate) use containerd::*;
 pub use image::*;
 pub use runtime::*;
 pub use sandbox::*;

@@ -137,3 +137,25 @@ async fn an_absent_runtime_is_named_and_may_come_later() {
     assert!(err.is_unavailable(), "{err:?}");
     assert_eq!(err.call, "Version");
 }
+
+#[tokio::test]
+async fn an_archive_is_brought_in_once_and_refused_when_it_is_none() {
+    let Some(containerd) = Containerd::start() else { return };
+    let runtime = Runtime::at(&containerd.socket()).unwrap();
+    let archive = containerd.dir().join("more.tar");
+    // The same layer under another name, and then another image under that name.
+    for command in ["/bin/true", "/bin/true", "/bin/id"] {
+        std::fs::write(&archive, support::image("muster.dev/more:1", &[command])).unwrap();
+        assert_eq!(runtime.import_archive(&archive).await.unwrap(), ["muster.dev/more:1"]);
+    }
+    let image = Some(ImageSpec { image: "muster.dev/more:1".into(), ..Default::default() });
+    let request = ImageStatusRequest { image, verbose: true };
+    let seen = runtime.image_status(request.clone()).await.unwrap();
+    assert!(seen.image.unwrap().size > 0);
+
+    for (bytes, words) in [(&b"no archive"[..], "read"), (&[0; 1024][..], "lacks index.json")] {
+        std::fs::write(&archive, bytes).unwrap();
+        let err = runtime.import_archive(&archive).await.unwrap_err();
+        assert!(err.to_string().contains(words), "{err}");
+    }
+}

@@ -88,14 +88,15 @@ impl Containerd {
 
     /// Imports an image archive.
     pub(crate) fn import(&self, archive: &Path) {
-        let out = Command::new("ctr")
-            .arg("-a")
-            .arg(self.socket())
-            .args(["-n", "k8s.io", "images", "import"])
-            .arg(archive)
-            .output()
-            .unwrap();
-        assert!(out.status.success(), "ctr: {}", String::from_utf8_lossy(&out.stderr));
+        let (socket, archive) = (self.socket(), archive.to_owned());
+        // A thread of its own, for tests may be asynchronous.
+        let work = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.unwrap().block_on(async {
+                cri::Runtime::at(&socket).unwrap().import_archive(&archive).await.unwrap()
+            })
+        });
+        assert!(!work.join().unwrap().is_empty(), "no image in the archive");
     }
 
     fn await_socket(&self) {
