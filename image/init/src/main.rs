@@ -31,8 +31,6 @@ use network::Network;
 
 /// What the root needs that no device asks for.
 const NEEDED_MODULES: [&str; 5] = ["loop", "blake2b_generic", "dm-verity", "squashfs", "overlay"];
-/// The modules that every node will need, by name, in the root; `#` begins a comment.
-const NODE_MODULES: &str = "usr/lib/modules-load.d/muster.conf";
 /// Drivers bring buses, buses bring devices; trees are not deeper than this.
 const COLDPLUG_ROUNDS: usize = 4;
 /// Long enough to read the console, short enough to come back with the rack.
@@ -81,7 +79,6 @@ impl Journey {
         let device = root::verify(&image)?;
         say("root image verified");
         root::mount_root(&device)?;
-        load_node_modules();
         handover::prepare_places()?;
         handover::write_identity(&network, &self.identity, &site)?;
         self.report("verified", &image.hash);
@@ -126,28 +123,6 @@ fn load_modules() -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Loads what the node's programs would make the kernel ask for, one started modprobe at a time.
-///
-/// It saves time and nothing else, so failures are only said.
-fn load_node_modules() {
-    let root = Path::new(root::SYSROOT);
-    let list = fs::read_to_string(root.join(NODE_MODULES)).unwrap_or_default();
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let tree = root.join("usr/lib/modules").join(release.trim());
-    let mut modules = match Modules::open_names(&tree) {
-        Ok(modules) => modules,
-        Err(err) => return say(&format!("modules of the node are left for later: {err}")),
-    };
-    for name in list.lines().map(str::trim) {
-        if !name.is_empty()
-            && !name.starts_with('#')
-            && let Err(err) = modules.load(name)
-        {
-            say(&format!("module {name} is left for later: {:#}", anyhow::Error::new(err)));
-        }
-    }
 }
 
 /// Ends this boot; a machine that refuses waits for a person.

@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::{Shared, facts};
+use crate::{Shared, facts, started};
 
 /// The time the lease promises, in seconds; upstream's.
 const LEASE_SECONDS: i64 = 40;
@@ -53,6 +53,7 @@ pub(crate) async fn run(stop: CancellationToken, shared: Arc<Shared>) {
     tokio::select! { biased;
         () = stop.cancelled() => (),
         () = beat.keep() => (),
+        never = started::tell_late() => match never {},
     }
 }
 
@@ -159,6 +160,9 @@ impl Beat {
             let patch = Patch::merge(json!({"status": status})).on("status");
             self.shared.client.patch(&resource::NODES, None, &facts.name, &patch).await?;
             self.told = Some(Instant::now());
+        }
+        if ready && !self.ready {
+            started::tell();
         }
         self.ready = ready;
         Ok(())

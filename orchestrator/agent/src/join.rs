@@ -22,7 +22,7 @@ use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::{Config, Imports, RunError, Shared, web};
+use crate::{Config, Imports, RunError, Shared, started, web};
 
 /// Waits between tries to reach the boot server or the API.
 const RETRY_FIRST: Duration = Duration::from_millis(200);
@@ -156,6 +156,7 @@ pub async fn join(stop: &CancellationToken, config: &Config) -> Result<Option<Jo
     tokio::select! { biased;
         () = stop.cancelled() => Ok(None),
         joined = join_unstopped(config) => joined.map(Some),
+        never = started::tell_late() => match never {},
     }
 }
 

@@ -27,6 +27,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use crate::modules;
+
 /// A burst of changes, such as a rollout's, becomes one transaction. Short: until then a new pod
 /// is not isolated.
 const SETTLE: Duration = Duration::from_millis(10);
@@ -251,6 +253,7 @@ impl World for Enforcer {
             None => Loaded::render_whole(policies),
         };
         if !script.is_empty() {
+            modules::load().await;
             nft::apply(&script).await.map_err(PolicyError::Apply)?;
             debug!(bytes = script.len(), "policies are in force");
         }

@@ -23,6 +23,7 @@ use runtime::report;
 use thiserror::Error;
 use tracing::{debug, warn};
 
+use crate::modules;
 use crate::services::{Told, Watched};
 use crate::tables::{self, TableError, Tables};
 use health::{Checks, HealthError};
@@ -165,6 +166,7 @@ impl Proxy {
     async fn load(&mut self) -> Result<(), ProxyError> {
         let Some(planner) = &mut self.planner else { return Ok(()) };
         self.loaded = false;
+        modules::load().await;
         self.tables.load(planner).await.map_err(ProxyError::Apply)?;
         debug!("services are in force");
         (self.loaded, self.strands) = (true, true);
