@@ -20,6 +20,7 @@ use crate::root::SYSROOT;
 
 const SYSTEMD: &std::ffi::CStr = c"/usr/lib/systemd/systemd";
 const NODE_FILE: &str = "/run/muster/node.json";
+const BIRD_CONFIG: &str = "/run/bird/bird.conf";
 
 /// What the node agent learns from us; its side of the form is in `agent`.
 #[derive(Debug, Serialize)]
@@ -57,6 +58,9 @@ pub(crate) fn prepare_places() -> Result<()> {
     symlink("/run", root.join("var/run"))?;
     symlink("/run/lock", root.join("var/lock"))?;
     fs::create_dir_all("/run/lock")?;
+    // Where the agent will write what BIRD is to do; a unit that copied it would start a program.
+    fs::create_dir_all("/run/bird")?;
+    fs::copy(root.join("etc/bird/bird.conf"), BIRD_CONFIG).context("the root has no BIRD")?;
     Ok(())
 }
 

@@ -160,8 +160,8 @@ pub(crate) struct ImageBuildArgs {
     /// The directory of the static programs `init` and `pause` [default: beside muster]
     #[arg(long, value_name = "DIR")]
     pub programs: Option<PathBuf>,
-    /// zstd level of the root image: 3 builds fast, 15 is for releases
-    #[arg(long, default_value_t = 3)]
+    /// zstd level of the root image: 6 builds fast, 15 is for releases
+    #[arg(long, default_value_t = 6)]
     pub level: u32,
     /// Where the key that signs the image is kept; made when missing
     #[arg(long, value_name = "DIR", default_value = "target/image-keys")]

@@ -5,13 +5,14 @@ use crate::rules::HOT_MODULES;
 use crate::tree::Tree;
 
 /// Path and content of every text file of ours.
-const TEXTS: [(&str, &str); 11] = [
+const TEXTS: [(&str, &str); 12] = [
     ("etc/bird/bird.conf", include_str!("files/bird.conf")),
     ("etc/containerd/config.toml", include_str!("files/containerd.toml")),
     // containerd copies it into every pod and refuses to start one without.
     ("etc/hosts", "127.0.0.1 localhost\n::1 localhost\n"),
     ("etc/systemd/journald.conf", include_str!("files/journald.conf")),
     ("etc/systemd/system.conf", include_str!("files/system.conf")),
+    ("usr/lib/modprobe.d/muster.conf", include_str!("files/modprobe.conf")),
     ("usr/lib/modules-load.d/muster.conf", HOT_MODULES),
     ("usr/lib/systemd/system/bird.service", include_str!("files/bird.service")),
     ("usr/lib/systemd/system/containerd.service", include_str!("files/containerd.service")),
