@@ -57,7 +57,10 @@ fn rise(story: &mut Story) -> Result<(Rig, Kubectl)> {
     rig.capture_inter_rack()?;
     story.ok(format_args!("racks stand, machines run by {:?}", rig.accelerator()))?;
 
-    story.muster(&story.up_args(&["--limit", UP_LIMIT_SECONDS])?)?;
+    let machines: Vec<String> = story.plan().machines.iter().map(|one| one.name.clone()).collect();
+    let up = || story.muster(&story.up_args(&["--limit", UP_LIMIT_SECONDS])?);
+    let (up, meter) = measure::metered(&rig, &machines, up)?;
+    up?;
     let kubectl = story.kubectl()?;
     for machine in &story.plan().machines {
         let ready = kubectl.node_ready(&machine.name)?;
@@ -65,7 +68,7 @@ fn rise(story: &mut Story) -> Result<(Rig, Kubectl)> {
     }
     story.ok("muster up ends with every node Ready")?;
     let phases = measure::phases(&kubectl)?;
-    story.report(&measure::render(&phases, bare.as_ref())?)?;
+    story.report(&measure::render(&phases, bare.as_ref(), &meter)?)?;
     let dir = story.dir().to_str().context("a path that is no UTF-8")?.to_owned();
     story.say(format_args!(
         "muster status:\n{}",
@@ -75,13 +78,13 @@ fn rise(story: &mut Story) -> Result<(Rig, Kubectl)> {
     Ok((rig, kubectl))
 }
 
-fn baseline(story: &Story) -> Result<Option<measure::Seconds>> {
+fn baseline(story: &Story) -> Result<Option<measure::Boots>> {
     if story.options().no_baseline {
         return Ok(None);
     }
     match measure::bare_boot(story) {
         Ok(bare) => {
-            story.say(format_args!("bare boot, seconds from power-on: {bare:?}"))?;
+            story.say(format_args!("bare boot, seconds from power-on: {:?}", bare.wall))?;
             Ok(Some(bare))
         }
         // A figure to compare with is not worth the story.
