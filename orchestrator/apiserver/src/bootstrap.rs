@@ -1,14 +1,20 @@
 //! What every cluster has from its first moment: namespaces, and the API as a service.
 
-use objects::{Status, field, kind};
+use std::time::Duration;
+
+use objects::{Kind, Status, field, kind};
 use serde_json::{Value, json};
 
+use crate::claim;
 use crate::object;
 use crate::server::Server;
 use crate::write::{create_own, replace_own};
 
 /// The user recorded for what the server makes itself.
 const USER: &str = "muster:apiserver";
+/// How often the claim on the first address may be another server's, and how long that is given.
+const CLAIM_ROUNDS_MAX: usize = 100;
+const CLAIM_PAUSE: Duration = Duration::from_millis(50);
 /// The namespaces every cluster has.
 const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
 
@@ -38,7 +44,7 @@ pub(crate) async fn run(server: &Server) -> Result<(), Status> {
         (&kind::ENDPOINT_SLICE, slice(server)),
     ] {
         let Some(item) = server.item(kind, "default", "kubernetes") else {
-            create_own(server, USER, &kind.path(Some("default"), None), &object).await?;
+            create_for_all(server, kind, &object).await?;
             continue;
         };
         // The address of the API may have changed since the last start.
@@ -53,6 +59,26 @@ pub(crate) async fn run(server: &Server) -> Result<(), Status> {
         }
     }
     name_service(server).await
+}
+
+/// Makes an object of the service `kubernetes`, as other servers on the same store may be doing.
+async fn create_for_all(server: &Server, kind: &Kind, object: &Value) -> Result<(), Status> {
+    let mut rounds = 0..CLAIM_ROUNDS_MAX;
+    loop {
+        if *kind == kind::SERVICE {
+            // Who claimed its address and wrote no service was killed, or is at it now and will
+            // find the service there.
+            claim::forget(server, "default", "kubernetes").await;
+        }
+        match create_own(server, USER, &kind.path(Some("default"), None), object).await {
+            // The other was quicker with the claim; soon there is the service, or just the claim.
+            Err(status) if status.is("Invalid") && rounds.next().is_some() => {
+                tokio::time::sleep(CLAIM_PAUSE).await;
+                let _tried = server.store.sync().await.is_ok();
+            }
+            made => return made.map(drop),
+        }
+    }
 }
 
 /// The range service addresses come from, as an object. Who made the cluster chose it; another

@@ -14,6 +14,7 @@ mod aggregate;
 mod audit;
 mod bootstrap;
 mod certificate;
+mod claim;
 mod convert;
 mod custom;
 mod door;
@@ -170,6 +171,7 @@ impl ApiServer {
             Server::new(store, site, stop.clone(), range, address.port(), keeping, images);
         server.toleration_seconds = config.toleration_seconds;
         seal::renew(&server).await?;
+        claim::repair(&server, matches!(config.storage, Storage::Embedded)).await;
         bootstrap::run(&server).await.map_err(RunError::Bootstrap)?;
         Ok(Self { listener, address, server: Arc::new(server), stop })
     }

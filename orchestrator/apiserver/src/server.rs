@@ -70,8 +70,6 @@ pub(crate) struct Server {
     pub(crate) site: Site,
     pub(crate) stop: CancellationToken,
     pub(crate) services: ServiceRange,
-    /// Held while a service is given addresses and ports, until it is written.
-    pub(crate) service_writes: tokio::sync::Mutex<crate::write::Holdings>,
     /// Held from reading quotas until they and what they count are written.
     pub(crate) quota_writes: tokio::sync::Mutex<()>,
     pub(crate) metrics: Metrics,
@@ -111,7 +109,6 @@ impl Server {
             site,
             stop,
             services,
-            service_writes: tokio::sync::Mutex::default(),
             quota_writes: tokio::sync::Mutex::new(()),
             metrics: Metrics::default(),
             limiter: Limiter::default(),

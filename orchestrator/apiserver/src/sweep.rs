@@ -1,4 +1,5 @@
-//! Removes what is not meant to last: events, and enrolments that are over.
+//! Removes what is not meant to last: events, enrolments that are over, and claims without a
+//! service.
 //!
 //! Nobody owns these objects, and without an end they would fill the store: every boot of a
 //! machine makes a signing request, every failed start of a pod an event.
@@ -14,6 +15,7 @@ use store::{Expect, Write};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
+use crate::claim;
 use crate::enroll;
 use crate::object;
 use crate::server::{Server, now};
@@ -34,6 +36,7 @@ pub(crate) async fn run(stop: CancellationToken, server: &Server) {
         }
         remove(server, &kind::EVENT, is_old_event).await;
         requests(server).await;
+        claim::repair(server, false).await;
     }
 }
 

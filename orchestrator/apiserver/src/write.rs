@@ -1,6 +1,5 @@
 //! Writes: read, prepare, compare-and-set, and again when someone was quicker.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use api::prepare::Body;
@@ -9,11 +8,12 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use http::header::CONTENT_TYPE;
-use objects::{Status, kind};
+use objects::{Kind, Status, kind};
 use serde_json::Value;
-use store::{Expect, Item, Write, WriteError, Written};
+use store::{Expect, Head, Item, Write, WriteError, Written};
 
 use crate::admit;
+use crate::claim::Claims;
 use crate::convert;
 use crate::handle::{Call, user_agent};
 use crate::object;
@@ -357,15 +357,22 @@ async fn commit_as(
         let namespace = namespace.map(|item| object::decode(&item, item.modified()));
         api::check_namespace(request, name_of(&prepared.object), namespace.as_ref())?;
     }
-    let stores = matches!(prepared.change, Change::Create | Change::Update);
-    let _guard = if stores && *request.kind == kind::SERVICE && request.is_main() {
-        let mut guard = server.service_writes.lock().await;
-        assign_service(server, &mut guard, &mut prepared.object)?;
-        Some(guard)
-    } else {
-        None
-    };
+    let change = prepared.change;
+    let claims = Claims::take(server, request, change, old, &mut prepared.object).await?;
+    let outcome = store(server, request, prepared, old).await;
+    claims.conclude(server, matches!(outcome, Ok(Outcome::Done(_)))).await;
+    outcome
+}
+
+/// Stores what was prepared and claimed, charged to its quotas.
+async fn store(
+    server: &Server,
+    request: &Request,
+    prepared: Prepared,
+    old: Option<&Arc<Item>>,
+) -> Result<Outcome, Status> {
     let Prepared { change, mut object, warnings, .. } = prepared;
+    let stores = matches!(change, Change::Create | Change::Update);
     let charge = if stores { admit::charge(server, request, old, &object).await? } else { None };
     if request.options.dry_run && change == Change::Create {
         // A try fails where the write would.
@@ -408,38 +415,6 @@ async fn commit_as(
             }
         }
     }
-}
-
-/// What services hold of addresses and ports, by place, with the revision it was read at.
-pub(crate) type Holdings = BTreeMap<String, (u64, Value)>;
-
-/// Gives a service its address and ports; the caller holds the lock until it is written.
-fn assign_service(
-    server: &Server,
-    known: &mut Holdings,
-    service: &mut Value,
-) -> Result<(), Status> {
-    let text = |key: &str| service.pointer(&format!("/metadata/{key}")).and_then(Value::as_str);
-    let own = object::place(text("namespace").unwrap_or(""), text("name").unwrap_or(""));
-    let mut now = Holdings::new();
-    for item in server.items(&kind::SERVICE, "") {
-        let place = item.name().to_owned();
-        // Only what changed since the last time is read.
-        let kept = known.remove(&place).filter(|(revision, _)| *revision == item.modified());
-        let held = kept.unwrap_or_else(|| {
-            let service = object::decode(&item, item.modified());
-            let spec = |key: &str| service.pointer(&format!("/spec/{key}")).cloned();
-            let held = serde_json::json!({"spec": {
-                "clusterIP": spec("clusterIP"), "ports": spec("ports"),
-            }});
-            (item.modified(), held)
-        });
-        now.insert(place, held);
-    }
-    *known = now;
-    let others = known.iter().filter(|(place, _)| **place != own);
-    let others: Vec<&Value> = others.map(|(_, (_, held))| held).collect();
-    api::service::assign(service, &others, &server.services, server.seed())
 }
 
 fn set_revision(object: &mut Value, revision: u64) {
@@ -491,6 +466,25 @@ pub(crate) async fn create_own(
         Outcome::Done(_) => Ok(true),
         Outcome::Lost(_) => Ok(false),
     }
+}
+
+/// An object of the server's own without namespace, as `user`, as the store is to have it.
+///
+/// # Errors
+///
+/// As for a client's request.
+pub(crate) fn own_creation(
+    server: &Server,
+    user: &str,
+    kind: &Kind,
+    object: &Value,
+) -> Result<(Bytes, Head), Status> {
+    let request = own_request(server, "POST", &kind.path(None, None))?;
+    let user = own_user(user);
+    let bytes = serde_json::to_vec(object).unwrap_or_default();
+    let prepared = api::prepare_create(&request, &own_body(&bytes), &own_context(server, &user))?;
+    let (value, head) = object::render_stored(kind, &prepared.object);
+    Ok((server.seals.seal(kind, name_of(&prepared.object), value)?, head))
 }
 
 /// Replaces an object of the server's own, as `user`; whether nobody was quicker.

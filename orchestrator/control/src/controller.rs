@@ -15,8 +15,8 @@ use crate::wake::{Touch, Wake, Woken, nodes_of_pod, same_name};
 use crate::{
     aggregation, approval, attachment, autoscaler, budget, cron_job, daemon_set, deployment, drain,
     endpoints, expansion, garbage, image_provisioner, job, lifecycle, load_balancer, machine,
-    membership, mirror, namespace, pod_gc, quota, replica_set, service_account, stateful_set,
-    upgrade, volume_binder,
+    membership, mirror, namespace, pod_gc, quota, replica_set, service_account, service_range,
+    stateful_set, upgrade, volume_binder,
 };
 
 /// One controller: what it looks at and what it does about one key.
@@ -360,6 +360,13 @@ pub static CONTROLLERS: &[Controller] = &[
         keys: |view| view.services.keys(),
         reconcile: load_balancer::reconcile,
         serial: true,
+        ..BASE
+    },
+    Controller {
+        name: "service-cidrs-controller",
+        needs: &[(&kind::SERVICE_CIDR, Wake::Every), (&kind::IP_ADDRESS, Wake::Every)],
+        keys: |view| view.service_cidrs.keys(),
+        reconcile: service_range::reconcile,
         ..BASE
     },
     Controller {

@@ -40,6 +40,7 @@ pub mod replica_set;
 pub mod scaling;
 pub mod scheduler;
 pub mod service_account;
+pub mod service_range;
 pub mod stateful_set;
 pub mod upgrade;
 pub mod volume_binder;

@@ -185,6 +185,8 @@ macro_rules! view_kinds {
             services: objects::network::Service,
             endpoints: objects::network::Endpoints,
             slices: objects::network::EndpointSlice,
+            service_cidrs: objects::network::ServiceCidr,
+            addresses: objects::network::IpAddress,
             deployments: objects::workload::Deployment,
             replica_sets: objects::workload::ReplicaSet,
             replication_controllers: objects::workload::ReplicationController,

@@ -31,6 +31,15 @@ objects! {
         pub ports: Vec<EndpointPort>,
     }
 
+    /// An address that is taken.
+    kind::IP_ADDRESS => pub struct IpAddress {}
+
+    /// Ranges the addresses of services come from.
+    kind::SERVICE_CIDR => pub struct ServiceCidr {
+        pub spec: ServiceCidrSpec,
+        pub status: ServiceCidrStatus,
+    }
+
     /// Who may speak with some pods of a namespace.
     kind::NETWORK_POLICY => pub struct NetworkPolicy {
         pub spec: NetworkPolicySpec,
@@ -71,6 +80,16 @@ views! {
         pub protocol: String,
         pub port: Option<IntOrString>,
         pub end_port: Option<i64>,
+    }
+
+    /// Ranges, at most one of each family.
+    pub struct ServiceCidrSpec {
+        pub cidrs: Vec<String>,
+    }
+
+    /// May the ranges be used?
+    pub struct ServiceCidrStatus {
+        pub conditions: Vec<Condition>,
     }
 
     /// What a service is to be.
