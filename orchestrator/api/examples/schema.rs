@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! pip download kubernetes-validate==1.37.0 --no-deps
-//! unzip -p kubernetes_validate-*.whl '*/v1.36.0-local/_definitions.json' \
-//!     | cargo run -p api --example schema > orchestrator/api/schema/kubernetes.txt
+//! unzip -p kubernetes_validate-*.whl '*/v1.36.0-local/_definitions.json' > definitions.json
+//! cd orchestrator/api
+//! cargo run -p api --example schema < definitions.json > schema/kubernetes.txt
 //! ```
 
 use std::{
@@ -21,7 +22,8 @@ const NOTICE: &str = "\
 fn main() -> Result<(), Box<dyn Error>> {
     let mut text = String::new();
     std::io::stdin().read_to_string(&mut text)?;
-    let table = api::schema::distil(&serde_json::from_str(&text)?)?;
+    let definitions = serde_json::from_str(&text)?;
+    let table = api::schema::distil(&definitions)?;
     let mut out = std::io::stdout().lock();
     write!(out, "{NOTICE}{table}")?;
     Ok(())

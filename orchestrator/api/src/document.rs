@@ -5,6 +5,7 @@
 //! documents are addressed by their hash and may be kept for ever.
 
 mod discovery;
+mod entry;
 mod gnostic;
 mod openapi;
 
@@ -69,6 +70,37 @@ pub fn render_document(
     render_document_in(Registry::builtin(), path, accept, query, server_address)
 }
 
+/// What can be asked for, as `GET /` lists it.
+#[must_use]
+pub fn root_paths(registry: &Registry) -> Vec<String> {
+    const PLAIN: [&str; 15] = [
+        "/.well-known/openid-configuration",
+        "/api",
+        "/apis",
+        "/healthz",
+        "/healthz/log",
+        "/healthz/ping",
+        "/livez",
+        "/livez/log",
+        "/livez/ping",
+        "/metrics",
+        "/openapi/v2",
+        "/openapi/v3",
+        "/openid/v1/jwks",
+        "/readyz",
+        "/version",
+    ];
+    let groups = group_versions(registry).into_iter();
+    let remotes = registry.remotes().map(|remote| (remote.group, remote.version));
+    let served = groups.chain(remotes).flat_map(|(group, version)| {
+        let group_path =
+            if group.is_empty() { "/api".to_owned() } else { format!("/apis/{group}") };
+        [format!("{group_path}/{version}"), group_path]
+    });
+    let all = PLAIN.iter().map(|path| (*path).to_owned()).chain(served);
+    all.collect::<std::collections::BTreeSet<String>>().into_iter().collect()
+}
+
 /// As [`render_document`], with the kinds of a registry besides the built-in ones.
 ///
 /// # Errors
@@ -83,7 +115,7 @@ pub fn render_document_in(
 ) -> Result<Document, Status> {
     let shape = choose(path, accept)?;
     // What names the server's address depends on more than the registry.
-    let place = (*path != DocumentPath::CoreVersions).then(|| format!("{path:?} {shape:?}"));
+    let place = (*path != DocumentPath::CoreVersions).then(|| place(path, shape));
     let made = place.as_ref().and_then(|place| registry.documents.get(place));
     let (bytes, hash) = match made {
         Some(made) => made,
@@ -107,6 +139,11 @@ pub fn render_document_in(
     let immutable = matches!(path, DocumentPath::OpenApiV3Group(..))
         && query.split('&').any(|pair| pair == format!("hash={hash}"));
     Ok(Document { content_type, bytes, etag: format!("\"{hash}\""), immutable })
+}
+
+/// Where a document is kept.
+fn place(path: &DocumentPath, shape: Shape) -> String {
+    format!("{path:?} {shape:?}")
 }
 
 /// The first form the client accepts that the document has.
@@ -162,11 +199,14 @@ fn make(
         DocumentPath::Group(group) => discovery::group(registry, group),
         DocumentPath::Resources(group, version) => discovery::resources(registry, group, version),
         DocumentPath::OpenApiV2 => {
-            let value = openapi::v2(registry);
             if shape == Shape::Protobuf {
-                return Ok(gnostic::encode(&value));
+                let mut out = gnostic::Gnostic::default();
+                openapi::v2(registry, &mut out);
+                return Ok(out.finish());
             }
-            value
+            let mut out = entry::Json::default();
+            openapi::v2(registry, &mut out);
+            return Ok(out.finish());
         }
         DocumentPath::OpenApiV3 => v3_index(registry)?,
         DocumentPath::OpenApiV3Group(group, version) => match registry.remote(group, version) {
@@ -187,8 +227,12 @@ fn v3_index(registry: &Registry) -> Result<Value, Status> {
         }
         let place = discovery::root_path(group, version);
         let path = DocumentPath::OpenApiV3Group(group.to_owned(), version.to_owned());
-        let hash = render_document_in(registry, &path, "", "", "")?.etag;
-        let url = format!("/openapi/v3{place}?hash={}", hash.trim_matches('"'));
+        // Few are ever read: one that nobody has asked for is not kept for its hash.
+        let hash = match registry.documents.get(&self::place(&path, Shape::Json)) {
+            Some((_, hash)) => hash,
+            None => fingerprint(&make(registry, &path, Shape::Json, "")?),
+        };
+        let url = format!("/openapi/v3{place}?hash={hash}");
         paths.insert(place.trim_start_matches('/').to_owned(), json!({"serverRelativeURL": url}));
     }
     Ok(json!({"paths": paths}))

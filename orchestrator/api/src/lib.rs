@@ -7,9 +7,6 @@
 //!
 //! Everything is a function of its arguments: the time, the fresh uid and the random suffix of a
 //! generated name come with [`prepare::Context`].
-//!
-//! *Limits*: there are no admission webhooks; `kubectl
-//! explain` has words for our own kinds alone.
 
 pub mod accept;
 pub mod admission;
@@ -40,7 +37,7 @@ mod validate;
 pub use accept::{Form, negotiate, negotiate_resource};
 pub use authority::{Attributes, Decision, Facts, User, authorize, decide};
 pub use custom::Registry;
-pub use document::{Document, render_document, render_document_in};
+pub use document::{Document, render_document, render_document_in, root_paths};
 pub use prepare::{
     Body, Change, Context, Prepared, answer, answer_deletion, check_namespace, decide_eviction,
     merge_configuration, prepare_binding, prepare_create, prepare_delete, prepare_patch,

@@ -13,17 +13,17 @@
 //! `!` = required, `@` = another type, `[` = list of, `{` = map to; `set`, `map=KEYS` and `atomic`
 //! are upstream's list and map types; `merge[=KEY]`, `retainKeys` and `replace` its patch strategies.
 //!
-//! What follows ` -- ` describes the type or field for `kubectl explain`.
-//!
-//! *Limits*: only our own kinds are described; of upstream's, `kubectl explain` shows fields and
-//! types alone.
+//! What follows ` -- ` describes the type or field for `kubectl explain`; what is
+//! told of upstream's is `descriptions.txt`, which `words` reads.
 
 mod distil;
+mod words;
 
 use std::{collections::BTreeMap, sync::LazyLock};
 
 pub use distil::{DistilError, distil};
 use objects::kind;
+pub(crate) use words::about;
 
 /// Upstream's shapes.
 const KUBERNETES: &str = include_str!("../schema/kubernetes.txt");

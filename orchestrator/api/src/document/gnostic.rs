@@ -1,10 +1,13 @@
 //! OpenAPI version 2 in the protobuf form kubectl before 1.27 reads.
 //!
-//! Written from the JSON document, field by field; numbers are those of `openapi.v2.Document`.
+//! Written from the JSON form, entry by entry and field by field; numbers are those of
+//! `openapi.v2.Document`.
 //!
 //! *Limits*: only what our documents contain is written.
 
 use serde_json::{Map, Value};
+
+use super::entry::{Sink, info};
 
 /// A protobuf message being written.
 #[derive(Default)]
@@ -79,33 +82,47 @@ fn objects(value: Option<&Value>) -> impl Iterator<Item = (&String, &Map<String,
         .filter_map(|(key, value)| Some((key, value.as_object()?)))
 }
 
-/// Encodes a whole document.
-pub(super) fn encode(document: &Value) -> Vec<u8> {
-    let mut out = Message::default();
-    out.text(1, document.get("swagger").and_then(Value::as_str).unwrap_or(""));
-    if let Some(info) = document.get("info").and_then(Value::as_object) {
-        let mut said = Message::default();
-        said.text(1, text(info, "title"));
-        said.text(2, text(info, "version"));
-        out.message(2, &said);
+/// A document of version 2 as protobuf.
+#[derive(Default)]
+pub(super) struct Gnostic {
+    paths: Message,
+    definitions: Message,
+}
+
+impl Gnostic {
+    pub(super) fn finish(self) -> Vec<u8> {
+        let mut out = Message::default();
+        out.text(1, "2.0");
+        if let Some(info) = info().as_object() {
+            let mut said = Message::default();
+            said.text(1, text(info, "title"));
+            said.text(2, text(info, "version"));
+            out.message(2, &said);
+        }
+        out.message(8, &self.paths);
+        out.message(9, &self.definitions);
+        out.0
     }
-    let mut paths = Message::default();
-    for (path, item) in objects(document.get("paths")) {
-        let mut named = Message::default();
-        named.text(1, path);
-        named.message(2, &path_item(item));
-        paths.message(2, &named);
+}
+
+impl Sink for Gnostic {
+    fn path(&mut self, path: &str, item: &Value) {
+        if let Some(item) = item.as_object() {
+            let mut named = Message::default();
+            named.text(1, path);
+            named.message(2, &path_item(item));
+            self.paths.message(2, &named);
+        }
     }
-    out.message(8, &paths);
-    let mut definitions = Message::default();
-    for (name, shape) in objects(document.get("definitions")) {
-        let mut named = Message::default();
-        named.text(1, name);
-        named.message(2, &schema(shape));
-        definitions.message(1, &named);
+
+    fn definition(&mut self, name: &str, shape: &Value) {
+        if let Some(shape) = shape.as_object() {
+            let mut named = Message::default();
+            named.text(1, name);
+            named.message(2, &schema(shape));
+            self.definitions.message(1, &named);
+        }
     }
-    out.message(9, &definitions);
-    out.0
 }
 
 fn path_item(item: &Map<String, Value>) -> Message {

@@ -9,9 +9,10 @@ use objects::Kind;
 use serde_json::{Map, Value, json};
 
 use super::discovery::{group_versions, kinds_in, root_path, subresource};
+use super::entry::{Sink, info};
 use crate::custom::Registry;
 use crate::json::put;
-use crate::schema::{Field, ListKind, Node, Scalar, Schema, Strategy, Type, builtin};
+use crate::schema::{Field, ListKind, Node, Scalar, Schema, Strategy, Type, about, builtin};
 
 /// The kinds of patch.
 const PATCHES: &[&str] = &[
@@ -63,21 +64,29 @@ enum Dialect {
 }
 
 /// The whole API in version 2.
-pub(super) fn v2(registry: &Registry) -> Value {
-    let mut paths = Map::new();
-    let mut definitions = Map::new();
+pub(super) fn v2(registry: &Registry, sink: &mut dyn Sink) {
+    let mut known = Map::new();
+    let mut told = BTreeSet::new();
+    let mut tell = |paths: Map<String, Value>, known: &mut Map<String, Value>| {
+        paths.iter().for_each(|(path, item)| sink.path(path, item));
+        for (name, shape) in known.iter_mut() {
+            // The name stays, so that no group makes the type again.
+            let shape = shape.take();
+            if !shape.is_null() && told.insert(name.clone()) {
+                sink.definition(name, &shape);
+            }
+        }
+    };
     for (group, version) in group_versions(registry) {
-        add_group(registry, Dialect::V2, (group, version), &mut paths, &mut definitions);
+        let mut paths = Map::new();
+        add_group(registry, Dialect::V2, (group, version), &mut paths, &mut known);
+        tell(paths, &mut known);
     }
     for remote in registry.remotes() {
-        crate::remote::merge_v2(remote, &mut paths, &mut definitions);
+        let mut paths = Map::new();
+        crate::remote::merge_v2(remote, &mut paths, &mut known);
+        tell(paths, &mut known);
     }
-    json!({
-        "swagger": "2.0",
-        "info": {"title": "Kubernetes", "version": "v1.36.0"},
-        "paths": paths,
-        "definitions": definitions,
-    })
 }
 
 /// One group-version in version 3.
@@ -87,7 +96,7 @@ pub(super) fn v3(registry: &Registry, group: &str, version: &str) -> Value {
     add_group(registry, Dialect::V3, (group, version), &mut paths, &mut schemas);
     json!({
         "openapi": "3.0.0",
-        "info": {"title": "Kubernetes", "version": "v1.36.0"},
+        "info": info(),
         "paths": paths,
         "components": {"schemas": schemas},
     })
@@ -199,14 +208,19 @@ fn add_schemas(
 
 fn render_type(dialect: Dialect, schema: &Schema, one: &Type) -> Value {
     let mut shape = json!({"type": "object"});
-    if !one.about.is_empty() {
-        put(&mut shape, "description", json!(one.about));
+    let said = if one.about.is_empty() { about(one.name, "") } else { one.about };
+    if !said.is_empty() {
+        put(&mut shape, "description", json!(said));
     }
     let fields: Map<String, Value> = one
         .fields
         .iter()
         .map(|field| {
             let mut shape = render_field(dialect, schema, field);
+            let said = about(one.name, field.name);
+            if field.about.is_empty() && !said.is_empty() {
+                put(&mut shape, "description", json!(said));
+            }
             // What definitions say of defaults and examples is any JSON, not just objects.
             let any = matches!(field.node, Node::Any) && one.name.starts_with(ANY_JSON);
             if let Some(said) = shape.as_object_mut().filter(|_| any) {
