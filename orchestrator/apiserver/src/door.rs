@@ -27,8 +27,9 @@ use crate::server::Server;
 const CONNECTIONS_MAX: usize = 20_000;
 /// How long a client may take for its TLS handshake.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
-/// How long a client may take to send a request's head.
-const HEAD_LIMIT: Duration = Duration::from_secs(30);
+/// How long a client may take until a request's head is there, the pause since its last request
+/// included; upstream's limit for idle connections.
+const HEAD_LIMIT: Duration = Duration::from_secs(90);
 /// How long running requests may take after the stop signal.
 const GRACE: Duration = Duration::from_secs(2);
 /// Pause after an accept that failed: descriptors are short, and spinning frees none.
@@ -95,7 +96,9 @@ async fn converse(
     let peer = Arc::new(Peer { user, address: address.ip() });
     let service = service_fn(move |request: http::Request<Incoming>| {
         let (server, peer) = (Arc::clone(&server), Arc::clone(&peer));
-        async move { Ok::<_, std::convert::Infallible>(handle(&server, &peer, request).await) }
+        // On the heap, for a connection keeps room for its service's future as long as it lives,
+        // and a watch is answered at once and then lives for minutes.
+        async move { Ok::<_, std::convert::Infallible>(Box::pin(handle(&server, &peer, request)).await) }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_LIMIT);

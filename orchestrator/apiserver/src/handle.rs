@@ -8,13 +8,13 @@ use api::request::DocumentPath;
 use api::{Attributes, Form, Request, Route, User, Verb};
 use bytes::Bytes;
 use http::header::{
-    ACCEPT, ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_NONE_MATCH,
-    USER_AGENT, VARY,
+    ACCEPT, ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, EXPECT,
+    IF_NONE_MATCH, USER_AGENT, VARY,
 };
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use objects::{Status, kind};
 
 use crate::fair::Seat;
@@ -28,6 +28,9 @@ use crate::{
 
 /// Upstream's limit for request bodies.
 const BODY_BYTES_MAX: usize = 3 << 20;
+/// How much of a body is read that nobody asked for, and how long that may take.
+const UNREAD_BYTES_MAX: usize = 256 << 10;
+const UNREAD_LIMIT: Duration = Duration::from_secs(1);
 /// How long a client may take to send its body.
 const BODY_LIMIT: Duration = Duration::from_secs(60);
 
@@ -69,6 +72,7 @@ pub(crate) async fn handle(
 ) -> Answer {
     let started = Instant::now();
     let (mut parts, body) = request.into_parts();
+    let mut body = Unread(Some(body));
     let (method, path) = (parts.method.as_str(), parts.uri.path());
     let remote = server.aggregates.serve(path);
     let route = if remote || metrics_api::is_path(path) {
@@ -92,14 +96,15 @@ pub(crate) async fn handle(
         (Ok(asker), Err(_)) if asker.user.is_anonymous() => Err(Status::unauthorized()),
         (Ok(_), Err(status)) => Err(status),
         // The door has limits of its own, and knows nobody yet.
-        (Ok(_), Ok(Route::Other(path))) if enroll::is_door(&path) => {
-            enroll::answer(server, peer.address, &parts.method, &path, body).await
-        }
+        (Ok(_), Ok(Route::Other(path))) if enroll::is_door(&path) => match body.take() {
+            Ok(body) => enroll::answer(server, peer.address, &parts.method, &path, body).await,
+            Err(status) => Err(status),
+        },
         (Ok(asker), Ok(route)) => match admit(server, &asker.user, &parts, &asked).await {
             Ok(given) => {
                 seat = Some(given);
                 let limit = request_limit(&parts, &route);
-                within(limit, answer(server, &asker.user, &parts, route, body)).await
+                within(limit, answer(server, &asker.user, &parts, route, &mut body)).await
             }
             Err(status) => Err(status),
         },
@@ -108,6 +113,7 @@ pub(crate) async fn handle(
         |_| (String::new(), None),
         |asker| (asker.user.name, asker.impersonator.map(|user| user.name)),
     );
+    body.finish(&parts).await;
     let mut answer = answer.unwrap_or_else(|status| respond::failure(&status));
     if parts.method == http::Method::HEAD {
         answer = respond::without_body(answer);
@@ -127,6 +133,25 @@ pub(crate) async fn handle(
         elapsed_us = elapsed.as_micros(), "answered"
     );
     answer
+}
+
+/// A request's body that nobody may ask for.
+struct Unread(Option<Incoming>);
+
+impl Unread {
+    fn take(&mut self) -> Result<Incoming, Status> {
+        self.0.take().ok_or_else(|| Status::internal("the body was read already"))
+    }
+
+    /// Reads what nobody asked for, if it is little: a client that is answered while it still
+    /// sends would take the end of its stream for an error.
+    async fn finish(self, parts: &Parts) {
+        let Some(body) = self.0.filter(|body| !body.is_end_stream()) else { return };
+        if !parts.headers.contains_key(EXPECT) {
+            let reading = Limited::new(body, UNREAD_BYTES_MAX).collect();
+            let _read = tokio::time::timeout(UNREAD_LIMIT, reading).await.is_ok();
+        }
+    }
 }
 
 /// How long an answer may take; `None` for those that flow as long as the client listens.
@@ -208,11 +233,11 @@ async fn answer(
     user: &User,
     parts: &Parts,
     route: Route,
-    body: Incoming,
+    body: &mut Unread,
 ) -> Result<Answer, Status> {
     match route {
         Route::Other(path) if server.aggregates.serve(&path) => {
-            aggregate::answer(server, user, parts, body).await
+            aggregate::answer(server, user, parts, body.take()?).await
         }
         Route::Other(path) if metrics_api::is_path(&path) => {
             if parts.method != http::Method::GET {
@@ -221,7 +246,7 @@ async fn answer(
             metrics_api::answer(server, &path, parts.uri.query().unwrap_or("")).await
         }
         Route::Other(path) if registry::is_path(&path) => {
-            registry::answer(server, parts, body).await
+            registry::answer(server, parts, body.take()?).await
         }
         Route::Health(check) => {
             Ok(storage::health(&server.store, &check, parts.uri.query().unwrap_or("")))
@@ -238,7 +263,7 @@ async fn answer(
                 }
                 Err(_) => {}
             }
-            let bytes = read_body(parts, body).await?;
+            let bytes = read_body(parts, body.take()?).await?;
             let content_type = header(&parts.headers, CONTENT_TYPE);
             review::answer(server, user, &path, content_type, &bytes).await
         }
@@ -254,7 +279,7 @@ async fn answer(
     }
 }
 
-async fn resource(call: Call<'_>, parts: &Parts, body: Incoming) -> Result<Answer, Status> {
+async fn resource(call: Call<'_>, parts: &Parts, body: &mut Unread) -> Result<Answer, Status> {
     let subresource = call.request.subresource.as_str();
     storage::freshen(&call.server.store, &call.request).await?;
     if stream::is_stream(&call) || proxy::is_proxy(&call) {
@@ -264,12 +289,12 @@ async fn resource(call: Call<'_>, parts: &Parts, body: Incoming) -> Result<Answe
         return stream::answer(&call, parts).await;
     }
     if proxy::is_proxy(&call) {
-        return proxy::answer(&call, parts, body).await;
+        return proxy::answer(&call, parts, body.take()?).await;
     }
     match call.request.verb {
         Verb::Get if subresource == "log" => log::answer(&call).await,
         Verb::Create if subresource == "token" => {
-            let bytes = read_body(parts, body).await?;
+            let bytes = read_body(parts, body.take()?).await?;
             token::answer(&call, &bytes)
         }
         // Parts that are done, not read.
@@ -283,7 +308,7 @@ async fn resource(call: Call<'_>, parts: &Parts, body: Incoming) -> Result<Answe
         Verb::List => read::list(&call).await,
         Verb::Watch => watch::answer(&call).await,
         verb => {
-            let bytes = read_body(parts, body).await?;
+            let bytes = read_body(parts, body.take()?).await?;
             match verb {
                 Verb::Create if subresource == "eviction" => write::evict(&call, &bytes).await,
                 Verb::Create => write::create(&call, &bytes).await,
@@ -343,7 +368,7 @@ fn other(server: &Server, path: &str) -> Result<Answer, Status> {
             Ok(respond::json(200, &server.site.tokens.discovery(&server.address())))
         }
         "/" => {
-            let paths = ["/api", "/apis", "/healthz", "/livez", "/metrics", "/readyz", "/version"];
+            let paths = api::root_paths(&server.customs.registry());
             Ok(respond::json(200, &serde_json::json!({ "paths": paths })))
         }
         _ => Err(Status::no_such_path()),

@@ -58,7 +58,8 @@ fn wrong_types_are_turned_down() {
         ),
         (r#"{"containers":{}}"#, "Pod.spec.containers of type list"),
         (r#"{"terminationGracePeriodSeconds":"x"}"#, "of type int64"),
-        (r#"{"overhead":{"cpu":"x"}}"#, "of type quantity"),
+        (r#"{"overhead":{"cpu":"x"}}"#, "quantities must match the regular expression"),
+        (r#"{"overhead":{"cpu":true}}"#, "of type quantity"),
         ("3", "Pod.spec of type object"),
     ] {
         check(PODS, "application/json", &pod(spec), Err(why));

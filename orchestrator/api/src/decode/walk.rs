@@ -1,6 +1,6 @@
 //! The walk that brings a value into the shape the schema says.
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
+use base64::{DecodeError, Engine as _, engine::general_purpose::STANDARD};
 use objects::{MicroTime, Quantity, Time, time::parse_time};
 use serde_json::{Value, json};
 use thiserror::Error;
@@ -10,11 +10,18 @@ use crate::schema::{Field, Node, Scalar, Schema, Type};
 
 /// A value of another type than the schema says.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("json: cannot unmarshal {found} into Go struct field {place} of type {wanted}")]
-pub(super) struct WrongType {
-    place: String,
-    found: &'static str,
-    wanted: &'static str,
+pub(super) enum WrongType {
+    #[error("json: cannot unmarshal {found} into Go struct field {place} of type {wanted}")]
+    Type { place: String, found: &'static str, wanted: &'static str },
+    #[error(
+        "quantities must match the regular expression \
+         '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]+)?$'"
+    )]
+    Quantity,
+    #[error("illegal base64 data at input byte {at}")]
+    Base64 { at: usize },
+    #[error("parsing time {text:?} as \"{layout}\": cannot parse {text:?} as \"2006\"")]
+    Time { text: String, layout: &'static str },
 }
 
 /// Shapes a whole object; returns the paths of fields the schema does not know, now dropped.
@@ -81,7 +88,6 @@ impl Walker<'_> {
         match node {
             Node::Any => Ok(()),
             Node::Scalar(scalar) => {
-                let found = kind_of(value);
                 if fits(*scalar, value) {
                     return Ok(());
                 }
@@ -90,7 +96,7 @@ impl Walker<'_> {
                         *value = shaped;
                         Ok(())
                     }
-                    None => Err(self.wrong(path, found, scalar_name(*scalar))),
+                    None => Err(self.wrong_scalar(path, *scalar, value)),
                 }
             }
             Node::Object(id) => match self.schema.get(*id) {
@@ -128,7 +134,30 @@ impl Walker<'_> {
         let root = self.root.rsplit('.').next().unwrap_or(self.root);
         let path = path.to_string();
         let place = if path.is_empty() { root.to_owned() } else { format!("{root}.{path}") };
-        WrongType { place, found, wanted }
+        WrongType::Type { place, found, wanted }
+    }
+
+    /// What is wrong with a single value; texts that stand for something else have words of their
+    /// own.
+    fn wrong_scalar(&self, path: Place<'_>, scalar: Scalar, value: &Value) -> WrongType {
+        let time = |text: &String, layout| WrongType::Time { text: text.clone(), layout };
+        match (scalar, value) {
+            (Scalar::Quantity, Value::String(_)) => WrongType::Quantity,
+            (Scalar::Byte, Value::String(text)) => {
+                let at = match STANDARD.decode(text) {
+                    Err(
+                        DecodeError::InvalidByte(at, _) | DecodeError::InvalidLastSymbol(at, _),
+                    ) => at,
+                    _ => text.len(),
+                };
+                WrongType::Base64 { at }
+            }
+            (Scalar::Time, Value::String(text)) => time(text, "2006-01-02T15:04:05Z07:00"),
+            (Scalar::MicroTime, Value::String(text)) => {
+                time(text, "2006-01-02T15:04:05.000000Z07:00")
+            }
+            _ => self.wrong(path, kind_of(value), scalar_name(scalar)),
+        }
     }
 }
 

@@ -142,10 +142,12 @@ fn to_replicas(
         child(fields, "metadata").remove("resourceVersion");
     }
     set_replicas(request, &mut new, replicas);
+    // Who scales owns the replicas under the subresource's name; the rest is a plain update.
+    crate::apply::track_update(request, Some(old), &mut new, context);
     let mut main = request.clone();
     main.subresource.clear();
     let mut prepared =
-        update_to(&main, old, Wanted { object: new, applied: false }, Vec::new(), context)?;
+        update_to(&main, old, Wanted { object: new, applied: true }, Vec::new(), context)?;
     prepared.conditional = conditional;
     Ok(prepared)
 }

@@ -267,6 +267,9 @@ fn scale_is_a_view_of_replicas() {
             .unwrap();
     assert_eq!(put.object["spec"]["replicas"], 4);
     assert_eq!(put.object["metadata"]["generation"], 2);
+    let owners = put.object["metadata"]["managedFields"].as_array().unwrap();
+    let scaler = owners.iter().find(|one| one["subresource"] == "scale").unwrap();
+    assert_eq!(scaler["fieldsV1"], json!({"f:spec": {"f:replicas": {}}}));
     let media = "application/merge-patch+json";
     let patched =
         prepare_as(media, "PATCH", &url, Some(&old), &json!({"spec": {"replicas": 0}})).unwrap();

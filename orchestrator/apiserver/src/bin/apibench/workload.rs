@@ -259,10 +259,10 @@ async fn list_once(connection: &mut Connection, path: &str, pages: bool) -> anyh
 /// Creates pods at a pace while everyone watches.
 async fn watch(target: &Target, arguments: &Arguments) -> anyhow::Result<Outcome> {
     let objects = arguments.objects;
-    let mut maker = target.connect().await?;
     let path = pods(arguments);
     let limit = format!("{path}?limit=1");
-    let list = maker.ask("GET", &limit, "", Bytes::new()).await?.expect(&[200])?;
+    let list =
+        target.connect().await?.ask("GET", &limit, "", Bytes::new()).await?.expect(&[200])?;
     let list: Value = serde_json::from_slice(&list.body())?;
     let version = list.pointer("/metadata/resourceVersion").and_then(Value::as_str);
     let version = version.context("a list without a version")?;
@@ -276,6 +276,8 @@ async fn watch(target: &Target, arguments: &Arguments) -> anyhow::Result<Outcome
         }
         watchers.spawn(follow(connection, answer.into_body(), objects));
     }
+    // Only now: the server may end what is idle while thousands of watchers come.
+    let mut maker = target.connect().await?;
     let pause = Duration::from_secs_f64(1.0 / arguments.rate.max(0.001));
     let mut beat = tokio::time::interval(pause);
     let started = Instant::now();
