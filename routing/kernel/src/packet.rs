@@ -33,8 +33,11 @@ const ROUTE_TARGET_AT: usize = 8;
 const ROUTE_GATEWAY_AT: usize = 24;
 const ROUTE_MASK_AT: usize = 40;
 const ROUTE_FLAGS_AT: usize = 56;
+const ROUTE_METRIC_AT: usize = 80;
 /// `RTF_UP | RTF_GATEWAY`.
 const ROUTE_FLAGS: u16 = 3;
+/// What is learnt of routers later goes first; BIRD's routes have metric 32.
+const ROUTE_METRIC: u16 = 1024;
 const IFF_UP: u16 = 1;
 
 /// The ports of a DHCP client. Spec: RFC 2131 §4.1.
@@ -173,6 +176,8 @@ pub fn set_default_route(link: &str, gateway: Ipv4Addr) -> Result<(), PacketErro
     put(ROUTE_GATEWAY_AT, &socket_address(gateway));
     put(ROUTE_MASK_AT, &socket_address(Ipv4Addr::UNSPECIFIED));
     put(ROUTE_FLAGS_AT, &ROUTE_FLAGS.to_ne_bytes());
+    // The kernel takes one off: its own zero means that none was given.
+    put(ROUTE_METRIC_AT, &ROUTE_METRIC.saturating_add(1).to_ne_bytes());
     call(link, SIOCADDRT, &mut entry, "set the default route")
 }
 

@@ -79,6 +79,14 @@ fn links_addresses_and_routes_are_what_was_asked_for() {
             NextHop { gateway: Some(address("10.0.0.253")), link: Some(link.index), onlink: false };
         assert_eq!(find("0.0.0.0/0").kind, RouteKind::Unicast(vec![gateway]));
 
+        // What the boot learnt stays beside it, and comes second to what routers say.
+        kernel::packet::set_default_route("here0", "10.0.0.252".parse().unwrap()).unwrap();
+        let routes = network.routes(Family::V4).unwrap();
+        let defaults = routes.iter().filter(|route| route.destination.prefix_len() == 0);
+        let mut metrics: Vec<_> = defaults.map(|route| route.metric).collect();
+        metrics.sort();
+        assert_eq!(metrics, [None, Some(1024)]);
+
         network.delete_route(&hole).unwrap();
         assert!(network.delete_route(&hole).unwrap_err().is_missing());
         network.delete_link(link.index).unwrap();
