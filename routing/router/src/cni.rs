@@ -49,10 +49,13 @@ pub fn serve(
 ) -> u8 {
     let env: BTreeMap<String, String> = env.into_iter().collect();
     let mut input = Vec::new();
-    let read = stdin.take(INPUT_BYTES_MAX).read_to_end(&mut input);
-    let outcome = match read {
-        Ok(_) => Request::parse(&env, &input),
-        Err(err) => Err(Failure::io(format!("cannot read the configuration: {err}"))),
+    let outcome = match Request::begin(&env) {
+        Ok(None) => match stdin.take(INPUT_BYTES_MAX).read_to_end(&mut input) {
+            Ok(_) => Request::parse(&env, &input),
+            Err(err) => Err(Failure::io(format!("error reading from stdin: {err}"))),
+        },
+        Ok(Some(whole)) => Ok(whole),
+        Err(failure) => Err(failure),
     };
     let version = message::version_of(&input);
     let outcome = outcome.and_then(|request| answer(&request));
@@ -69,6 +72,9 @@ pub fn serve(
 }
 
 fn answer(request: &Request) -> Result<Option<Value>, Failure> {
+    if let Request::Add(call) | Request::Del(call) = request {
+        wire::not_our_own(call)?;
+    }
     match request {
         Request::Version => Ok(Some(message::render_versions())),
         Request::Status(config) => {

@@ -46,36 +46,49 @@ pub enum Request {
 pub struct Failure {
     code: u32,
     message: String,
+    details: String,
 }
 
 impl Failure {
-    pub(super) fn version(message: String) -> Self {
-        Self { code: 1, message }
+    fn new(code: u32, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), details: String::new() }
+    }
+
+    fn with(self, details: impl Into<String>) -> Self {
+        Self { details: details.into(), ..self }
+    }
+
+    pub(super) fn version(message: impl Into<String>) -> Self {
+        Self::new(1, message)
     }
 
     pub(super) fn unknown_container(message: String) -> Self {
-        Self { code: 3, message }
+        Self::new(3, message)
     }
 
-    pub(super) fn environment(message: String) -> Self {
-        Self { code: 4, message }
+    pub(super) fn environment(message: impl Into<String>) -> Self {
+        Self::new(4, message)
     }
 
     pub(super) fn io(message: String) -> Self {
-        Self { code: 5, message }
+        Self::new(5, message)
     }
 
     pub(super) fn decode(message: String) -> Self {
-        Self { code: 6, message }
+        Self::new(6, message)
     }
 
-    pub(super) fn config(message: String) -> Self {
-        Self { code: 7, message }
+    pub(super) fn config(message: impl Into<String>) -> Self {
+        Self::new(7, message)
+    }
+
+    pub(super) fn namespace(message: impl Into<String>) -> Self {
+        Self::new(8, message)
     }
 
     /// Worth repeating a little later.
     pub(super) fn later(message: String) -> Self {
-        Self { code: 11, message }
+        Self::new(11, message)
     }
 
     /// The answer to STATUS when no container can be attached.
@@ -85,11 +98,12 @@ impl Failure {
 
     /// Wiring failed, or is not as it should be.
     pub(super) fn wiring(message: String) -> Self {
-        Self { code: 100, message }
+        Self::new(100, message)
     }
 
     pub(super) fn render(&self, version: &str) -> Value {
-        json!({"cniVersion": version, "code": self.code, "msg": self.message, "details": ""})
+        let Self { code, message, details } = self;
+        json!({"cniVersion": version, "code": code, "msg": message, "details": details})
     }
 }
 
@@ -130,57 +144,88 @@ struct RawAttachment {
     ifname: String,
 }
 
+/// Parameters and the commands that cannot do without them, in the order they are named.
+const REQUIRED: [(&str, &[&str]); 4] = [
+    ("CNI_CONTAINERID", &["ADD", "CHECK", "DEL"]),
+    ("CNI_NETNS", &["ADD", "CHECK"]),
+    ("CNI_IFNAME", &["ADD", "CHECK", "DEL"]),
+    ("CNI_PATH", &["ADD", "CHECK", "DEL", "GC", "STATUS"]),
+];
+/// The version that brought a command, for those that were not always there.
+const SINCE: [(&str, [u32; 3]); 3] =
+    [("CHECK", [0, 4, 0]), ("GC", [1, 1, 0]), ("STATUS", [1, 1, 0])];
+
 impl Request {
+    /// Reads what needs no configuration: whether all parameters are there that the command needs.
+    /// `Some` when that is the whole call.
+    ///
+    /// # Errors
+    ///
+    /// With all parameters that are missing.
+    pub fn begin(env: &BTreeMap<String, String>) -> Result<Option<Self>, Failure> {
+        let get = |name: &str| env.get(name).map(String::as_str).unwrap_or_default();
+        let command = get("CNI_COMMAND");
+        let nameless = command.is_empty().then_some("CNI_COMMAND");
+        let needed = REQUIRED.iter().filter(|(_, commands)| commands.contains(&command));
+        let missing = needed.map(|(name, _)| *name).filter(|name| get(name).is_empty());
+        let missing: Vec<&str> = nameless.into_iter().chain(missing).collect();
+        if !missing.is_empty() {
+            let names = missing.join(",");
+            return Err(Failure::environment(format!("required env variables [{names}] missing")));
+        }
+        Ok((command == "VERSION").then_some(Self::Version))
+    }
+
     /// Reads one call.
     ///
     /// # Errors
     ///
     /// When a parameter is missing or malformed, or the configuration does not decode.
     pub fn parse(env: &BTreeMap<String, String>, input: &[u8]) -> Result<Self, Failure> {
+        if let Some(whole) = Self::begin(env)? {
+            return Ok(whole);
+        }
         let get = |name: &str| env.get(name).map(String::as_str).unwrap_or_default();
         let command = get("CNI_COMMAND");
-        if command == "VERSION" {
-            return Ok(Self::Version);
-        }
         let raw: RawConfig = serde_json::from_slice(input)
             .map_err(|err| Failure::decode(format!("the configuration does not decode: {err}")))?;
+        network_name(&raw.name)?;
+        let attached = matches!(command, "ADD" | "CHECK" | "DEL");
+        let container = if attached { identifier(get("CNI_CONTAINERID"))? } else { String::new() };
+        let interface = if attached { link_name(get("CNI_IFNAME"))? } else { String::new() };
         let valid = raw.valid_attachments.as_deref().map(owners);
-        let config = settings(raw)?;
-        match command {
-            "STATUS" => return Ok(Self::Status(config)),
-            "GC" => {
-                let missing = || Failure::config("GC without cni.dev/valid-attachments".to_owned());
-                return Ok(Self::Gc { config, valid: valid.ok_or_else(missing)? });
-            }
-            "ADD" | "DEL" | "CHECK" => (),
-            other => {
-                return Err(Failure::environment(format!("CNI_COMMAND {other:?} is unknown")));
-            }
-        }
-        let container = identifier(get("CNI_CONTAINERID"))?;
-        let interface = link_name(get("CNI_IFNAME"))?;
+        let config = settings(raw, command)?;
         let namespace = Some(get("CNI_NETNS")).filter(|path| !path.is_empty()).map(PathBuf::from);
-        if namespace.is_none() && command != "DEL" {
-            return Err(Failure::environment("CNI_NETNS is missing".to_owned()));
-        }
         let call = Call { config, container, interface, namespace };
-        Ok(match command {
-            "ADD" => Self::Add(call),
-            "DEL" => Self::Del(call),
-            _ => Self::Check(call),
-        })
+        match command {
+            "ADD" => Ok(Self::Add(call)),
+            "DEL" => Ok(Self::Del(call)),
+            "CHECK" => Ok(Self::Check(call)),
+            "STATUS" => Ok(Self::Status(call.config)),
+            "GC" => {
+                let missing = || Failure::config("GC without cni.dev/valid-attachments");
+                Ok(Self::Gc { config: call.config, valid: valid.ok_or_else(missing)? })
+            }
+            other => Err(Failure::environment(format!("unknown CNI_COMMAND: {other}"))),
+        }
     }
 }
 
-fn settings(raw: RawConfig) -> Result<Settings, Failure> {
+fn settings(raw: RawConfig, command: &str) -> Result<Settings, Failure> {
     // Before there was the field there was 0.1.0, which we do not speak.
     let version = raw.cni_version.unwrap_or_else(|| "0.1.0".to_owned());
-    if !VERSIONS.contains(&version.as_str()) {
-        let spoken = VERSIONS.join(", ");
-        return Err(Failure::version(format!("CNI version {version} is none of {spoken}")));
+    if let Some((_, since)) = SINCE.iter().find(|(name, _)| *name == command) {
+        let Some(number) = number_of(&version) else {
+            return Err(Failure::decode(format!("CNI version {version:?} is no version")));
+        };
+        if number < *since {
+            return Err(Failure::version(format!("config version does not allow {command}")));
+        }
     }
-    if raw.name.is_empty() {
-        return Err(Failure::config("the configuration has no name".to_owned()));
+    if !VERSIONS.contains(&version.as_str()) {
+        let spoken = VERSIONS.map(|version| format!("{version:?}")).join(" ");
+        return Err(Failure::version("incompatible CNI versions")
+            .with(format!("config is {version:?}, plugin supports [{spoken}]")));
     }
     Ok(Settings {
         version,
@@ -191,6 +236,16 @@ fn settings(raw: RawConfig) -> Result<Settings, Failure> {
     })
 }
 
+/// Up to three numbers with points between them.
+fn number_of(version: &str) -> Option<[u32; 3]> {
+    let mut number = [0; 3];
+    let mut parts = version.split('.');
+    for (place, part) in number.iter_mut().zip(parts.by_ref()) {
+        *place = part.parse().ok()?;
+    }
+    parts.next().is_none().then_some(number)
+}
+
 fn owners(attachments: &[RawAttachment]) -> Vec<Owner> {
     let owner = |one: &RawAttachment| Owner {
         container: one.container_id.clone(),
@@ -199,23 +254,45 @@ fn owners(attachments: &[RawAttachment]) -> Vec<Owner> {
     attachments.iter().map(owner).collect()
 }
 
-/// Spec: a container id begins with a letter or digit, then also `_`, `.`, `-`.
-fn identifier(text: &str) -> Result<String, Failure> {
+/// Spec: names of networks and ids of containers begin with a letter or digit, then also `_`, `.`,
+/// `-`.
+fn is_name(text: &str) -> bool {
     let inside = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
-    if text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.chars().all(inside) {
-        return Ok(text.to_owned());
+    text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.chars().all(inside)
+}
+
+fn network_name(text: &str) -> Result<(), Failure> {
+    if text.is_empty() {
+        return Err(Failure::config("missing network name"));
     }
-    Err(Failure::environment(format!("CNI_CONTAINERID {text:?} is missing or malformed")))
+    if !is_name(text) {
+        return Err(Failure::config("invalid characters found in network name").with(text));
+    }
+    Ok(())
+}
+
+fn identifier(text: &str) -> Result<String, Failure> {
+    if !is_name(text) {
+        return Err(Failure::environment("invalid characters in containerID").with(text));
+    }
+    Ok(text.to_owned())
 }
 
 /// A name the kernel takes for a link.
 fn link_name(text: &str) -> Result<String, Failure> {
-    let inside = |c: char| !c.is_whitespace() && !c.is_control() && !matches!(c, '/' | ':');
-    let right = (1..=15).contains(&text.len()) && !matches!(text, "." | "..");
-    if right && text.chars().all(inside) {
-        return Ok(text.to_owned());
+    if text.len() > 15 {
+        return Err(Failure::environment("interface name is too long")
+            .with("interface name should be less than 16 characters"));
     }
-    Err(Failure::environment(format!("CNI_IFNAME {text:?} is missing or malformed")))
+    if matches!(text, "." | "..") {
+        return Err(Failure::environment("interface name is . or .."));
+    }
+    let astray = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '/' | ':');
+    if text.contains(astray) {
+        let why = "interface name contains / or : or whitespace characters";
+        return Err(Failure::environment(why));
+    }
+    Ok(text.to_owned())
 }
 
 /// The version an error should be written in.

@@ -1,6 +1,7 @@
 //! The links, addresses and routes of one pod.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::linux::fs::MetadataExt as _;
 use std::path::Path;
 
 use ipnet::{IpNet, Ipv4Net};
@@ -50,6 +51,17 @@ fn open(call: &Call) -> Result<Namespace, Failure> {
     Namespace::open(path).map_err(|err| Failure::environment(runtime::report(&err)))
 }
 
+/// Refuses a container that has our own namespace: the node's links are not a pod's.
+pub(super) fn not_our_own(call: &Call) -> Result<(), Failure> {
+    let identity = |path: &Path| Some(std::fs::metadata(path).ok()?.st_ino());
+    let theirs = call.namespace.as_deref().and_then(identity);
+    if theirs.is_some() && theirs == identity(Path::new(OWN_NAMESPACE)) {
+        let why = "plugin's netns and netns from CNI_NETNS should not be the same";
+        return Err(Failure::namespace(why));
+    }
+    Ok(())
+}
+
 fn network() -> Result<Network, Failure> {
     Network::open().map_err(|err| failed(&err))
 }
@@ -59,6 +71,8 @@ fn network_in(namespace: &Namespace) -> Result<Network, Failure> {
     Network::open_in(namespace).map_err(|err| Failure::wiring(runtime::report(&err)))
 }
 
+/// The calling thread's network namespace.
+const OWN_NAMESPACE: &str = "/proc/thread-self/ns/net";
 /// Every namespace's loopback link has this number.
 const LOOPBACK: LinkIndex = LinkIndex(1);
 

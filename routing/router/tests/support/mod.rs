@@ -32,6 +32,7 @@ pub(crate) fn plugin(
         ("CNI_CONTAINERID", format!("id-{pod}")),
         ("CNI_NETNS", path(pod).display().to_string()),
         ("CNI_IFNAME", "eth0".to_owned()),
+        ("CNI_PATH", "/opt/cni/bin".to_owned()),
     ];
     let env = env.map(|(name, value)| (name.to_owned(), value));
     let serve = || {
