@@ -527,9 +527,9 @@ pub(crate) struct ExportArgs {
 pub(crate) enum ExportVerb {
     /// Write the top-of-rack routers' side of every session
     ///
-    /// The configuration takes from each node its own pod network and service addresses, and
-    /// nothing else: that is what keeps a node that lies from taking another's traffic. Links and
-    /// sessions between routers are not in rack.yaml and are left to the site.
+    /// The configuration takes from each node its own address, its own pod network and service
+    /// addresses, and nothing else: that is what keeps a node that lies from taking another's
+    /// traffic. Links and sessions between routers are not in rack.yaml and are left to the site.
     TorConfig(TorConfigArgs),
     /// Write the racks as a CRUSH hierarchy, so that Ceph keeps no two copies in one rack
     Crush(CrushArgs),

@@ -195,7 +195,7 @@ mod tests {
             # TYPE muster_routing_differences gauge
             muster_routing_differences 0
             # TYPE muster_routing_announced_prefixes gauge
-            muster_routing_announced_prefixes 1
+            muster_routing_announced_prefixes 2
             # TYPE muster_routing_configurations_total counter
             muster_routing_configurations_total 0
             # TYPE muster_routing_convergence_seconds gauge

@@ -20,7 +20,7 @@ pub struct Intent {
     pub subnet: Ipv4Net,
     /// The link to its rack.
     pub interface: String,
-    /// The node's own pod network: the one thing it announces.
+    /// The node's own pod network, which it announces.
     pub pods: Ipv4Net,
     /// Ranges of the whole cluster.
     pub networks: Networks,
@@ -225,6 +225,15 @@ impl Intent {
             others,
             node,
         })
+    }
+
+    /// The node's own address as a prefix, where it tells its routers of it.
+    ///
+    /// A router that lost its link to the rack in silence goes on announcing the rack's subnet;
+    /// what the nodes said of themselves it has to take back.
+    #[must_use]
+    pub fn own_host(&self) -> Option<Ipv4Net> {
+        matches!(self.protocol, Protocol::Bgp { .. }).then(|| Ipv4Net::from(self.address))
     }
 }
 

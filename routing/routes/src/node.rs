@@ -37,14 +37,14 @@ fn origins(intent: &Intent) -> String {
     // The blackhole goes to the kernel, too: a dead pod's address must not bounce off the ToR.
     let mut text = format!("protocol static pods4 {{ ipv4; route {} blackhole; }}\n", intent.pods);
     text += "protocol static announce4 {\n    ipv4;\n";
-    for net in &intent.announce {
+    for net in intent.own_host().iter().chain(&intent.announce) {
         text += &format!("    route {net} blackhole;\n");
     }
     text + "}\n"
 }
 
-/// Announced service addresses stay out of the kernel: a local connect looks the route up before
-/// nat output, and a blackhole there would refuse it.
+/// What is announced beside the pods stays out of the kernel: a local connect to a service looks
+/// the route up before nat output, and a blackhole there would refuse it.
 fn kernel(intent: &Intent) -> String {
     format!(
         "filter to_kernel4 {{

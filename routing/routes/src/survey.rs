@@ -221,7 +221,10 @@ fn origins(intent: &Intent) -> Vec<(IpNet, &'static str)> {
     let own = std::iter::once((IpNet::V4(intent.pods), "own pods"));
     let api = intent.networks.api_net();
     let purpose = |net| if api == Some(net) { "API" } else { "service" };
-    own.chain(intent.announce.iter().map(|net| (IpNet::V4(*net), purpose(*net)))).collect()
+    let host = intent.own_host().map(|net| (IpNet::V4(net), "own address"));
+    own.chain(host)
+        .chain(intent.announce.iter().map(|net| (IpNet::V4(*net), purpose(*net))))
+        .collect()
 }
 
 fn announced(intent: &Intent, bird: &BirdView) -> Vec<Announced> {
@@ -360,7 +363,10 @@ fn rows(intent: &Intent, bird: &BirdView, table: &[KernelRoute]) -> Vec<Row> {
             continue;
         }
         let row = rows.entry(route.destination).or_insert_with(|| fresh(route.destination));
-        row.kernel = Some(route.way.to_string());
+        // Beside BIRD's there may be one of the boot's, by the default route: it comes second.
+        if route.by_bird || row.kernel.is_none() {
+            row.kernel = Some(route.way.to_string());
+        }
     }
     rows.into_values().collect()
 }

@@ -1,12 +1,12 @@
 //! The ToR router's side, for routers that run BIRD: the simulated ones do.
 //!
-//! Each node has its own block: its address, its AS number, and exactly its pod network, so a
-//! node that claims another's traffic is not believed. In OSPF mode the same binding is by router
-//! id; there the lie still floods to the other nodes, and only filters keep it out.
+//! Each node has its own block: its address, its AS number, and exactly that address and its pod
+//! network, so a node that claims another's traffic is not believed. In OSPF mode the same binding
+//! is by router id; there the lie still floods to the other nodes, and only filters keep it out.
 
 use std::net::Ipv4Addr;
 
-use cluster::plan::{Networks, Plan, RackRouting, Role};
+use cluster::plan::{Machine, Networks, Plan, RackRouting, Role};
 use ipnet::Ipv4Net;
 
 use crate::intent::{Bfd, Origin};
@@ -39,6 +39,9 @@ pub struct TorIntent {
     pub connected: Vec<Ipv4Net>,
     /// Prefixes that may come from other ToR routers.
     pub abroad: Vec<Ipv4Net>,
+    /// Nodes' own addresses that may come from other ToR routers. The rack's nodes need not hear
+    /// of them: which way leads to them is decided behind its routers.
+    pub hosts_abroad: Vec<Ipv4Net>,
     /// How fast a silent neighbour is noticed; a slow interval here slows the nodes down, too.
     pub bfd: Bfd,
     /// Whether IPv6 router advertisements are sent to the rack.
@@ -96,6 +99,13 @@ impl TorIntent {
         abroad.dedup();
         abroad.retain(|net| !connected.contains(net));
         connected.dedup();
+        let speaks_bgp = |machine: &&Machine| {
+            let rack = plan.racks.iter().find(|one| one.name == machine.rack);
+            rack.is_some_and(|rack| matches!(rack.routing, RackRouting::Bgp { .. }))
+        };
+        let far = plan.machines.iter().filter(|one| one.rack != rack.name).filter(speaks_bgp);
+        let mut hosts_abroad: Vec<Ipv4Net> = far.map(|one| Ipv4Net::from(one.address)).collect();
+        hosts_abroad.sort_unstable();
         Some(Self {
             rack: rack.name.clone(),
             address: rack.gateway,
@@ -107,11 +117,19 @@ impl TorIntent {
             uplinks: Vec::new(),
             connected,
             abroad,
+            hosts_abroad,
             bfd: Bfd::default(),
             advertisement: Advertisement::Silent,
             key: None,
             log: None,
         })
+    }
+
+    /// The addresses that the rack's nodes announce as their own.
+    pub(crate) fn hosts(&self) -> impl Iterator<Item = Ipv4Net> {
+        let speaks_bgp = matches!(self.routing, RackRouting::Bgp { .. });
+        let nodes = self.nodes.iter().filter(move |_| speaks_bgp);
+        nodes.map(|node| Ipv4Net::from(node.address))
     }
 
     /// The intents of all ToR routers of a rack, the gateway first; empty when the plan has no
@@ -218,7 +236,8 @@ fn node_sessions(intent: &TorIntent, asn: u32) -> String {
     );
     for Origin { node, number, address, asn, pods, role } in &intent.nodes {
         let shared = Pattern::anycast_of(&intent.networks, *role);
-        let allowed = render_set(std::iter::once(Pattern::exactly(*pods)).chain(shared));
+        let own = [*pods, Ipv4Net::from(*address)].map(Pattern::exactly);
+        let allowed = render_set(own.into_iter().chain(shared));
         let name = symbol("node_", &number.to_string());
         text += &format!("# {node}\n");
         text += &format!("protocol bgp {name} from node {{\n");
@@ -266,13 +285,15 @@ fn uplinks(intent: &TorIntent, asn: u32) -> String {
     if intent.uplinks.is_empty() {
         return String::new();
     }
-    let abroad = intent.abroad.iter().map(|net| Pattern::exactly(*net));
+    let abroad = intent.abroad.iter().chain(&intent.hosts_abroad);
+    let abroad = abroad.map(|net| Pattern::exactly(*net));
     let abroad: Vec<Pattern> = abroad.chain(shared(intent)).collect();
     let believed = render_set(
         std::iter::once(Pattern::exactly(default_route())).chain(abroad.iter().copied()),
     );
     let home = intent.connected.iter().copied();
-    let home = home.chain(intent.nodes.iter().map(|node| node.pods)).map(Pattern::exactly);
+    let home = home.chain(intent.nodes.iter().map(|node| node.pods)).chain(intent.hosts());
+    let home = home.map(Pattern::exactly);
     let told = render_set(home.chain(abroad));
     let mut text = format!(
         "template bgp uplink {{

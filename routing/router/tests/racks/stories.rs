@@ -9,7 +9,8 @@ use crate::site::{
 };
 use crate::support::{await_until, connects, shell_in};
 use crate::{
-    a_rogue_is_not_believed, everyone_connects, surveys_find_no_difference, tell, wire_pods,
+    a_rogue_is_not_believed, everyone_connects, surveys_find_no_difference, tell, tell_lies,
+    wire_pods,
 };
 
 /// Waits until a machine's way to `net` leads through exactly these gateways.
@@ -173,12 +174,7 @@ fn the_apis_address_follows_the_masters_that_are_ready() {
         println!("not ready: withdrawn after {unready:?}; dead: after {dead:?}");
 
         // A worker has no business with it.
-        let config = std::fs::read_to_string(site.nodes["b1"].folder.join("bird.conf")).unwrap();
-        let file = site.nodes["b1"].folder.join("rogue.conf");
-        let lie = format!("ipv4; route {api} blackhole; route 192.0.2.9/32 blackhole;");
-        std::fs::write(&file, config.replacen("ipv4;", &lie, 1)).unwrap();
-        site.birdc("b1", &format!("configure '\"{}\"'", file.display()));
-        leads(site, "tor-b", "192.0.2.9/32", &["10.98.2.21"]);
+        tell_lies(site, "b1", &[api], &["tor-b"]);
         leads(site, "tor-b", api, &["10.98.255.0"]);
     });
 }

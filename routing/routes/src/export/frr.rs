@@ -65,10 +65,11 @@ fn audible(intent: &TorIntent) -> Vec<(Ipv4Net, &'static str)> {
 
 fn bgp(intent: &TorIntent, asn: u32) -> String {
     let mut text = prefix_list("muster-to-nodes", audible(intent));
-    for Origin { number, pods, role, .. } in &intent.nodes {
+    for Origin { number, address, pods, role, .. } in &intent.nodes {
         let name = format!("muster-node-{number}");
         let api = intent.networks.api_net().filter(|_| *role == Role::Master).map(|net| (net, ""));
-        let allowed = std::iter::once((*pods, "")).chain(services(intent)).chain(api);
+        let own = [*pods, Ipv4Net::from(*address)].map(|net| (net, ""));
+        let allowed = own.into_iter().chain(services(intent)).chain(api);
         text += &prefix_list(&name, allowed);
     }
     text += &format!("!\nrouter bgp {asn}\n bgp router-id {}\n", intent.address);

@@ -18,8 +18,10 @@ pub(super) fn render(intent: &TorIntent) -> String {
         RackRouting::Ospf { area, tor_asn } => ospf(intent, area, tor_asn),
     };
     text += "\nTo other routers of the site, and from them:\n";
-    text += &format!("  announce {}\n", list(intent.connected.iter().chain(pods(intent))));
-    text += &format!("  take     {}\n", list(intent.abroad.iter()));
+    let hosts: Vec<Ipv4Net> = intent.hosts().collect();
+    let home = intent.connected.iter().chain(pods(intent)).chain(&hosts);
+    text += &format!("  announce {}\n", list(home));
+    text += &format!("  take     {}\n", list(intent.abroad.iter().chain(&intent.hosts_abroad)));
     text += &format!("  both     single addresses (/32) inside {}", services(intent));
     text += &format!("{}\n", api(intent, Role::Master));
     text
@@ -68,7 +70,7 @@ fn bgp(intent: &TorIntent, asn: u32) -> String {
             node.clone(),
             address.to_string(),
             asn.to_string(),
-            format!("{pods}, /32s inside {}{}", services(intent), api(intent, *role)),
+            format!("{pods}, {address}/32, /32s inside {}{}", services(intent), api(intent, *role)),
         ]
     });
     text + &table(["NODE", "NEIGHBOUR", "AS", "TAKE ONLY"], rows)

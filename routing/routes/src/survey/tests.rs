@@ -26,7 +26,8 @@ const ROUTES: &str = "\
 0000 \n";
 
 fn bird() -> BirdView {
-    let told = BTreeSet::from(["172.20.12.0/24".parse().unwrap()]);
+    let told = ["172.20.12.0/24", "10.98.1.12/32"].map(|net| net.parse().unwrap());
+    let told = BTreeSet::from(told);
     BirdView {
         protocols: parse_protocols(&reply(PROTOCOLS)),
         counts: BTreeMap::new(),
@@ -71,23 +72,24 @@ fn three_views_stand_side_by_side() {
         &bird(),
         &table(),
         expect![[r#"
-        a-worker: BGP, AS 4200000012, 1 of 1 neighbours up, no difference
-          NEIGHBOUR  KIND  STATE  SINCE                BIRD SAYS
-          tor1       BGP   up     2026-11-21 08:00:02  Established
-          ANNOUNCED       WHAT      TO
-          172.20.12.0/24  own pods  tor1
-          DESTINATION     WHAT              INTENT                              BIRD                     KERNEL
-          10.98.2.0/24    another rack      -                                   -                        -
-          10.98.3.0/24    another rack      -                                   -                        -
-          172.20.11.0/24  pods of a-master  via 10.98.1.1 10.98.1.2 10.98.1.11  via 10.98.1.11           via 10.98.1.11
-          172.20.12.0/24  own pods          blackhole                           blackhole                blackhole
-          172.20.21.0/24  pods of b-one     via 10.98.1.1 10.98.1.2             via 10.98.1.1 10.98.1.2  via 10.98.1.2 10.98.1.1
-          172.20.22.0/24  pods of b-two     via 10.98.1.1 10.98.1.2             -                        -
-          172.20.31.0/24  pods of c-one     via 10.98.1.1 10.98.1.2             -                        -
-          172.20.32.0/24  pods of c-two     via 10.98.1.1 10.98.1.2             -                        -
-          172.20.33.0/24  pods of c-three   via 10.98.1.1 10.98.1.2             -                        -
-          172.21.0.0/24   services          on a link                           -                        on a link
-    "#]],
+            a-worker: BGP, AS 4200000012, 1 of 1 neighbours up, no difference
+              NEIGHBOUR  KIND  STATE  SINCE                BIRD SAYS
+              tor1       BGP   up     2026-11-21 08:00:02  Established
+              ANNOUNCED       WHAT         TO
+              10.98.1.12/32   own address  tor1
+              172.20.12.0/24  own pods     tor1
+              DESTINATION     WHAT              INTENT                              BIRD                     KERNEL
+              10.98.2.0/24    another rack      -                                   -                        -
+              10.98.3.0/24    another rack      -                                   -                        -
+              172.20.11.0/24  pods of a-master  via 10.98.1.1 10.98.1.2 10.98.1.11  via 10.98.1.11           via 10.98.1.11
+              172.20.12.0/24  own pods          blackhole                           blackhole                blackhole
+              172.20.21.0/24  pods of b-one     via 10.98.1.1 10.98.1.2             via 10.98.1.1 10.98.1.2  via 10.98.1.2 10.98.1.1
+              172.20.22.0/24  pods of b-two     via 10.98.1.1 10.98.1.2             -                        -
+              172.20.31.0/24  pods of c-one     via 10.98.1.1 10.98.1.2             -                        -
+              172.20.32.0/24  pods of c-two     via 10.98.1.1 10.98.1.2             -                        -
+              172.20.33.0/24  pods of c-three   via 10.98.1.1 10.98.1.2             -                        -
+              172.21.0.0/24   services          on a link                           -                        on a link
+        "#]],
     );
 }
 
@@ -104,31 +106,33 @@ fn every_disagreement_is_named() {
         &bird,
         &table,
         expect![[r#"
-        a-worker: BGP, AS 4200000012, 1 of 1 neighbours up, 5 differences
-          NEIGHBOUR  KIND  STATE  SINCE                BIRD SAYS
-          tor1       BGP   up     2026-11-21 08:00:02  Established
-          ANNOUNCED       WHAT      TO
-          172.20.12.0/24  own pods  nobody
-          172.20.21.0/24  not ours  tor1
-          DESTINATION     WHAT              INTENT                              BIRD                     KERNEL
-          10.0.0.0/8      not in the plan   -                                   -                        via 10.98.1.1
-          10.98.2.0/24    another rack      -                                   -                        -
-          10.98.3.0/24    another rack      -                                   -                        -
-          172.20.11.0/24  pods of a-master  via 10.98.1.1 10.98.1.2 10.98.1.11  via 10.98.1.11           via 10.98.1.11
-          172.20.12.0/24  own pods          blackhole                           blackhole                blackhole
-          172.20.21.0/24  pods of b-one     via 10.98.1.1 10.98.1.2             via 10.98.1.1 10.98.1.2  -
-          172.20.22.0/24  pods of b-two     via 10.98.1.1 10.98.1.2             -                        -
-          172.20.31.0/24  pods of c-one     via 10.98.1.1 10.98.1.2             -                        -
-          172.20.32.0/24  pods of c-two     via 10.98.1.1 10.98.1.2             -                        -
-          172.20.33.0/24  pods of c-three   via 10.98.1.1 10.98.1.2             -                        -
-          172.20.77.0/24  nobody's pods     -                                   -                        via 10.98.1.1
-          172.21.0.0/24   services          on a link                           -                        on a link
-          difference: 10.0.0.0/8: wanted no route, found via 10.98.1.1 from an earlier BIRD
-          difference: 172.20.12.0/24: wanted announced to tor1, found not announced
-          difference: 172.20.21.0/24: wanted not announced, found announced to tor1
-          difference: 172.20.21.0/24: wanted via 10.98.1.1 10.98.1.2 as BIRD says, found no route
-          difference: 172.20.77.0/24: wanted no route, found via 10.98.1.1
-    "#]],
+            a-worker: BGP, AS 4200000012, 1 of 1 neighbours up, 6 differences
+              NEIGHBOUR  KIND  STATE  SINCE                BIRD SAYS
+              tor1       BGP   up     2026-11-21 08:00:02  Established
+              ANNOUNCED       WHAT         TO
+              10.98.1.12/32   own address  nobody
+              172.20.12.0/24  own pods     nobody
+              172.20.21.0/24  not ours     tor1
+              DESTINATION     WHAT              INTENT                              BIRD                     KERNEL
+              10.0.0.0/8      not in the plan   -                                   -                        via 10.98.1.1
+              10.98.2.0/24    another rack      -                                   -                        -
+              10.98.3.0/24    another rack      -                                   -                        -
+              172.20.11.0/24  pods of a-master  via 10.98.1.1 10.98.1.2 10.98.1.11  via 10.98.1.11           via 10.98.1.11
+              172.20.12.0/24  own pods          blackhole                           blackhole                blackhole
+              172.20.21.0/24  pods of b-one     via 10.98.1.1 10.98.1.2             via 10.98.1.1 10.98.1.2  -
+              172.20.22.0/24  pods of b-two     via 10.98.1.1 10.98.1.2             -                        -
+              172.20.31.0/24  pods of c-one     via 10.98.1.1 10.98.1.2             -                        -
+              172.20.32.0/24  pods of c-two     via 10.98.1.1 10.98.1.2             -                        -
+              172.20.33.0/24  pods of c-three   via 10.98.1.1 10.98.1.2             -                        -
+              172.20.77.0/24  nobody's pods     -                                   -                        via 10.98.1.1
+              172.21.0.0/24   services          on a link                           -                        on a link
+              difference: 10.0.0.0/8: wanted no route, found via 10.98.1.1 from an earlier BIRD
+              difference: 10.98.1.12/32: wanted announced to tor1, found not announced
+              difference: 172.20.12.0/24: wanted announced to tor1, found not announced
+              difference: 172.20.21.0/24: wanted not announced, found announced to tor1
+              difference: 172.20.21.0/24: wanted via 10.98.1.1 10.98.1.2 as BIRD says, found no route
+              difference: 172.20.77.0/24: wanted no route, found via 10.98.1.1
+        "#]],
     );
 }
 
@@ -138,22 +142,23 @@ fn without_bird_the_rest_is_still_shown() {
         &BirdView::default(),
         &[],
         expect![[r#"
-        a-worker: BGP, AS 4200000012, 0 of 0 neighbours up, 2 differences
-          ANNOUNCED       WHAT      TO
-          172.20.12.0/24  own pods  nobody
-          DESTINATION     WHAT              INTENT                              BIRD  KERNEL
-          10.98.2.0/24    another rack      -                                   -     -
-          10.98.3.0/24    another rack      -                                   -     -
-          172.20.11.0/24  pods of a-master  via 10.98.1.1 10.98.1.2 10.98.1.11  -     -
-          172.20.12.0/24  own pods          blackhole                           -     -
-          172.20.21.0/24  pods of b-one     via 10.98.1.1 10.98.1.2             -     -
-          172.20.22.0/24  pods of b-two     via 10.98.1.1 10.98.1.2             -     -
-          172.20.31.0/24  pods of c-one     via 10.98.1.1 10.98.1.2             -     -
-          172.20.32.0/24  pods of c-two     via 10.98.1.1 10.98.1.2             -     -
-          172.20.33.0/24  pods of c-three   via 10.98.1.1 10.98.1.2             -     -
-          172.21.0.0/24   services          on a link                           -     -
-          difference: 172.20.12.0/24: wanted blackhole, found no route
-          difference: 172.21.0.0/24: wanted on a link, found no route
-    "#]],
+            a-worker: BGP, AS 4200000012, 0 of 0 neighbours up, 2 differences
+              ANNOUNCED       WHAT         TO
+              10.98.1.12/32   own address  nobody
+              172.20.12.0/24  own pods     nobody
+              DESTINATION     WHAT              INTENT                              BIRD  KERNEL
+              10.98.2.0/24    another rack      -                                   -     -
+              10.98.3.0/24    another rack      -                                   -     -
+              172.20.11.0/24  pods of a-master  via 10.98.1.1 10.98.1.2 10.98.1.11  -     -
+              172.20.12.0/24  own pods          blackhole                           -     -
+              172.20.21.0/24  pods of b-one     via 10.98.1.1 10.98.1.2             -     -
+              172.20.22.0/24  pods of b-two     via 10.98.1.1 10.98.1.2             -     -
+              172.20.31.0/24  pods of c-one     via 10.98.1.1 10.98.1.2             -     -
+              172.20.32.0/24  pods of c-two     via 10.98.1.1 10.98.1.2             -     -
+              172.20.33.0/24  pods of c-three   via 10.98.1.1 10.98.1.2             -     -
+              172.21.0.0/24   services          on a link                           -     -
+              difference: 172.20.12.0/24: wanted blackhole, found no route
+              difference: 172.21.0.0/24: wanted on a link, found no route
+        "#]],
     );
 }
