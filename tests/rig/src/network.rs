@@ -236,13 +236,18 @@ pub(crate) fn render_router(plan: &Plan, site: &Topology, index: usize) -> Resul
 
 /// Tells which protocols of a router are not as they should be; empty when all is well.
 pub(crate) fn describe_router(tag: &str, tor: &TorSite, routing: &RackRouting) -> Result<String> {
-    let socket = bird_socket(&socket_dir(tag), &tor.name);
-    let socket = socket.to_str().context("a socket's path")?;
-    let mut text = process::run("birdc", &["-r", "-s", socket, "show", "protocols"])?;
+    let mut text = ask_router(tag, &tor.name, "show protocols")?;
     if matches!(routing, RackRouting::Ospf { .. }) {
-        text += &process::run("birdc", &["-r", "-s", socket, "show", "ospf", "neighbors"])?;
+        text += &ask_router(tag, &tor.name, "show ospf neighbors")?;
     }
     Ok(text)
+}
+
+/// Asks a router's BIRD, without a right to change anything.
+pub(crate) fn ask_router(tag: &str, name: &str, question: &str) -> Result<String> {
+    let socket = bird_socket(&socket_dir(tag), name);
+    let socket = socket.to_str().context("a socket's path")?;
+    process::run("birdc", &["-r", "-s", socket, question])
 }
 
 fn bird_socket(sockets: &Path, rack: &str) -> PathBuf {

@@ -7,6 +7,15 @@ use crate::topology::{BRIDGE, socket_dir};
 use crate::{network, process};
 
 impl Rig {
+    /// Asks a router's BIRD something and gives what it says.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such router, or its BIRD does not run.
+    pub fn ask_router(&self, name: &str, question: &str) -> Result<String> {
+        network::ask_router(&self.state.tag, &self.site.tor(name)?.name, question)
+    }
+
     /// Takes the power of a router that is not its rack's first: no goodbye, no carrier.
     ///
     /// # Errors

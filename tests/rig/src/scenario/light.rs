@@ -53,8 +53,14 @@ fn ask_through(rig: &Rig, from: &Pod, target: impl Display) -> Result<String> {
 
 /// Lets every pod ask every pod.
 pub(super) fn everyone_reaches_everyone(story: &Story, rig: &Rig, pods: &[Pod]) -> Result<()> {
-    for from in pods {
-        for to in pods {
+    all_reach(rig, pods, pods)?;
+    story.ok(format_args!("each of {} pods reaches each, itself included", pods.len()))
+}
+
+/// Lets each pod of `all` ask each of `whom`.
+pub(super) fn all_reach(rig: &Rig, all: &[Pod], whom: &[Pod]) -> Result<()> {
+    for from in all {
+        for to in whom {
             let address =
                 to.address.parse().with_context(|| format!("{} has no address", to.name))?;
             let what =
@@ -66,7 +72,7 @@ pub(super) fn everyone_reaches_everyone(story: &Story, rig: &Rig, pods: &[Pod]) 
             })?;
         }
     }
-    story.ok(format_args!("each of {} pods reaches each, itself included", pods.len()))
+    Ok(())
 }
 
 /// Lets every pod ask the Service, often enough to hear several pods.
