@@ -206,6 +206,8 @@ pub enum Action {
         target: Target,
         /// Owners to ask the server about.
         absent: Vec<OwnerReference>,
+        /// `status`, or the object itself.
+        subresource: Option<&'static str>,
         /// An RFC 7396 patch without the version.
         body: Box<Value>,
     },
@@ -352,6 +354,9 @@ impl Action {
 pub struct Steps {
     /// The steps, each on its own object.
     pub actions: Vec<Action>,
+    /// What is true now and worth telling without any step: told when it becomes true, not at
+    /// every look.
+    pub notes: Vec<Note>,
     /// When time alone may change the answer.
     pub again_at: Option<Timestamp>,
 }
@@ -368,6 +373,11 @@ impl Steps {
         self.actions.push(action);
     }
 
+    /// Says what is true now.
+    pub fn tell(&mut self, note: Note) {
+        self.notes.push(note);
+    }
+
     /// Asks to be called again at `at` or earlier.
     pub fn look_again(&mut self, at: Timestamp) {
         self.again_at = Some(self.again_at.map_or(at, |earlier| earlier.min(at)));
@@ -376,6 +386,7 @@ impl Steps {
     /// Adds the steps of another key.
     pub fn extend(&mut self, other: Self) {
         self.actions.extend(other.actions);
+        self.notes.extend(other.notes);
         if let Some(at) = other.again_at {
             self.look_again(at);
         }
@@ -384,7 +395,7 @@ impl Steps {
 
 impl From<Vec<Action>> for Steps {
     fn from(actions: Vec<Action>) -> Self {
-        Self { actions, again_at: None }
+        Self { actions, ..Self::none() }
     }
 }
 

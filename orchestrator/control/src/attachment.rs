@@ -8,6 +8,7 @@
 //! is free, is deleted, or is declared out of service. Two writers would tear it.
 
 pub mod image;
+mod told;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -114,6 +115,7 @@ pub fn reconcile(view: &View, key: &Key, now: Timestamp) -> Steps {
             steps.push(Action::create(&kind::VOLUME_ATTACHMENT, "", object));
         }
     }
+    told::tell(view, &key.name, &mut steps);
     steps
 }
 
@@ -160,10 +162,15 @@ fn is_free(view: &View, node: Option<&Arc<Node>>, one: &VolumeAttachment) -> boo
     !used.into_iter().flatten().any(|one| one.as_str() == Some(&unique))
 }
 
+/// May several nodes have a volume?
+fn is_shared(volume: &PersistentVolume) -> bool {
+    let shared = |mode: &String| mode == "ReadWriteMany" || mode == "ReadOnlyMany";
+    volume.spec.access_modes.iter().any(shared)
+}
+
 /// Is a volume for one node at another?
 fn is_elsewhere(view: &View, volume: &Volume<'_>, node: &str) -> bool {
-    let shared = |mode: &String| mode == "ReadWriteMany" || mode == "ReadOnlyMany";
-    if volume.object.spec.access_modes.iter().any(shared) {
+    if is_shared(volume.object) {
         return false;
     }
     let name = Some(&volume.object.metadata.name);
@@ -223,6 +230,9 @@ mod tests {
         assert_eq!(nodes(&world), ["a"]);
         run(&mut world, "two", "b");
         assert_eq!(nodes(&world), ["a"], "the first still has it");
+        let told = "FailedAttachVolume Multi-Attach error for volume \"v\" Volume is already used by \
+                    pod(s) one";
+        assert!(world.told.contains(&told.to_owned()), "{:?}", world.told);
         let used = json!({"status": {"volumesInUse": ["kubernetes.io/csi/disks^h"]}});
         world.change(&kind::NODE, "", "a", &used);
         world.remove(&kind::POD, "n", "one");

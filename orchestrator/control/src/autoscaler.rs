@@ -5,6 +5,8 @@
 //! measured are assumed to damp a change; tolerance; behaviour with stabilisation windows and
 //! policies. *Limits*: metrics of objects, pods and the outside world are not served by us.
 
+mod pace;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -27,8 +29,6 @@ use crate::view::{Key, View};
 const PERIOD: SignedDuration = SignedDuration::from_secs(15);
 /// A change smaller than this share is none, in thousandths; upstream's.
 const TOLERANCE: i64 = 100;
-/// Calm before shrinking, when the autoscaler does not say; upstream's.
-const CALM: i64 = 300;
 
 /// Seconds after its start during which what a pod uses may not be what it will use; upstream's.
 const START: i64 = 300;
@@ -47,6 +47,26 @@ struct Scaled<'a> {
 struct Reading {
     wanted: i64,
     current: Value,
+    /// What was looked at, in upstream's words.
+    name: String,
+}
+
+/// What the metrics say together.
+struct Reckoning {
+    wanted: i64,
+    readings: Vec<Reading>,
+    /// The metric that asks for most.
+    name: String,
+}
+
+/// What there is to do about a scaler, and to say.
+struct Verdict<'a> {
+    conditions: Vec<Condition>,
+    /// The size to go to, and why.
+    goal: Option<(i64, String)>,
+    target: Option<Scaled<'a>>,
+    readings: Vec<Reading>,
+    notes: Vec<(&'static str, String)>,
 }
 
 /// Plans the steps for one autoscaler.
@@ -60,18 +80,21 @@ pub fn reconcile(view: &View, key: &Key, now: Timestamp) -> Steps {
     steps.look_again(now.saturating_add(PERIOD).unwrap_or(now));
     let mut status = scaler.status.clone();
     status.observed_generation = Some(scaler.metadata.generation);
-    let (said, resized) = judge(view, scaler, now);
-    for condition in said {
+    let about = Target::of(&**scaler);
+    let verdict = judge(view, scaler, now);
+    for condition in verdict.conditions {
         set_condition(&mut status.conditions, condition, now);
     }
-    if let Some((goal, target, readings)) = resized {
+    for (reason, message) in verdict.notes {
+        steps.tell(Note::warning(&about, reason, message));
+    }
+    if let Some(((goal, why), target)) = verdict.goal.zip(verdict.target) {
         status.current_replicas = Some(target.replicas);
         status.desired_replicas = Some(goal);
-        status.current_metrics = readings.into_iter().map(|one| one.current).collect();
+        status.current_metrics = verdict.readings.into_iter().map(|one| one.current).collect();
         if goal != target.replicas {
             status.last_scale_time = Some(Time::from(now));
-            let about = Target::of(&**scaler);
-            let message = format!("New size: {goal}; reason: resource utilization");
+            let message = format!("New size: {goal}; reason: {why}");
             let note = Note::normal(&about, "SuccessfulRescale", message);
             let object = Target::of_kind(target.kind, target.meta);
             steps.push(Action::patch(object, json!({"spec": {"replicas": goal}})).telling(note));
@@ -86,75 +109,146 @@ pub fn reconcile(view: &View, key: &Key, now: Timestamp) -> Steps {
             "currentMetrics": status.current_metrics,
             "conditions": status.conditions,
         });
-        steps.push(Action::patch_status(Target::of(&**scaler), body));
+        steps.push(Action::patch_status(about, body));
     }
     steps
 }
 
-/// A size to go to, what is to change size, and why.
-type Resizing<'a> = (i64, Scaled<'a>, Vec<Reading>);
+fn able(good: bool, reason: &str, message: &str) -> Condition {
+    Condition::new("AbleToScale", good, reason, message)
+}
+
+fn active(good: bool, reason: &str, message: &str) -> Condition {
+    Condition::new("ScalingActive", good, reason, message)
+}
 
 /// What there is to say about a scaler, and the size it comes to, if any.
-fn judge<'a>(
-    view: &'a View,
-    scaler: &HorizontalPodAutoscaler,
-    now: Timestamp,
-) -> (Vec<Condition>, Option<Resizing<'a>>) {
-    let able = |good, reason, message| Condition::new("AbleToScale", good, reason, message);
-    let active = |good, reason, message| Condition::new("ScalingActive", good, reason, message);
-    let Some(target) = scaled(view, scaler) else {
-        let message = "the HPA controller was unable to get the target's current scale";
-        return (vec![able(false, "FailedGetScale", message)], None);
+fn judge<'a>(view: &'a View, scaler: &HorizontalPodAutoscaler, now: Timestamp) -> Verdict<'a> {
+    let mut verdict = Verdict {
+        conditions: Vec::new(),
+        goal: None,
+        target: None,
+        readings: Vec::new(),
+        notes: Vec::new(),
+    };
+    let target = match scaled(view, scaler) {
+        Ok(target) => target,
+        Err(why) => {
+            let message =
+                format!("the HPA controller was unable to get the target's current scale: {why}");
+            verdict.conditions.push(able(false, "FailedGetScale", &message));
+            verdict.notes.push(("FailedGetScale", why));
+            return verdict;
+        }
     };
     let message = "the HPA controller was able to get the target's current scale";
-    let mut said = vec![able(true, "SucceededGetScale", message)];
-    if target.replicas == 0 && scaler.spec.min_replicas != Some(0) {
-        let message = "scaling is disabled since the replica count of the target is zero";
-        said.push(active(false, "ScalingDisabled", message));
-        return (said, None);
-    }
+    verdict.conditions.push(able(true, "SucceededGetScale", message));
+    let has = target.replicas;
     let (least, most) = limits(scaler);
-    if target.replicas > most || target.replicas < least {
+    if has == 0 && scaler.spec.min_replicas != Some(0) {
+        let message = "scaling is disabled since the replica count of the target is zero";
+        verdict.conditions.push(active(false, "ScalingDisabled", message));
+    } else if has > most || has < least {
         // Whatever the metrics say: the limits were drawn anew.
-        let (reason, message) = if target.replicas > most {
-            ("TooManyReplicas", "the desired replica count is more than the maximum replica count")
+        let (goal, why) = if has > most {
+            (most, "Current number of replicas above Spec.MaxReplicas")
         } else {
-            ("TooFewReplicas", "the desired replica count is less than the minimum replica count")
+            (least, "Current number of replicas below Spec.MinReplicas")
         };
-        said.push(Condition::new("ScalingLimited", true, reason, message));
-        return (said, Some((target.replicas.clamp(least, most), target, Vec::new())));
-    }
-    let readings = readings(view, scaler, &target, now);
-    let Some(wanted) = readings.iter().map(|one| one.wanted).max() else {
-        let message =
-            "the HPA was unable to compute the replica count: no metrics of its pods are known";
-        said.push(active(false, "FailedGetResourceMetric", message));
-        return (said, None);
-    };
-    let message =
-        "the HPA was able to successfully calculate a replica count from a resource metric";
-    said.push(active(true, "ValidMetricFound", message));
-    let (limited, reason, message) = if wanted > most {
-        let message = "the desired replica count is more than the maximum replica count";
-        (true, "TooManyReplicas", message)
-    } else if wanted < least {
-        let message = "the desired replica count is less than the minimum replica count";
-        (true, "TooFewReplicas", message)
+        verdict.conditions.push(rescaled(goal));
+        verdict.goal = Some((goal, why.to_owned()));
     } else {
-        (false, "DesiredWithinRange", "the desired count is within the acceptable range")
+        match reckon(view, scaler, &target, now) {
+            Ok(reckoning) => weigh(view, scaler, has, reckoning, now, &mut verdict),
+            Err((reason, why, notes)) => {
+                let message = format!("the HPA was unable to compute the replica count: {why}");
+                verdict.conditions.push(active(false, reason, &message));
+                verdict.notes.extend(notes);
+            }
+        }
+    }
+    verdict.target = Some(target);
+    verdict
+}
+
+/// That the size is changed now.
+fn rescaled(goal: i64) -> Condition {
+    let message = format!("the HPA controller was able to update the target scale to {goal}");
+    able(true, "SucceededRescale", &message)
+}
+
+/// Brings what the metrics ask for within limits, calm and pace.
+fn weigh(
+    view: &View,
+    scaler: &HorizontalPodAutoscaler,
+    has: i64,
+    reckoning: Reckoning,
+    now: Timestamp,
+    verdict: &mut Verdict<'_>,
+) {
+    let Reckoning { wanted, readings, name } = reckoning;
+    let message = format!("the HPA was able to successfully calculate a replica count from {name}");
+    verdict.conditions.push(active(true, "ValidMetricFound", &message));
+    let settled = pace::settle(view, scaler, has, wanted, now);
+    let (limited, reason, message) = settled.limit;
+    verdict.conditions.push(Condition::new("ScalingLimited", limited, reason, message));
+    let goal = settled.goal;
+    verdict.conditions.push(if goal == has { settled.calm } else { rescaled(goal) });
+    let why = if goal > has {
+        format!("{name} above target")
+    } else {
+        "All metrics below target".to_owned()
     };
-    said.push(Condition::new("ScalingLimited", limited, reason, message));
-    let goal = settle(view, scaler, target.replicas, wanted, now);
-    (said, Some((goal, target, readings)))
+    verdict.goal = Some((goal, why));
+    verdict.readings = readings;
+}
+
+/// Why there is no size: the condition's reason, the sentence, and what to tell.
+type Unknown = (&'static str, String, Vec<(&'static str, String)>);
+
+/// What the metrics ask for together.
+///
+/// Spec: upstream's: the largest of them; with one of them unknown nothing shrinks.
+fn reckon(
+    view: &View,
+    scaler: &HorizontalPodAutoscaler,
+    target: &Scaled<'_>,
+    now: Timestamp,
+) -> Result<Reckoning, Unknown> {
+    let (mut readings, mut failures) = (Vec::new(), Vec::new());
+    for reading in readings_of(view, scaler, target, now) {
+        match reading {
+            Ok(reading) => readings.push(reading),
+            Err(failure) => failures.push(failure),
+        }
+    }
+    // Of equals the first.
+    let first = readings.iter().rev().max_by_key(|one| one.wanted);
+    let found = first.map(|one| (one.wanted, one.name.clone()));
+    let shrinks = found.as_ref().is_none_or(|(wanted, _)| *wanted < target.replicas);
+    match (found, failures.first()) {
+        (_, Some((reason, why))) if shrinks => {
+            let count = failures.len();
+            let all = count + readings.len();
+            let mut notes = failures.clone();
+            let message =
+                format!("invalid metrics ({count} invalid out of {all}), first error is: {why}");
+            notes.push(("FailedComputeMetricsReplicas", message));
+            Err((*reason, why.clone(), notes))
+        }
+        (Some((wanted, name)), _) => Ok(Reckoning { wanted, readings, name }),
+        // Without any failure there is a reading: every scaler has a metric.
+        (None, _) => Err(("InvalidMetricSourceType", "no metric".to_owned(), Vec::new())),
+    }
 }
 
 /// What the metrics ask for, before limits and calm; `None` when nothing is known.
 #[must_use]
 pub fn recommend(view: &View, scaler: &HorizontalPodAutoscaler, now: Timestamp) -> Option<i64> {
-    let target = scaled(view, scaler)?;
-    let readings = readings(view, scaler, &target, now);
+    let target = scaled(view, scaler).ok()?;
     let (least, most) = limits(scaler);
-    readings.into_iter().map(|one| one.wanted).max().map(|wanted| wanted.clamp(least, most))
+    let reckoning = reckon(view, scaler, &target, now).ok()?;
+    Some(reckoning.wanted.clamp(least, most))
 }
 
 fn limits(scaler: &HorizontalPodAutoscaler) -> (i64, i64) {
@@ -162,36 +256,56 @@ fn limits(scaler: &HorizontalPodAutoscaler) -> (i64, i64) {
     (scaler.spec.min_replicas.unwrap_or(1).clamp(0, most), most)
 }
 
-fn scaled<'a>(view: &'a View, scaler: &HorizontalPodAutoscaler) -> Option<Scaled<'a>> {
+/// The workload a scaler names, or why it cannot be had.
+fn scaled<'a>(view: &'a View, scaler: &HorizontalPodAutoscaler) -> Result<Scaled<'a>, String> {
     let target = &scaler.spec.scale_target_ref;
     let (ns, name) = (&scaler.metadata.namespace, &target.name);
-    let of = |kind, meta, replicas: Option<i64>, selector: Option<&objects::LabelSelector>| {
-        let selector = family::selector(selector)?;
-        Some(Scaled { kind, meta, replicas: replicas.unwrap_or(1), selector })
+    let of = |kind: &'static Kind,
+              meta: &'a ObjectMeta,
+              replicas: Option<i64>,
+              selector: Option<&objects::LabelSelector>|
+     -> Result<Scaled<'a>, String> {
+        let selector = family::selector(selector);
+        let selector = selector.ok_or_else(|| "selector is required".to_owned())?;
+        Ok(Scaled { kind, meta, replicas: replicas.unwrap_or(1), selector })
     };
+    let missing = |kind: &Kind| format!("{} \"{name}\" not found", kind.qualified_plural());
     match target.kind.as_str() {
         "Deployment" => {
-            let one = view.deployments.get(ns, name)?;
+            let one = view.deployments.get(ns, name).ok_or_else(|| missing(&kind::DEPLOYMENT))?;
             of(&kind::DEPLOYMENT, &one.metadata, one.spec.replicas, one.spec.selector.as_ref())
         }
         "ReplicaSet" => {
-            let one = view.replica_sets.get(ns, name)?;
+            let one = view.replica_sets.get(ns, name).ok_or_else(|| missing(&kind::REPLICA_SET))?;
             of(&kind::REPLICA_SET, &one.metadata, one.spec.replicas, one.spec.selector.as_ref())
         }
         "StatefulSet" => {
-            let one = view.stateful_sets.get(ns, name)?;
+            let one =
+                view.stateful_sets.get(ns, name).ok_or_else(|| missing(&kind::STATEFUL_SET))?;
             of(&kind::STATEFUL_SET, &one.metadata, one.spec.replicas, one.spec.selector.as_ref())
         }
-        _ => None,
+        "ReplicationController" => {
+            let found = view.replication_controllers.get(ns, name);
+            let one = found.ok_or_else(|| missing(&kind::REPLICATION_CONTROLLER))?;
+            let selector = objects::LabelSelector::from_labels(one.spec.selector.clone());
+            let kind = &kind::REPLICATION_CONTROLLER;
+            of(kind, &one.metadata, one.spec.replicas, Some(&selector))
+        }
+        other => {
+            Err(format!("no matches for kind \"{other}\" in version \"{}\"", target.api_version))
+        }
     }
 }
 
-fn readings(
+/// What a metric says, or the reason and the sentence why it says nothing.
+type Read = Result<Reading, (&'static str, String)>;
+
+fn readings_of(
     view: &View,
     scaler: &HorizontalPodAutoscaler,
     target: &Scaled<'_>,
     now: Timestamp,
-) -> Vec<Reading> {
+) -> Vec<Read> {
     let pods = view.pods.inside(&scaler.metadata.namespace);
     let pods: Vec<&Arc<Pod>> = pods
         .filter(|pod| {
@@ -203,7 +317,7 @@ fn readings(
     // An autoscaler without metrics goes by 80 % of the CPU asked for, as upstream's default.
     let default = [default_metric()];
     let metrics = if scaler.spec.metrics.is_empty() { &default[..] } else { &scaler.spec.metrics };
-    metrics.iter().filter_map(|one| read(view, scaler, target, &pods, one, now)).collect()
+    metrics.iter().map(|one| read(view, scaler, target, &pods, one, now)).collect()
 }
 
 fn default_metric() -> MetricSpec {
@@ -317,7 +431,7 @@ impl Ratio {
     }
 }
 
-/// What one metric asks for; `None` when none of the pods is measured.
+/// What one metric asks for, or why that is not known.
 fn read(
     view: &View,
     scaler: &HorizontalPodAutoscaler,
@@ -325,16 +439,40 @@ fn read(
     pods: &[&Arc<Pod>],
     spec: &MetricSpec,
     now: Timestamp,
-) -> Option<Reading> {
-    let metric = spec.resource.as_ref().or(spec.container_resource.as_ref())?;
+) -> Read {
+    let Some(metric) = spec.resource.as_ref().or(spec.container_resource.as_ref()) else {
+        let reason = match spec.kind.as_str() {
+            "Object" => "FailedGetObjectMetric",
+            "External" => "FailedGetExternalMetric",
+            _ => "FailedGetPodsMetric",
+        };
+        let why = format!("metrics of type {:?} are served by nobody here", spec.kind);
+        return Err((reason, why));
+    };
+    let name = name_of(spec, metric);
+    let reason = if spec.container_resource.is_some() {
+        "FailedGetContainerResourceMetric"
+    } else {
+        "FailedGetResourceMetric"
+    };
+    let resource = &metric.name;
+    let unknown = |why: String| (reason, format!("failed to get {resource} utilization: {why}"));
     let mut sample = Sample::of(view, pods, metric, now);
     let (missing, unready) =
         (std::mem::take(&mut sample.missing), std::mem::take(&mut sample.unready));
     let aim = metric.target.average_value.as_ref();
     let aim = aim.map(|one| if metric.name == "cpu" { one.milli_value() } else { one.value() });
     let percent = metric.target.average_utilization.unwrap_or(80).max(1);
-    if sample.measured == 0 || (aim.is_none() && sample.asked == 0) {
-        return None;
+    if sample.measured == 0 && unready.is_empty() {
+        let why = "no metrics returned from resource metrics API";
+        return Err(unknown(format!("unable to get metrics for resource {resource}: {why}")));
+    }
+    if sample.measured == 0 {
+        let why = "did not receive metrics for targeted pods (pods might be unready)";
+        return Err(unknown(why.to_owned()));
+    }
+    if let Some(why) = unsaid(pods, metric).filter(|_| aim.is_none()) {
+        return Err(unknown(why));
     }
     let first = Ratio::of(&sample, aim, percent);
     let current = current(spec, metric, &sample);
@@ -359,7 +497,40 @@ fn read(
     let against = (second.is_below() && size > target.replicas)
         || (second.is_above() && size < target.replicas);
     let stays = second.is_borne(up, down) || turned || against;
-    Some(Reading { wanted: if stays { target.replicas } else { size }, current })
+    Ok(Reading { wanted: if stays { target.replicas } else { size }, current, name })
+}
+
+/// The metric in upstream's words.
+fn name_of(spec: &MetricSpec, metric: &ResourceMetric) -> String {
+    let what = if spec.container_resource.is_some() { "container resource" } else { "resource" };
+    let resource = &metric.name;
+    match metric.target.average_value {
+        Some(_) => format!("{resource} {what}"),
+        None => format!("{resource} {what} utilization (percentage of request)"),
+    }
+}
+
+/// Which container says not what it asks for; without that there is no share of it.
+fn unsaid(pods: &[&Arc<Pod>], metric: &ResourceMetric) -> Option<String> {
+    let resource = &metric.name;
+    for pod in pods {
+        let name = &pod.metadata.name;
+        let all = pod.spec.containers.iter();
+        let mut looked_at = all
+            .filter(|one| metric.container.is_empty() || metric.container == one.name)
+            .peekable();
+        if looked_at.peek().is_none() {
+            return Some(format!("container {} not found in Pod {name}", metric.container));
+        }
+        let silent = looked_at.find(|one| !one.resources.requests.contains_key(resource));
+        if let Some(one) = silent {
+            let container = &one.name;
+            return Some(format!(
+                "missing request for {resource} in container {container} of Pod {name}"
+            ));
+        }
+    }
+    None
 }
 
 fn current(spec: &MetricSpec, metric: &ResourceMetric, sample: &Sample) -> Value {
@@ -392,270 +563,9 @@ fn usage(usage: &Usage, resource: &str, container: Option<&str>) -> Option<i64> 
     let all = usage.containers.iter();
     let mut all = all.filter(|(name, _)| container.is_none_or(|wanted| wanted == *name)).peekable();
     all.peek()?;
-    Some(all.filter_map(|(_, amounts): (_, &BTreeMap<String, i64>)| amounts.get(resource)).sum())
-}
-
-/// Applies limits, calm and pace to what the metrics ask for.
-fn settle(
-    view: &View,
-    scaler: &HorizontalPodAutoscaler,
-    now_has: i64,
-    wanted: i64,
-    now: Timestamp,
-) -> i64 {
-    let (least, most) = limits(scaler);
-    let behavior = scaler.spec.behavior.as_ref();
-    let up = behavior.and_then(|one| one.scale_up.as_ref());
-    let down = behavior.and_then(|one| one.scale_down.as_ref());
-    let wanted = wanted.clamp(least, most);
-    let window = |rules: Option<&ScalingRules>, default| {
-        rules.and_then(|one| one.stabilization_window_seconds).unwrap_or(default)
-    };
-    let past = view.observed.recommendations.get(&scaler.metadata.uid);
-    let since = |seconds: i64| now.checked_sub(SignedDuration::from_secs(seconds)).unwrap_or(now);
-    let within = |seconds: i64| {
-        let border = since(seconds);
-        past.into_iter().flatten().filter(move |(at, _)| *at > border).map(|(_, size)| *size)
-    };
-    // Growing waits for the least asked for in its window, shrinking for the most.
-    let lowest = within(window(up, 0)).fold(wanted, i64::min);
-    let highest = within(window(down, CALM)).fold(wanted, i64::max);
-    let calm = now_has.clamp(lowest.min(highest), highest.max(lowest));
-    let goal = if now_has < lowest {
-        lowest
-    } else if now_has > highest {
-        highest
-    } else {
-        calm
-    };
-    let floor = pace_down(view, scaler, down, now_has, now);
-    let ceiling = pace_up(view, scaler, up, now_has, now);
-    goal.clamp(floor.min(now_has), ceiling.max(now_has)).clamp(least, most)
-}
-
-/// By how much a workload grew, or shrank, within so many seconds.
-fn moved(
-    view: &View,
-    scaler: &HorizontalPodAutoscaler,
-    seconds: i64,
-    now: Timestamp,
-) -> (i64, i64) {
-    let border = now.checked_sub(SignedDuration::from_secs(seconds)).unwrap_or(now);
-    let all = view.observed.changes.get(&scaler.metadata.uid);
-    let recent = all.into_iter().flatten().filter(|(at, _)| *at > border);
-    recent.fold((0, 0), |(grown, shrunk), (_, change)| {
-        (grown + change.max(&0), shrunk - change.min(&0))
-    })
-}
-
-/// The least or the most of what policies allow, or what the default allows.
-fn choose(
-    rules: Option<&ScalingRules>,
-    default: &[(&str, i64, i64)],
-    by: impl Fn(&str, i64, i64) -> i64,
-    widest: fn(i64, i64) -> i64,
-    narrowest: fn(i64, i64) -> i64,
-) -> Option<i64> {
-    let own = rules.map_or(&[][..], |one| one.policies.as_slice());
-    let select = rules.and_then(|one| one.select_policy.as_deref());
-    let pick = if select == Some("Min") { narrowest } else { widest };
-    let own = own.iter().map(|one| by(&one.kind, one.value, one.period_seconds));
-    let default = default.iter().map(|(kind, value, period)| by(kind, *value, *period));
-    own.reduce(pick).or_else(|| default.reduce(pick))
-}
-
-fn is_off(rules: Option<&ScalingRules>) -> bool {
-    rules.is_some_and(|one| one.select_policy.as_deref() == Some("Disabled"))
-}
-
-/// The most there may be now: each policy counts from the size at the beginning of its period.
-/// Without policies the double or four more in 15 seconds, as upstream's default.
-fn pace_up(
-    view: &View,
-    scaler: &HorizontalPodAutoscaler,
-    rules: Option<&ScalingRules>,
-    now_has: i64,
-    now: Timestamp,
-) -> i64 {
-    if is_off(rules) {
-        return now_has;
-    }
-    let by = |kind: &str, value: i64, period: i64| {
-        let start = now_has - moved(view, scaler, period, now).0;
-        match kind {
-            "Pods" => start.saturating_add(value),
-            _ => start.saturating_add(start.saturating_mul(value).saturating_add(99) / 100),
-        }
-    };
-    let default = [("Percent", 100, 15), ("Pods", 4, 15)];
-    choose(rules, &default, by, i64::max, i64::min).unwrap_or(now_has)
-}
-
-/// The fewest there may be now; without policies none at all.
-fn pace_down(
-    view: &View,
-    scaler: &HorizontalPodAutoscaler,
-    rules: Option<&ScalingRules>,
-    now_has: i64,
-    now: Timestamp,
-) -> i64 {
-    if is_off(rules) {
-        return now_has;
-    }
-    let by = |kind: &str, value: i64, period: i64| {
-        let start = now_has + moved(view, scaler, period, now).1;
-        match kind {
-            "Pods" => start.saturating_sub(value),
-            _ => start.saturating_mul(100_i64.saturating_sub(value)) / 100,
-        }
-    };
-    choose(rules, &[("Percent", 100, 15)], by, i64::min, i64::max).unwrap_or(0)
+    // A part of what is used is no measure of the whole.
+    all.map(|(_, amounts): (_, &BTreeMap<String, i64>)| amounts.get(resource).copied()).sum()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::scaling::Observed;
-    use crate::view::Set;
-
-    /// Pods of 100m each that use so many thousandths; returns the size after this round.
-    #[track_caller]
-    fn check(spec: Value, used: &[i64], past: &[(i64, i64)], expected: i64) {
-        check_paced(spec, used, past, &[], expected);
-    }
-
-    /// The same after the size changed so many seconds ago by so much.
-    #[track_caller]
-    fn check_paced(
-        spec: Value,
-        used: &[i64],
-        past: &[(i64, i64)],
-        changes: &[(i64, i64)],
-        expected: i64,
-    ) {
-        let now: Timestamp = "2026-01-01T01:00:00Z".parse().unwrap();
-        let mut scaler = json!({
-            "metadata": {"name": "s", "namespace": "n", "uid": "u"},
-            "spec": {
-                "scaleTargetRef": {"kind": "Deployment", "name": "web"}, "maxReplicas": 10,
-                "metrics": [{"type": "Resource", "resource": {
-                    "name": "cpu", "target": {"type": "Utilization", "averageUtilization": 50},
-                }}],
-            },
-        });
-        crate::world::merge(&mut scaler["spec"], &spec);
-        let deployment = json!({
-            "metadata": {"name": "web", "namespace": "n"},
-            "spec": {"replicas": used.len(), "selector": {"matchLabels": {"app": "web"}}},
-        });
-        let mut observed = Observed::default();
-        let mut pods = Vec::new();
-        for (at, amount) in used.iter().enumerate() {
-            let name = format!("web-{at}");
-            pods.push(serde_json::from_value::<Pod>(json!({
-                "metadata": {"name": name, "namespace": "n", "labels": {"app": "web"}},
-                "spec": {"containers": [{"name": "c", "resources": {"requests": {"cpu": "100m"}}}]},
-                "status": {
-                    "phase": "Running", "startTime": "2026-01-01T00:00:00Z",
-                    "conditions": [{"type": "Ready", "status": "True"}],
-                },
-            })).unwrap());
-            if *amount >= 0 {
-                let amounts = [("cpu".to_owned(), *amount)].into();
-                let usage =
-                    Usage { containers: [("c".to_owned(), amounts)].into(), ..Usage::default() };
-                observed.usage.insert(("n".to_owned(), name), usage);
-            }
-        }
-        let ago = |seconds: i64| now.checked_sub(SignedDuration::from_secs(seconds)).unwrap();
-        let past = past.iter().map(|(seconds, size)| (ago(*seconds), *size)).collect();
-        observed.recommendations.insert("u".to_owned(), past);
-        let changes = changes.iter().map(|(seconds, by)| (ago(*seconds), *by)).collect();
-        observed.changes.insert("u".to_owned(), changes);
-        let view = View {
-            pods: pods.into_iter().map(Arc::new).collect(),
-            deployments: Set::from_iter([Arc::new(serde_json::from_value(deployment).unwrap())]),
-            autoscalers: Set::from_iter([Arc::new(serde_json::from_value(scaler).unwrap())]),
-            observed: Arc::new(observed),
-            ..View::default()
-        };
-        let steps = reconcile(&view, &Key::new("n", "s"), now);
-        let mut sizes = steps.actions.iter().filter_map(|action| match action {
-            Action::Patch { body, .. } => body.pointer("/spec/replicas").and_then(Value::as_i64),
-            _ => None,
-        });
-        assert_eq!(sizes.next_back().unwrap_or(i64::try_from(used.len()).unwrap()), expected);
-    }
-
-    #[test]
-    fn the_size_follows_what_is_used() {
-        check(json!({}), &[100, 100], &[], 4);
-        check(json!({}), &[52, 53], &[], 2);
-        check(json!({}), &[90], &[], 2);
-        check(json!({"maxReplicas": 3}), &[100, 100], &[], 3);
-        check(json!({}), &[20, 20, 20, 20], &[], 2);
-        check(json!({"minReplicas": 3}), &[1, 1, 1, 1], &[], 3);
-        check(json!({}), &[-1, -1], &[], 2);
-    }
-
-    #[test]
-    fn unmeasured_pods_damp_a_change() {
-        check(json!({}), &[100, -1], &[], 2);
-        check(json!({}), &[100, 100, 100, -1], &[], 6);
-        check(json!({}), &[10, -1], &[], 2);
-    }
-
-    #[test]
-    fn shrinking_waits_for_calm_and_growth_keeps_a_pace() {
-        check(json!({}), &[20, 20, 20, 20], &[(200, 4)], 4);
-        check(json!({}), &[20, 20, 20, 20], &[(400, 4)], 2);
-        let calm = json!({"behavior": {"scaleDown": {"stabilizationWindowSeconds": 0}}});
-        check(calm, &[20, 20, 20, 20], &[(200, 4)], 2);
-        let slow = json!({"behavior": {"scaleDown": {"policies": [{"type": "Pods", "value": 1, "periodSeconds": 60}]}}});
-        check(slow, &[20, 20, 20, 20], &[], 3);
-        let off = json!({"behavior": {"scaleUp": {"selectPolicy": "Disabled"}}});
-        check(off, &[100, 100], &[], 2);
-        check(json!({"maxReplicas": 100}), &[500, 500], &[], 6);
-    }
-
-    #[test]
-    fn a_policy_counts_from_the_size_at_the_beginning_of_its_period() {
-        let up = |policies: Value, select: &str| {
-            json!({"maxReplicas": 50, "behavior": {"scaleUp": {
-                "policies": policies, "selectPolicy": select,
-            }}})
-        };
-        let pods = json!([{"type": "Pods", "value": 3, "periodSeconds": 60}]);
-        check_paced(up(pods.clone(), "Max"), &[500; 5], &[], &[], 8);
-        check_paced(up(pods.clone(), "Max"), &[500; 5], &[], &[(30, 2)], 6);
-        check_paced(up(pods.clone(), "Max"), &[500; 5], &[], &[(30, 3)], 5);
-        check_paced(up(pods, "Max"), &[500; 5], &[], &[(90, 3)], 8);
-        let both = json!([
-            {"type": "Pods", "value": 1, "periodSeconds": 60},
-            {"type": "Percent", "value": 50, "periodSeconds": 60},
-        ]);
-        check_paced(up(both.clone(), "Max"), &[500; 5], &[], &[], 8);
-        check_paced(up(both, "Min"), &[500; 5], &[], &[], 6);
-        let down = json!({"behavior": {"scaleDown": {
-            "stabilizationWindowSeconds": 0,
-            "policies": [{"type": "Percent", "value": 10, "periodSeconds": 60}],
-        }}});
-        check_paced(down.clone(), &[1; 9], &[], &[], 8);
-        check_paced(down, &[1; 9], &[], &[(20, -1)], 9);
-    }
-
-    #[test]
-    fn tolerance_is_what_the_rules_say() {
-        check(json!({}), &[54, 54, 54], &[], 3);
-        let strict = json!({"behavior": {"scaleUp": {"tolerance": "50m"}}});
-        check(strict, &[54, 54, 54], &[], 4);
-        let loose = json!({"behavior": {"scaleUp": {"tolerance": "1"}}});
-        check(loose, &[90, 90, 90], &[], 3);
-    }
-
-    #[test]
-    fn limits_hold_also_without_metrics() {
-        check(json!({"maxReplicas": 2}), &[-1, -1, -1], &[], 2);
-        check(json!({"minReplicas": 4}), &[-1, -1, -1], &[], 4);
-    }
-}
+mod tests;

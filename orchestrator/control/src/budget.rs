@@ -9,12 +9,14 @@ use std::sync::Arc;
 use jiff::{SignedDuration, Timestamp};
 use objects::condition::{Condition, set_condition};
 use objects::int_or_string::{IntOrString, Rounding};
+use objects::kind::{self, Kind};
+use objects::meta::OwnerReference;
 use objects::pod::Pod;
 use objects::policy::{PodDisruptionBudget, PodDisruptionBudgetStatus};
 use objects::time::Time;
 use serde_json::{Map, Value, json};
 
-use crate::action::{Action, Steps, Target};
+use crate::action::{Action, Note, Steps, Target};
 use crate::view::{Key, View};
 use crate::wake::Touch;
 
@@ -53,7 +55,11 @@ pub fn reconcile(view: &View, key: &Key, now: Timestamp) -> Steps {
             && !wanted.disrupted_pods.contains_key(&pod.metadata.name)
     });
     let healthy = i64::try_from(healthy.count()).unwrap_or(i64::MAX);
-    let condition = match expected(view, budget, &pods) {
+    let target = Target::of(&**budget);
+    if pods.is_empty() {
+        steps.tell(Note::normal(&target, "NoPods", "No matching pods found"));
+    }
+    let condition = match expected(view, budget, &pods, &mut steps) {
         Ok((expected, desired)) => {
             let allowed = if expected > 0 { (healthy - desired).max(0) } else { 0 };
             wanted.expected_pods = Some(expected);
@@ -64,6 +70,8 @@ pub fn reconcile(view: &View, key: &Key, now: Timestamp) -> Steps {
         }
         Err(message) => {
             // Failing closed: nobody is disrupted by a budget that cannot be worked out.
+            let told = format!("Failed to calculate the number of expected pods: {message}");
+            steps.tell(Note::warning(&target, "CalculateExpectedPodCountFailed", told));
             wanted.disruptions_allowed = Some(0);
             wanted.expected_pods.get_or_insert(0);
             wanted.desired_healthy.get_or_insert(0);
@@ -76,7 +84,7 @@ pub fn reconcile(view: &View, key: &Key, now: Timestamp) -> Steps {
     set_condition(&mut wanted.conditions, condition, now);
     if wanted != budget.status {
         let body = render(&budget.status, &wanted);
-        steps.push(Action::patch_status(Target::of(&**budget), body));
+        steps.push(Action::patch_status(target, body));
     }
     steps
 }
@@ -106,19 +114,20 @@ fn expected(
     view: &View,
     budget: &PodDisruptionBudget,
     pods: &[&Arc<Pod>],
+    steps: &mut Steps,
 ) -> Result<(i64, i64), String> {
     let count = i64::try_from(pods.len()).unwrap_or(i64::MAX);
     let share = |value: &IntOrString, total: i64| {
         value.resolve(total, Rounding::Up).ok_or_else(|| format!("{value} is no number"))
     };
     if let Some(most) = &budget.spec.max_unavailable {
-        let expected = scale(view, pods)?;
+        let expected = scale(view, budget, pods, steps)?;
         return Ok((expected, (expected - share(most, expected)?).max(0)));
     }
     match &budget.spec.min_available {
         Some(IntOrString::Int(fewest)) => Ok((count, *fewest)),
         Some(fewest) => {
-            let expected = scale(view, pods)?;
+            let expected = scale(view, budget, pods, steps)?;
             Ok((expected, share(fewest, expected)?))
         }
         None => Ok((count, 1)),
@@ -126,12 +135,25 @@ fn expected(
 }
 
 /// The sum of what the pods' makers are asked to have.
-fn scale(view: &View, pods: &[&Arc<Pod>]) -> Result<i64, String> {
+///
+/// Pods that nobody made count for nothing; upstream says so too, and advises a whole number.
+fn scale(
+    view: &View,
+    budget: &PodDisruptionBudget,
+    pods: &[&Arc<Pod>],
+    steps: &mut Steps,
+) -> Result<i64, String> {
     let mut makers: BTreeMap<&str, i64> = BTreeMap::new();
+    if pods.iter().any(|pod| pod.metadata.controller().is_none()) {
+        let message = "Pods selected by this PodDisruptionBudget were found to be unmanaged. As a \
+                       result, the status of the PDB cannot be calculated correctly, which may \
+                       result in undefined behavior. To account for these pods please set \
+                       \".spec.minAvailable\" field of the PDB to an integer value.";
+        steps.tell(Note::warning(&Target::of(budget), "UnmanagedPods", message));
+    }
     for pod in pods {
-        let (ns, name) = (&pod.metadata.namespace, &pod.metadata.name);
-        let owner = pod.metadata.controller();
-        let owner = owner.ok_or_else(|| format!("found no controller ref for pod \"{name}\""))?;
+        let ns = &pod.metadata.namespace;
+        let Some(owner) = pod.metadata.controller() else { continue };
         // A deployment's sets are one maker, with its size, also in the middle of a rollout.
         let set = view.replica_sets.get(ns, &owner.name).filter(|_| owner.kind == "ReplicaSet");
         let above = set.and_then(|set| set.metadata.controller());
@@ -148,12 +170,19 @@ fn scale(view: &View, pods: &[&Arc<Pod>]) -> Result<i64, String> {
             "ReplicationController" => {
                 view.replication_controllers.get(ns, &owner.name).map(|one| one.spec.replicas)
             }
-            kind => return Err(format!("{kind} of pod \"{name}\" has no scale")),
+            _ => return Err(no_scale(owner)),
         };
         // A maker that is gone asks for none.
         makers.insert(&owner.uid, replicas.map_or(0, |one| one.unwrap_or(1)));
     }
     Ok(makers.values().sum())
+}
+
+/// Upstream's words for a maker that has no size to ask for.
+fn no_scale(owner: &OwnerReference) -> String {
+    let known = kind::by_gvk(&owner.api_version, &owner.kind);
+    let resource = known.map_or_else(|| owner.kind.clone(), Kind::qualified_plural);
+    format!("{resource} does not implement the scale subresource")
 }
 
 /// A merge patch; grants that ran out are said to be gone.
@@ -176,7 +205,6 @@ fn render(had: &PodDisruptionBudgetStatus, wanted: &PodDisruptionBudgetStatus) -
 mod tests {
     use super::*;
     use crate::world::World;
-    use objects::kind;
 
     #[track_caller]
     fn check(spec: Value, expected: (i64, i64, i64, &str)) {
@@ -219,6 +247,48 @@ mod tests {
             ),
             (Some(count), Some(desired), Some(allowed), reason)
         );
+    }
+
+    #[test]
+    fn makers_without_a_size_close_the_budget_and_pods_without_maker_count_for_nothing() {
+        let told = |owner: Value, spec: Value| {
+            let mut world = World::default();
+            world.add_node("a", "r1");
+            // Whom nobody owns the collector takes.
+            let log = json!({"metadata": {"name": "log", "namespace": "n"}, "spec": {}});
+            world.add(&kind::DAEMON_SET, log);
+            let uid = &world.all::<objects::workload::DaemonSet>()[0].metadata.uid;
+            let mut owner = owner;
+            if let Some(owner) = owner.get_mut(0) {
+                owner["uid"] = json!(uid);
+            }
+            let meta = json!({"name": "p", "namespace": "n", "labels": {"app": "web"},
+                "ownerReferences": owner});
+            world.add(&kind::POD, json!({"metadata": meta, "spec": {"nodeName": "a"}}));
+            let mut spec = spec;
+            spec["selector"] = json!({"matchLabels": {"app": "web"}});
+            let meta = json!({"name": "b", "namespace": "n"});
+            world.add(&kind::POD_DISRUPTION_BUDGET, json!({"metadata": meta, "spec": spec}));
+            world.settle(&[]);
+            let status = world.all::<PodDisruptionBudget>()[0].status.clone();
+            let about = |line: &&String| !line.starts_with("RegisteredNode");
+            let word = world.told.iter().find(about).cloned().unwrap_or_default();
+            (status.conditions[0].reason.clone(), status.expected_pods, word)
+        };
+        let log = json!([{"apiVersion": "apps/v1", "kind": "DaemonSet", "name": "log",
+            "controller": true}]);
+        let (reason, _, word) = told(log, json!({"maxUnavailable": 1}));
+        assert_eq!(reason, "SyncFailed");
+        assert_eq!(
+            word,
+            "CalculateExpectedPodCountFailed Failed to calculate the number of expected pods: \
+             daemonsets.apps does not implement the scale subresource"
+        );
+        let (reason, expected, word) = told(json!([]), json!({"minAvailable": "50%"}));
+        assert_eq!((reason.as_str(), expected), ("InsufficientPods", Some(0)));
+        assert!(word.starts_with("UnmanagedPods Pods selected by this"), "{word}");
+        let (_, expected, word) = told(json!([]), json!({"minAvailable": 1}));
+        assert_eq!((expected, word.as_str()), (Some(1), ""));
     }
 
     #[test]

@@ -59,6 +59,8 @@ pub struct News {
     /// Kinds of which there is a whole new list; all their objects are among the touches when
     /// the controller needs the graph.
     pub relisted: Vec<&'static Kind>,
+    /// Kinds that are not looked at any more; nothing is known of their objects.
+    pub forgotten: Vec<&'static Kind>,
 }
 
 /// A controller's memory.
@@ -148,6 +150,9 @@ impl Memory {
         }
         for (kind, kept) in kept {
             uids.extend(graph.retain(kind, &kept));
+        }
+        for kind in &news.forgotten {
+            graph.forget(kind);
         }
         view.graph = Arc::clone(&self.graph);
         uids.into_iter().map(|uid| Key::new("", &uid)).collect()
@@ -405,8 +410,12 @@ pub static CONTROLLERS: &[Controller] = &[
             (&kind::POD, Wake::Namespace),
             (&kind::SERVICE, Wake::Namespace),
             (&kind::CONFIG_MAP, Wake::Namespace),
+            (&kind::SECRET, Wake::Namespace),
+            (&kind::SERVICE_ACCOUNT, Wake::Namespace),
+            (&kind::INGRESS, Wake::Namespace),
             (&kind::PERSISTENT_VOLUME_CLAIM, Wake::Namespace),
             (&kind::REPLICATION_CONTROLLER, Wake::Namespace),
+            (&kind::DAEMON_SET, Wake::Namespace),
             (&kind::DEPLOYMENT, Wake::Namespace),
             (&kind::REPLICA_SET, Wake::Namespace),
             (&kind::STATEFUL_SET, Wake::Namespace),
@@ -424,6 +433,7 @@ pub static CONTROLLERS: &[Controller] = &[
             (&kind::DEPLOYMENT, Wake::Never),
             (&kind::REPLICA_SET, Wake::Never),
             (&kind::STATEFUL_SET, Wake::Never),
+            (&kind::REPLICATION_CONTROLLER, Wake::Never),
             (&kind::POD, Wake::Never),
         ],
         keys: |view| view.autoscalers.keys(),

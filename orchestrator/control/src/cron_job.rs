@@ -44,6 +44,7 @@ pub fn reconcile(view: &View, key: &Key, now: Timestamp) -> Steps {
     let jobs = jobs.filter(|job| job.metadata.is_controlled_by(&cron.metadata.uid)).collect();
     let clock = Clock { view, cron, jobs, now };
     clock.forget(&mut steps);
+    clock.tell_strangers(&mut steps);
     let started = clock.start(&mut steps);
     if !started {
         clock.tell(&mut steps);
@@ -57,14 +58,34 @@ fn run_name(cron: &CronJob, at: Timestamp) -> String {
     format!("{stem}-{}", at.as_second().div_euclid(60))
 }
 
+/// Was a job made because its time had come?
+fn is_run(cron: &CronJob, job: &Job) -> bool {
+    job.metadata.annotation(SCHEDULED).is_some()
+        || cron.status.active.iter().any(|one| one.uid == job.metadata.uid)
+}
+
 /// When a job was due.
 fn scheduled(job: &Job) -> Option<Timestamp> {
     job.metadata.annotation(SCHEDULED)?.parse().ok()
 }
 
 impl<'a> Clock<'a> {
+    /// The runs that have not ended.
     fn active(&self) -> impl Iterator<Item = &'a Arc<Job>> {
-        self.jobs.iter().copied().filter(|job| job.finished().is_none())
+        let cron = self.cron;
+        let open = self.jobs.iter().copied().filter(|job| job.finished().is_none());
+        open.filter(|job| is_run(cron, job))
+    }
+
+    /// Says which jobs are its own and yet none of its runs, as those that people made of it by
+    /// hand: they are in nobody's way and are left alone.
+    fn tell_strangers(&self, steps: &mut Steps) {
+        let open = self.jobs.iter().filter(|job| job.finished().is_none());
+        for job in open.filter(|job| !is_run(self.cron, job)) {
+            let name = &job.metadata.name;
+            let message = format!("Saw a job that the controller did not create or forgot: {name}");
+            steps.tell(Note::warning(&Target::of(self.cron), "UnexpectedJob", message));
+        }
     }
 
     /// Deletes the oldest ended jobs beyond the limits.
@@ -87,6 +108,8 @@ impl<'a> Clock<'a> {
     }
 
     fn delete(&self, job: &Arc<Job>, steps: &mut Steps) {
+        let message = format!("Deleted job {}", job.metadata.name);
+        steps.tell(Note::normal(&Target::of(self.cron), "SuccessfulDelete", message));
         let (target, absent) = (Target::of(&**job), Vec::new());
         let propagation = Propagation::Background;
         steps.push(Action::Collect { target, absent, propagation });
@@ -113,41 +136,83 @@ impl<'a> Clock<'a> {
         if cron.metadata.is_deleting() || cron.spec.suspend == Some(true) {
             return false;
         }
-        // The API refuses what does not read; an older object may still hold it.
-        let Ok((schedule, zone)) = self.schedule() else { return false };
+        let (schedule, zone) = match self.schedule() {
+            Ok(read) => read,
+            // The API refuses what does not read; an older object may still hold it.
+            Err(err) => {
+                self.tell_unreadable(&err, steps);
+                return false;
+            }
+        };
         if let Some(next) = schedule.next(now, &zone) {
             steps.look_again(next);
         }
-        let Some(at) = self.due(&schedule, &zone) else { return false };
-        let deadline = cron.spec.starting_deadline_seconds.map(SignedDuration::from_secs);
-        let late =
-            deadline.and_then(|limit| at.checked_add(limit).ok()).is_some_and(|end| end < now);
+        let Some(at) = self.due(&schedule, &zone) else {
+            self.tell_missed(&schedule, &zone, steps);
+            return false;
+        };
         let name = run_name(cron, at);
         // Ours, or one of an earlier cron job of this name that is still being collected.
-        if late || self.view.jobs.get(&cron.metadata.namespace, &name).is_some() {
+        if self.view.jobs.get(&cron.metadata.namespace, &name).is_some() {
             return false;
         }
         let mut active = self.active().peekable();
         if active.peek().is_some() {
             match cron.spec.concurrency_policy.as_str() {
                 // It is looked at again when the job that is in the way has ended.
-                "Forbid" => return false,
+                "Forbid" => {
+                    let message = "Not starting job because prior execution is running and \
+                                   concurrency policy is Forbid";
+                    steps.tell(Note::normal(&Target::of(cron), "JobAlreadyActive", message));
+                    return false;
+                }
                 "Replace" => active.for_each(|job| self.delete(job, steps)),
                 _ => (),
             }
         }
-        let local = at.to_zoned(zone).strftime("%Y-%m-%dT%H:%M:%S%:z").to_string();
+        let local = at.to_zoned(zone.clone()).strftime("%Y-%m-%dT%H:%M:%S%:z").to_string();
         steps.push(self.create(&name, &local));
-        if self.missed(&schedule, at) > MISSED && deadline.is_none() {
-            warn_of_missed(cron, steps);
+        let unlimited = cron.spec.starting_deadline_seconds.is_none();
+        if unlimited && self.missed(&schedule, &zone, at) > MISSED {
+            let message = "too many missed start times. Set or decrease \
+                           .spec.startingDeadlineSeconds or check clock skew";
+            steps.tell(Note::warning(&Target::of(cron), "TooManyMissedTimes", message));
         }
         true
     }
 
+    fn tell_unreadable(&self, err: &ParseScheduleError, steps: &mut Steps) {
+        let (target, spec) = (Target::of(self.cron), &self.cron.spec);
+        steps.tell(if let ParseScheduleError::Zone(zone) = err {
+            let message = format!("invalid timeZone: {zone} : {err}");
+            Note::warning(&target, "UnknownTimeZone", message)
+        } else {
+            let message = format!("unparseable schedule: {} : {err}", spec.schedule);
+            Note::warning(&target, "UnparseableSchedule", message)
+        });
+    }
+
+    /// Says that a run was due and may not start any more.
+    fn tell_missed(&self, schedule: &Schedule, zone: &TimeZone, steps: &mut Steps) {
+        if self.cron.spec.starting_deadline_seconds.is_none() {
+            return;
+        }
+        if let Some(at) = schedule.previous(self.now, self.last(), zone) {
+            let when = at.strftime("%a, %d %b %Y %H:%M:%S +0000");
+            let message = format!("Missed scheduled time to start a job: {when}");
+            steps.tell(Note::warning(&Target::of(self.cron), "MissSchedule", message));
+        }
+    }
+
+    /// When it ran last, or came into being.
+    fn last(&self) -> Timestamp {
+        let created = self.cron.metadata.creation_timestamp.map_or(self.now, |at| at.0);
+        self.cron.status.last_schedule_time.map_or(created, |at| at.0)
+    }
+
     /// From when on runs are owed.
     fn since(&self) -> Timestamp {
-        let created = self.cron.metadata.creation_timestamp.map_or(self.now, |at| at.0);
-        let mut since = self.cron.status.last_schedule_time.map_or(created, |at| at.0);
+        let mut since = self.last();
         if let Some(limit) = self.cron.spec.starting_deadline_seconds {
             let border = self.now.checked_sub(SignedDuration::from_secs(limit));
             since = border.map_or(since, |border| since.max(border));
@@ -161,10 +226,10 @@ impl<'a> Clock<'a> {
     }
 
     /// How many runs were missed, as far as that matters.
-    fn missed(&self, schedule: &Schedule, until: Timestamp) -> usize {
+    fn missed(&self, schedule: &Schedule, zone: &TimeZone, until: Timestamp) -> usize {
         let (mut count, mut at) = (0, self.since());
         while count <= MISSED {
-            match schedule.next(at, &TimeZone::UTC) {
+            match schedule.next(at, zone) {
                 Some(next) if next <= until => (count, at) = (count + 1, next),
                 _ => break,
             }
@@ -212,24 +277,24 @@ impl<'a> Clock<'a> {
             "lastScheduleTime": wanted.last_schedule_time,
             "lastSuccessfulTime": wanted.last_successful_time,
         });
-        let ended = cron.status.active.iter().find(|one| !wanted.active.contains(one));
-        let step = Action::patch_status(Target::of(cron), body);
-        steps.push(match ended {
-            Some(one) => {
-                let message = format!("Saw completed job: {}", one.name);
-                step.telling(Note::normal(&Target::of(cron), "SawCompletedJob", message))
-            }
-            None => step,
-        });
+        for one in cron.status.active.iter().filter(|one| !wanted.active.contains(one)) {
+            steps.tell(self.what_became_of(one));
+        }
+        steps.push(Action::patch_status(Target::of(cron), body));
     }
-}
 
-/// Says that runs were missed; the note travels with the run that is made.
-fn warn_of_missed(cron: &CronJob, steps: &mut Steps) {
-    let message = "too many missed start times. Set or decrease \
-                   .spec.startingDeadlineSeconds or check clock skew";
-    if let Some(Action::Create { note, .. }) = steps.actions.last_mut() {
-        *note = Some(Box::new(Note::warning(&Target::of(cron), "TooManyMissedTimes", message)));
+    /// What there is to say of a job that was active.
+    fn what_became_of(&self, one: &ObjectReference) -> Note {
+        let target = Target::of(self.cron);
+        let name = &one.name;
+        let job = self.jobs.iter().find(|job| job.metadata.uid == one.uid);
+        match job.and_then(|job| job.finished()) {
+            Some(end) => {
+                let message = format!("Saw completed job: {name}, condition: {}", end.kind);
+                Note::normal(&target, "SawCompletedJob", message)
+            }
+            None => Note::normal(&target, "MissingJob", format!("Active job went missing: {name}")),
+        }
     }
 }
 

@@ -279,12 +279,21 @@ impl<'a> Family<'a> {
             want(MAXIMUM, self.limits.most().to_string());
         }
         let resized = size != asked(set);
-        if !resized && changed.is_empty() {
+        let seconds = self.deployment.spec.min_ready_seconds;
+        let slower = is_new && set.spec.min_ready_seconds != seconds;
+        if !resized && !slower && changed.is_empty() {
             return;
         }
+        let mut spec = Map::new();
+        if resized {
+            spec.insert("replicas".to_owned(), size.into());
+        }
+        if slower {
+            spec.insert("minReadySeconds".to_owned(), seconds.into());
+        }
         let mut body = json!({"metadata": {"annotations": changed}});
-        if resized && let Some(body) = body.as_object_mut() {
-            body.insert("spec".to_owned(), json!({"replicas": size}));
+        if let Some(body) = body.as_object_mut().filter(|_| !spec.is_empty()) {
+            body.insert("spec".to_owned(), Value::Object(spec));
         }
         let step = Action::patch(Target::of(&**set), body);
         if !resized {

@@ -25,6 +25,8 @@ use crate::wake::{Touch, node_matters};
 
 /// Marks the Endpoints objects that are ours to delete.
 const MANAGED: &str = "endpoints.kubernetes.io/managed-by";
+/// Says that an Endpoints object could not hold everything.
+const OVER: &str = "endpoints.kubernetes.io/over-capacity";
 /// The value of [`MANAGED`].
 const MANAGER: &str = "endpoint-controller";
 /// Marks our slices; other managers' are left alone.
@@ -135,7 +137,10 @@ fn protocol(port: &ServicePort) -> &str {
 }
 
 fn named_port(pod: &Pod, name: &str, protocol: &str) -> Option<i64> {
-    let mut all = pod.spec.containers.iter().flat_map(|container| &container.ports);
+    // Containers that run beside the others from before their start serve too.
+    let beside = pod.spec.init_containers.iter();
+    let beside = beside.filter(|one| one.restart_policy.as_deref() == Some("Always"));
+    let mut all = pod.spec.containers.iter().chain(beside).flat_map(|one| &one.ports);
     let found = all.find(|port| {
         let spoken = if port.protocol.is_empty() { "TCP" } else { &port.protocol };
         port.name == name && spoken == protocol
@@ -189,18 +194,25 @@ pub fn reconcile(view: &View, key: &Key, _now: Timestamp) -> Steps {
     };
     let subsets = subsets(view, service, &selector);
     let labels = labels(service, (MANAGED, MANAGER));
+    let over = backends(view, service, &selector).nth(ENDPOINTS_SIZE).is_some();
+    let over = over.then_some("truncated");
     match found {
-        Some(had) if had.subsets == subsets && had.metadata.labels == labels => (),
+        Some(had)
+            if had.subsets == subsets
+                && had.metadata.labels == labels
+                && had.metadata.annotation(OVER) == over => {}
         Some(had) => {
             let mut object = Endpoints::clone(had);
             object.subsets = subsets;
             object.metadata.labels = labels;
+            tell_over(&mut object.metadata, over);
             let (target, object) = (Target::of(&**had), Box::new(encode(&object)));
             steps.push(Action::Replace { target, subresource: None, object });
         }
         None => {
-            let metadata =
+            let mut metadata =
                 ObjectMeta { labels, ..ObjectMeta::in_namespace(&key.namespace, &key.name) };
+            tell_over(&mut metadata, over);
             let object = Endpoints { metadata, subsets, ..Endpoints::blank() };
             steps.push(Action::Create {
                 kind: &kind::ENDPOINTS,
@@ -211,6 +223,13 @@ pub fn reconcile(view: &View, key: &Key, _now: Timestamp) -> Steps {
         }
     }
     steps
+}
+
+fn tell_over(metadata: &mut ObjectMeta, over: Option<&str>) {
+    match over {
+        Some(text) => _ = metadata.annotations.insert(OVER.to_owned(), text.to_owned()),
+        None => _ = metadata.annotations.remove(OVER),
+    }
 }
 
 fn subsets(view: &View, service: &Service, selector: &Selector) -> Vec<EndpointSubset> {

@@ -15,7 +15,7 @@ use jiff::{SignedDuration, Timestamp};
 use objects::meta::{ObjectMeta, OwnerReference};
 use serde_json::json;
 
-use crate::action::{Action, Propagation, Steps, Target};
+use crate::action::{Action, Note, Propagation, Steps, Target};
 use crate::view::{Key, View};
 
 pub use graph::Graph;
@@ -115,6 +115,9 @@ fn collect(graph: &Graph, one: &Member, now: Timestamp, steps: &mut Steps) {
                 .is_some_and(|kind| kind.namespaced)
         });
     if unresolvable {
+        for owner in &absent {
+            tell_unresolvable(one, owner, steps);
+        }
         return;
     }
     if !absent.is_empty() || solid.len() < meta.owner_references.len() {
@@ -125,7 +128,8 @@ fn collect(graph: &Graph, one: &Member, now: Timestamp, steps: &mut Steps) {
     if !solid.is_empty() {
         if solid.len() < meta.owner_references.len() {
             let body = Box::new(json!({"metadata": {"ownerReferences": solid}}));
-            steps.push(Action::Release { target: target(one), absent, body });
+            let (target, subresource) = (target(one), None);
+            steps.push(Action::Release { target, absent, subresource, body });
         }
         return;
     }
@@ -144,6 +148,17 @@ fn collect(graph: &Graph, one: &Member, now: Timestamp, steps: &mut Steps) {
         Propagation::Background
     };
     steps.push(Action::Collect { target: target(one), absent, propagation });
+}
+
+/// Says that an owner cannot be where its dependent looks for it.
+fn tell_unresolvable(one: &Member, owner: &OwnerReference, steps: &mut Steps) {
+    let OwnerReference { api_version, kind, name, uid, .. } = owner;
+    let namespace = &one.meta().namespace;
+    let message = format!(
+        "ownerRef [{api_version}/{kind}, namespace: {namespace}, name: {name}, uid: {uid}] does \
+         not exist in namespace \"{namespace}\""
+    );
+    steps.tell(Note::warning(&target(one), "OwnerRefInvalidNamespace", message));
 }
 
 fn is_waiting(meta: &ObjectMeta) -> bool {

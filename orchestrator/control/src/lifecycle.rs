@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
-use objects::condition::{Condition, find_condition};
+use objects::condition::{Condition, find_condition, set_condition};
 use objects::node::{Node, Taint};
 use objects::pod::Pod;
 use objects::time::Time;
@@ -27,14 +27,18 @@ pub const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
 pub const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
 /// Taint an operator sets when a node is surely off.
 pub const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
-/// Taints of nodes that run short of something, by the condition that says so.
-const PRESSURES: [(&str, &str); 3] = [
+/// Taints of nodes that run short of something, or have no network yet, by the condition that says
+/// so.
+const PRESSURES: [(&str, &str); 4] = [
+    ("NetworkUnavailable", "node.kubernetes.io/network-unavailable"),
     ("MemoryPressure", "node.kubernetes.io/memory-pressure"),
     ("DiskPressure", "node.kubernetes.io/disk-pressure"),
     ("PIDPressure", "node.kubernetes.io/pid-pressure"),
 ];
 /// The namespace of node heartbeats.
 const LEASES: &str = "kube-node-lease";
+/// How long a node is new.
+const NEW: SignedDuration = SignedDuration::from_mins(5);
 /// How much longer than its grace a pod may take to vanish from a silent node.
 const SLACK: SignedDuration = SignedDuration::from_secs(5);
 /// The conditions that are unknown when the node is silent.
@@ -121,6 +125,7 @@ pub fn reconcile(view: &View, key: &Key, now: Timestamp) -> Steps {
     if node.metadata.is_deleting() {
         return steps;
     }
+    tell_new(node, now, &mut steps);
     let silent = silence(view, node, now, &mut steps);
     // A silent node's status is ours to write; taints follow in the round that sees it.
     if silent && tell_silence(node, now, &mut steps) {
@@ -151,6 +156,22 @@ impl Health {
             _ => Self::NotReady,
         }
     }
+}
+
+/// Says that a node has come.
+fn tell_new(node: &Node, now: Timestamp, steps: &mut Steps) {
+    let born = node.metadata.creation_timestamp.map_or(now, |at| at.0);
+    if now.duration_since(born) < NEW {
+        let name = &node.metadata.name;
+        let message = format!("Node {name} event: Registered Node {name} in Controller");
+        steps.tell(Note::normal(&Target::of(node), "RegisteredNode", message));
+    }
+}
+
+/// Says that a node is not what it was.
+fn not_ready(node: &Node) -> Note {
+    let message = format!("Node {} status is now: NodeNotReady", node.metadata.name);
+    Note::normal(&Target::of(node), "NodeNotReady", message)
 }
 
 fn seconds(duration: std::time::Duration) -> SignedDuration {
@@ -197,11 +218,8 @@ fn tell_silence(node: &Node, now: Timestamp, steps: &mut Steps) -> bool {
         }
     }
     if changed {
-        let target = Target::of(node);
-        let message = format!("Node {} status is now: NodeNotReady", node.metadata.name);
-        let note = Note::normal(&target, "NodeNotReady", message);
-        let step = Action::patch_status(target, json!({ "conditions": conditions }));
-        steps.push(step.telling(note));
+        let step = Action::patch_status(Target::of(node), json!({ "conditions": conditions }));
+        steps.push(step.telling(not_ready(node)));
     }
     changed
 }
@@ -241,10 +259,23 @@ fn taint(node: &Node, now: Timestamp, steps: &mut Steps) {
         }
     }
     if taints != node.spec.taints {
+        let fell = health == Health::NotReady
+            && !node.spec.taints.iter().any(|taint| ours.contains(&taint.key.as_str()))
+            && was_ready(node);
         let taints = if taints.is_empty() { Value::Null } else { json!(taints) };
         let body = json!({"spec": {"taints": taints}});
-        steps.push(Action::patch(Target::of(node), body));
+        let step = Action::patch(Target::of(node), body);
+        steps.push(if fell { step.telling(not_ready(node)) } else { step });
     }
+}
+
+/// Has a node that is not ready been so before? Every node begins without being ready.
+fn was_ready(node: &Node) -> bool {
+    let born = node.metadata.creation_timestamp.map(|at| at.0);
+    let turned = find_condition(&node.status.conditions, "Ready")
+        .and_then(|one| one.last_transition_time)
+        .map(|at| at.0);
+    born.zip(turned).is_some_and(|(born, turned)| turned.duration_since(born) > SLACK)
 }
 
 /// Pods of a silent node are not ready: nobody should be sent to them.
@@ -260,7 +291,9 @@ fn tell_pods(view: &View, node: &Node, now: Timestamp, steps: &mut Steps) {
             condition.last_transition_time = Some(Time::from(now));
         }
         let target = Target::of(&**pod);
-        steps.push(Action::patch_status(target, json!({ "conditions": conditions })));
+        let note = Note::warning(&target, "NodeNotReady", "Node is not ready");
+        let step = Action::patch_status(target, json!({ "conditions": conditions }));
+        steps.push(step.telling(note));
     }
 }
 
@@ -289,7 +322,7 @@ fn evict(view: &View, node: &Node, health: Health, now: Timestamp, steps: &mut S
             Patience::For(since, limit) if any_ready => {
                 let due = since.checked_add(limit).unwrap_or(Timestamp::MAX);
                 if now >= due {
-                    steps.push(eviction(pod, node));
+                    steps.push(eviction(pod, now));
                 } else {
                     steps.look_again(due);
                 }
@@ -299,12 +332,38 @@ fn evict(view: &View, node: &Node, health: Health, now: Timestamp, steps: &mut S
     }
 }
 
-fn eviction(pod: &Arc<Pod>, node: &Node) -> Action {
+/// Says in the pod's status why it goes, and in the round that has seen that deletes it.
+fn eviction(pod: &Arc<Pod>, now: Timestamp) -> Action {
     let target = Target::of(&**pod);
-    let name = &node.metadata.name;
-    let message = format!("Taint manager: deleting pod, node {name} is not fit for it");
+    if let Some(conditions) = disrupted(
+        pod,
+        "DeletionByTaintManager",
+        "Taint manager: deleting due to NoExecute taint",
+        now,
+    ) {
+        return Action::patch_status(target, json!({ "conditions": conditions }));
+    }
+    let (ns, name) = (&pod.metadata.namespace, &pod.metadata.name);
+    let message = format!("Marking for deletion Pod {ns}/{name}");
     let note = Some(Box::new(Note::normal(&target, "TaintManagerEviction", message)));
     Action::Delete { target, grace_seconds: None, note }
+}
+
+/// A pod's conditions with the one by which jobs know that it is not the pod's own failure; `None`
+/// when it stands there already.
+pub(crate) fn disrupted(
+    pod: &Pod,
+    reason: &str,
+    message: &str,
+    now: Timestamp,
+) -> Option<Vec<Condition>> {
+    let kind = "DisruptionTarget";
+    if objects::condition::is_condition_true(&pod.status.conditions, kind) {
+        return None;
+    }
+    let mut conditions = pod.status.conditions.clone();
+    set_condition(&mut conditions, Condition::new(kind, true, reason, message), now);
+    Some(conditions)
 }
 
 /// How long a pod stays on a tainted node.

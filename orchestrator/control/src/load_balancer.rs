@@ -43,16 +43,30 @@ pub fn reconcile(view: &View, key: &Key, _now: Timestamp) -> Steps {
     match give(view, service) {
         Some(ip) => {
             let ingress = json!([{"ip": ip, "ipMode": "VIP"}]);
+            let ensuring = Note::normal(&target, "EnsuringLoadBalancer", "Ensuring load balancer");
+            steps.tell(ensuring);
             let note = Note::normal(&target, "EnsuredLoadBalancer", "Ensured load balancer");
             let step = Action::patch_status(target, json!({"loadBalancer": {"ingress": ingress}}));
             steps.push(step.telling(note));
         }
-        None if !has.is_empty() => {
-            steps.push(Action::patch_status(target, json!({"loadBalancer": {"ingress": null}})));
+        None => {
+            steps.tell(Note::warning(&target, "SyncLoadBalancerFailed", refusal(service)));
+            if !has.is_empty() {
+                let body = json!({"loadBalancer": {"ingress": null}});
+                steps.push(Action::patch_status(target, body));
+            }
         }
-        None => (),
     }
     steps
+}
+
+/// Why a service has no address.
+fn refusal(service: &Service) -> String {
+    let why = match &service.spec.load_balancer_ip {
+        wish if wish.is_empty() => "no address of the pools is free".to_owned(),
+        wish => format!("address {wish} is taken, or in no pool"),
+    };
+    format!("Error syncing load balancer: failed to ensure load balancer: {why}")
 }
 
 fn is_ours(service: &Service) -> bool {
@@ -134,6 +148,11 @@ mod tests {
             all.iter().map(|one| address(one).map_or(String::new(), |ip| ip.to_string())).collect()
         };
         assert_eq!(ips(&world), ["10.9.0.2", "10.9.0.3", "10.9.0.1", "", ""]);
+        assert!(world.told.contains(
+            &"SyncLoadBalancerFailed Error syncing load balancer: failed to ensure load balancer: \
+              address 10.8.0.1 is taken, or in no pool"
+                .to_owned()
+        ));
         world.change(&kind::SERVICE, "n", "a", &json!({"spec": {"type": "ClusterIP"}}));
         world.add(&kind::SERVICE, service("f", plain()));
         world.settle(&[]);

@@ -1,10 +1,15 @@
 //! Pods that nobody will ever finish: those of deleted nodes, and those deleted before they
 //! got a node; and the oldest of those that ended, when there are too many.
+//!
+//! A pod that was said to go and did not is said to stay, as upstream's disruption controller does.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
+use objects::condition::{Condition, find_condition, set_condition};
 use objects::pod::Pod;
+use serde_json::json;
 
 use crate::action::{Action, Steps, Target, node_reference};
+use crate::lifecycle::disrupted;
 use crate::view::{Key, View};
 use crate::wake::Touch;
 
@@ -22,6 +27,8 @@ fn ended() -> Key {
     Key::new("", "")
 }
 
+/// How long a pod that is to go may take to begin; upstream's.
+const STALE: SignedDuration = SignedDuration::from_mins(2);
 /// Pods deleted in one round.
 const BURST: usize = 500;
 
@@ -60,7 +67,7 @@ fn thin_out(view: &View) -> Steps {
 
 /// Plans the step for one pod.
 #[must_use]
-pub fn reconcile(view: &View, key: &Key, _now: Timestamp) -> Steps {
+pub fn reconcile(view: &View, key: &Key, now: Timestamp) -> Steps {
     if *key == ended() {
         return thin_out(view);
     }
@@ -73,14 +80,37 @@ pub fn reconcile(view: &View, key: &Key, _now: Timestamp) -> Steps {
         return Steps::none();
     }
     if view.nodes.get("", &pod.spec.node_name).is_some() {
-        return Steps::none();
+        return stay(pod, now);
     }
-    vec![Action::DeleteIfGone {
-        target: Target::of(&**pod),
-        absent: vec![node_reference(&pod.spec.node_name)],
-        grace_seconds: Some(0),
-    }]
-    .into()
+    let (target, absent) = (Target::of(&**pod), vec![node_reference(&pod.spec.node_name)]);
+    // Jobs must know that it is not the pod's own failure; it is deleted by the round that sees it.
+    let why = disrupted(pod, "DeletionByPodGC", "PodGC: node no longer exists", now);
+    if let Some(conditions) = why.filter(|_| !pod.is_finished()) {
+        let body = Box::new(json!({"status": {"phase": "Failed", "conditions": conditions}}));
+        return vec![Action::Release { target, absent, subresource: Some("status"), body }].into();
+    }
+    vec![Action::DeleteIfGone { target, absent, grace_seconds: Some(0) }].into()
+}
+
+/// Takes back that a pod is to go, when it has not gone for so long.
+fn stay(pod: &Pod, now: Timestamp) -> Steps {
+    let mut steps = Steps::none();
+    let said = find_condition(&pod.status.conditions, "DisruptionTarget");
+    let Some(said) = said.filter(|one| one.is_true()) else { return steps };
+    if pod.metadata.is_deleting() || pod.is_finished() {
+        return steps;
+    }
+    let since = said.last_transition_time.map_or(now, |at| at.0);
+    let due = since.saturating_add(STALE).unwrap_or(Timestamp::MAX);
+    if now < due {
+        steps.look_again(due);
+        return steps;
+    }
+    let mut conditions = pod.status.conditions.clone();
+    set_condition(&mut conditions, Condition::new(&said.kind, false, "", ""), now);
+    let body = json!({ "conditions": conditions });
+    steps.push(Action::patch_status(Target::of(pod), body));
+    steps
 }
 
 #[cfg(test)]
@@ -114,6 +144,36 @@ mod tests {
         check("", true, 1);
         check("gone", false, 1);
         check("gone", true, 1);
+    }
+
+    #[test]
+    fn who_loses_its_node_has_failed_without_fault_before_it_goes() {
+        let mut pod = Pod { metadata: ObjectMeta::in_namespace("n", "p"), ..Pod::blank() };
+        "gone".clone_into(&mut pod.spec.node_name);
+        let plan = |pod: &Pod| {
+            let view = View { pods: Set::from_iter([Arc::new(pod.clone())]), ..View::default() };
+            reconcile(&view, &Key::new("n", "p"), Timestamp::UNIX_EPOCH).actions.remove(0)
+        };
+        let Action::Release { subresource, body, .. } = plan(&pod) else { panic!("not told why") };
+        assert_eq!((subresource, &body["status"]["phase"]), (Some("status"), &json!("Failed")));
+        assert_eq!(body["status"]["conditions"][0]["reason"], "DeletionByPodGC");
+        pod.status = serde_json::from_value(body["status"].clone()).unwrap();
+        assert!(matches!(plan(&pod), Action::DeleteIfGone { grace_seconds: Some(0), .. }));
+    }
+
+    #[test]
+    fn who_was_to_go_and_did_not_is_said_to_stay() {
+        let start = Timestamp::UNIX_EPOCH;
+        let mut pod = Pod { metadata: ObjectMeta::in_namespace("n", "p"), ..Pod::blank() };
+        let said = Condition::new("DisruptionTarget", true, "PreemptionByScheduler", "");
+        set_condition(&mut pod.status.conditions, said, start);
+        let later = |seconds| start.saturating_add(SignedDuration::from_secs(seconds)).unwrap();
+        assert_eq!(stay(&pod, later(60)).again_at, Some(later(120)));
+        let steps = stay(&pod, later(120));
+        let Action::Patch { body, .. } = &steps.actions[0] else { panic!("{steps:?}") };
+        assert_eq!(body["status"]["conditions"][0]["status"], "False");
+        pod.metadata.deletion_timestamp = Some(start.into());
+        assert_eq!(stay(&pod, later(120)), Steps::none());
     }
 
     #[test]

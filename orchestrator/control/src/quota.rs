@@ -1,12 +1,12 @@
 //! What a namespace uses of its quota.
 //!
 //! Spec: upstream's quota controller. Admission charges writes as they come; this counts
-//! anew from what is really there, so that deletions give back. *Limits*: secrets and kinds
-//! that the view does not hold keep the number that admission wrote.
+//! anew from what is really there, so that deletions give back. Objects of kinds that come and go
+//! are counted at a slow beat. *Limits*: devices keep the number that admission wrote.
 
 use std::collections::BTreeMap;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use objects::Quantity;
 use objects::pod::{Pod, ResourceList};
 use objects::policy::ResourceQuota;
@@ -15,12 +15,20 @@ use serde_json::{Map, Value, json};
 use crate::action::{Action, Steps, Target};
 use crate::view::{Key, View};
 
+/// How often what wakes nobody is counted.
+const BEAT: SignedDuration = SignedDuration::from_secs(30);
+/// What a quota for one storage class alone has in its name.
+const OF_CLASS: &str = ".storageclass.storage.k8s.io/";
+
 /// Plans the status of one quota.
 #[must_use]
-pub fn reconcile(view: &View, key: &Key, _now: Timestamp) -> Steps {
+pub fn reconcile(view: &View, key: &Key, now: Timestamp) -> Steps {
     let mut steps = Steps::none();
     let Some(quota) = view.quotas.get(&key.namespace, &key.name) else { return steps };
     let mut used = ResourceList::new();
+    if quota.spec.hard.keys().any(|name| name.starts_with("count/")) {
+        steps.look_again(now.saturating_add(BEAT).unwrap_or(now));
+    }
     for name in quota.spec.hard.keys() {
         let counted = amount(view, quota, name);
         let before = quota.status.used.get(name).cloned();
@@ -48,16 +56,19 @@ fn replaced(had: &ResourceList, wanted: &ResourceList) -> Value {
 fn amount(view: &View, quota: &ResourceQuota, name: &str) -> Option<Quantity> {
     let ns = &quota.metadata.namespace;
     let number = |count: usize| Quantity::from_whole(i64::try_from(count).unwrap_or(i64::MAX));
+    if name == "count/pods" {
+        // Those that have ended count as objects, though not for what they used.
+        return Some(number(view.pods.inside(ns).count()));
+    }
     let name = name.strip_prefix("count/").unwrap_or(name);
+    let services = || view.services.inside(ns);
     let count = match name {
         "pods" => pods(view, quota).count(),
-        "services" => view.services.inside(ns).count(),
+        "services" => services().count(),
         "services.loadbalancers" => {
-            view.services.inside(ns).filter(|one| one.spec.kind == "LoadBalancer").count()
+            services().filter(|one| one.spec.kind == "LoadBalancer").count()
         }
-        "services.nodeports" => view
-            .services
-            .inside(ns)
+        "services.nodeports" => services()
             .filter(|one| matches!(one.spec.kind.as_str(), "NodePort" | "LoadBalancer"))
             .map(|one| one.spec.ports.iter().filter(|port| port.node_port > 0).count())
             .sum(),
@@ -66,18 +77,39 @@ fn amount(view: &View, quota: &ResourceQuota, name: &str) -> Option<Quantity> {
         "replicationcontrollers" => view.replication_controllers.inside(ns).count(),
         "resourcequotas" => view.quotas.inside(ns).count(),
         "deployments.apps" => view.deployments.inside(ns).count(),
+        "daemonsets.apps" => view.daemon_sets.inside(ns).count(),
         "replicasets.apps" => view.replica_sets.inside(ns).count(),
         "statefulsets.apps" => view.stateful_sets.inside(ns).count(),
         "jobs.batch" => view.jobs.inside(ns).count(),
         "cronjobs.batch" => view.cron_jobs.inside(ns).count(),
-        "requests.storage" => {
-            let claims = view.claims.inside(ns);
-            let sizes = claims.filter_map(|one| one.spec.resources.requests.get("storage"));
-            return Some(sum(sizes.cloned()));
-        }
-        _ => return compute(view, quota, name),
+        _ => match view.counted.get(&(ns.clone(), name.to_owned())) {
+            Some(count) => *count,
+            None => return claims(view, ns, name).or_else(|| compute(view, quota, name)),
+        },
     };
     Some(number(count))
+}
+
+/// What claims ask for, all of them or those of one class; `None` when the name means neither.
+fn claims(view: &View, ns: &str, name: &str) -> Option<Quantity> {
+    let (class, what) = match name.split_once(OF_CLASS) {
+        Some((class, what)) => (Some(class), what),
+        None => (None, name),
+    };
+    let of_class = |one: &&std::sync::Arc<objects::storage::PersistentVolumeClaim>| {
+        class.is_none_or(|class| one.spec.storage_class_name.as_deref() == Some(class))
+    };
+    let all = view.claims.inside(ns).filter(of_class);
+    match what {
+        "requests.storage" => {
+            let sizes = all.filter_map(|one| one.spec.resources.requests.get("storage"));
+            Some(sum(sizes.copied()))
+        }
+        "persistentvolumeclaims" => {
+            Some(Quantity::from_whole(i64::try_from(all.count()).unwrap_or(i64::MAX)))
+        }
+        _ => None,
+    }
 }
 
 fn sum(all: impl Iterator<Item = Quantity>) -> Quantity {
@@ -169,6 +201,37 @@ mod tests {
     use super::*;
     use crate::world::World;
     use objects::kind;
+
+    #[test]
+    fn what_no_view_holds_is_counted_by_others_and_claims_by_class() {
+        let ns = || "n".to_owned();
+        let claim: objects::storage::PersistentVolumeClaim = serde_json::from_value(json!({
+            "metadata": {"name": "c", "namespace": "n"},
+            "spec": {"storageClassName": "gold", "resources": {"requests": {"storage": "2Gi"}}},
+        }))
+        .unwrap();
+        let quota: ResourceQuota =
+            serde_json::from_value(json!({"metadata": {"name": "q", "namespace": "n"}})).unwrap();
+        let view = View {
+            claims: [std::sync::Arc::new(claim)].into_iter().collect(),
+            counted: [((ns(), "secrets".to_owned()), 3), ((ns(), "pumps.x.io".to_owned()), 2)]
+                .into(),
+            ..View::default()
+        };
+        for (name, expected) in [
+            ("secrets", Some("3")),
+            ("count/secrets", Some("3")),
+            ("count/pumps.x.io", Some("2")),
+            ("count/doors.x.io", None),
+            ("requests.storage", Some("2Gi")),
+            ("gold.storageclass.storage.k8s.io/requests.storage", Some("2Gi")),
+            ("gold.storageclass.storage.k8s.io/persistentvolumeclaims", Some("1")),
+            ("tin.storageclass.storage.k8s.io/persistentvolumeclaims", Some("0")),
+        ] {
+            let found = amount(&view, &quota, name).map(|one| one.to_string());
+            assert_eq!(found.as_deref(), expected, "{name}");
+        }
+    }
 
     #[test]
     fn what_is_there_is_counted_and_what_goes_is_given_back() {

@@ -73,6 +73,9 @@ fn keep(view: &View, set: &ReplicaSet, kind: &'static Kind, now: Timestamp) -> S
     let target = Target::of_kind(kind, &set.metadata);
     let owner = owner_reference(set, kind);
     let mut active = claim(view, set, &selector, &owner, &mut steps);
+    let leaving = active.iter().filter(|pod| !pod.is_finished() && pod.metadata.is_deleting());
+    // Replication controllers do not tell.
+    let leaving = (*kind == kind::REPLICA_SET).then(|| leaving.count());
     active.retain(|pod| !pod.is_finished() && !pod.metadata.is_deleting());
     let wanted = usize::try_from(set.spec.replicas.unwrap_or(1)).unwrap_or(0);
     let refused = view.refused.get(&Key::of(&set.metadata)).map(String::as_str);
@@ -93,7 +96,7 @@ fn keep(view: &View, set: &ReplicaSet, kind: &'static Kind, now: Timestamp) -> S
         }
     }
     let conditions = conditions(set, refused.filter(|_| active.len() < wanted), now);
-    tell_status(set, &active, conditions, now, target, &mut steps);
+    tell_status(set, (&active, leaving), conditions, now, target, &mut steps);
     steps
 }
 
@@ -239,7 +242,7 @@ fn conditions(set: &ReplicaSet, refused: Option<&str>, now: Timestamp) -> Vec<Co
 
 fn tell_status(
     set: &ReplicaSet,
-    active: &[&Arc<Pod>],
+    (active, leaving): (&[&Arc<Pod>], Option<usize>),
     conditions: Vec<Condition>,
     now: Timestamp,
     target: Target,
@@ -262,6 +265,7 @@ fn tell_status(
         fully_labeled_replicas: labeled,
         ready_replicas: ready,
         available_replicas: available,
+        terminating_replicas: leaving.and_then(|count| i64::try_from(count).ok()),
         observed_generation: set.metadata.generation,
         conditions,
         ..set.status.clone()
@@ -273,14 +277,18 @@ fn tell_status(
 
 /// The counts, zeros included: a merge patch keeps what it does not name.
 fn status_body(status: &ReplicaSetStatus) -> Value {
-    json!({
+    let mut body = json!({
         "replicas": status.replicas.unwrap_or(0),
         "fullyLabeledReplicas": status.fully_labeled_replicas,
         "readyReplicas": status.ready_replicas,
         "availableReplicas": status.available_replicas,
         "observedGeneration": status.observed_generation,
         "conditions": status.conditions,
-    })
+    });
+    if let (Some(leaving), Some(fields)) = (status.terminating_replicas, body.as_object_mut()) {
+        fields.insert("terminatingReplicas".to_owned(), leaving.into());
+    }
+    body
 }
 
 #[cfg(test)]

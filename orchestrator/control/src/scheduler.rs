@@ -44,6 +44,7 @@ use serde_json::Value;
 
 pub use config::{Config, ConfigError, DEFAULT_NAME};
 pub use crush::CRUSH_MAP;
+pub use queue::Pending;
 pub use round::plan;
 
 use class::Class;
@@ -168,6 +169,12 @@ impl Scheduler {
     #[must_use]
     pub fn ready(&self) -> usize {
         self.queue.ready() + self.ready.len()
+    }
+
+    /// How many pods wait, and for what.
+    #[must_use]
+    pub fn pending(&self) -> Pending {
+        self.queue.pending()
     }
 
     /// How many pods wait in all, for whatever reason.

@@ -235,6 +235,9 @@ macro_rules! view {
             pub refused: BTreeMap<Key, String>,
             /// Pods given to nodes whose binding the view does not show yet, by pod uid.
             pub assumed: BTreeMap<String, String>,
+            /// How many objects of a resource that no view holds there are, by namespace and
+            /// resource (`secrets`, `pumps.example.com`); for quotas alone.
+            pub counted: BTreeMap<(String, String), usize>,
             /// What the operator sets.
             pub settings: Settings,
             /// Worked out on first use; views of the same pods may share it.

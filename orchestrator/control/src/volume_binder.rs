@@ -162,7 +162,32 @@ fn is_for(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
     })
 }
 
+/// The class for claims that name none: of several the newest.
+fn default_class(view: &View) -> Option<&Arc<StorageClass>> {
+    let marked = |one: &&Arc<StorageClass>| {
+        let marks = [
+            "storageclass.kubernetes.io/is-default-class",
+            "storageclass.beta.kubernetes.io/is-default-class",
+        ];
+        marks.iter().any(|mark| one.metadata.annotation(mark) == Some("true"))
+    };
+    let age = |one: &&Arc<StorageClass>| {
+        (one.metadata.creation_timestamp, std::cmp::Reverse(one.metadata.name.clone()))
+    };
+    view.storage_classes.iter().filter(marked).max_by_key(age)
+}
+
 fn find_volume(view: &View, claim: &Arc<PersistentVolumeClaim>, steps: &mut Steps) {
+    let old_way = claim.metadata.annotation("volume.beta.kubernetes.io/storage-class").is_some();
+    if claim.spec.storage_class_name.is_none()
+        && !old_way
+        && let Some(class) = default_class(view)
+    {
+        // There was no default when the claim came.
+        let body = json!({"spec": {"storageClassName": class.metadata.name}});
+        steps.push(Action::patch(Target::of(&**claim), body));
+        return;
+    }
     let class = class(view, claim.spec.storage_class_name.as_deref());
     let promised = view.volumes.iter().find(|volume| is_for(volume, claim));
     let waits = waits_for_consumer(class) && claim.metadata.annotation(SELECTED_NODE).is_none();
@@ -186,21 +211,7 @@ fn find_volume(view: &View, claim: &Arc<PersistentVolumeClaim>, steps: &mut Step
     let Some(volume) = promised.or_else(|| free.min_by_key(size)) else {
         let provisioner = class.map(|one| one.provisioner.as_str()).filter(|one| *one != NONE);
         if let Some(provisioner) = provisioner {
-            if claim.metadata.annotation(PROVISIONER) != Some(provisioner) {
-                let body = json!({"metadata": {"annotations": {
-                    PROVISIONER: provisioner,
-                    "volume.beta.kubernetes.io/storage-provisioner": provisioner,
-                }}});
-                let message = format!(
-                    "Waiting for a volume to be created either by the external provisioner \
-                     '{provisioner}' or manually by the system administrator. If volume creation \
-                     is delayed, please verify that the provisioner is running and correctly \
-                     registered."
-                );
-                let target = Target::of(&**claim);
-                let note = Note::normal(&target, "ExternalProvisioning", message);
-                steps.push(Action::patch(target, body).telling(note));
-            }
+            wait_for_driver(claim, provisioner, steps);
         } else {
             tell_unbound(claim, class, steps);
         }
@@ -227,7 +238,25 @@ fn find_volume(view: &View, claim: &Arc<PersistentVolumeClaim>, steps: &mut Step
     steps.push(Action::patch(Target::of(&**claim), body));
 }
 
-/// Says once that nobody makes a volume for a claim, and why.
+/// Names the driver that is to make a claim's volume, and says that it is waited for.
+fn wait_for_driver(claim: &Arc<PersistentVolumeClaim>, driver: &str, steps: &mut Steps) {
+    let target = Target::of(&**claim);
+    let message = format!(
+        "Waiting for a volume to be created either by the external provisioner '{driver}' or \
+         manually by the system administrator. If volume creation is delayed, please verify that \
+         the provisioner is running and correctly registered."
+    );
+    steps.tell(Note::normal(&target, "ExternalProvisioning", message));
+    if claim.metadata.annotation(PROVISIONER) != Some(driver) {
+        let body = json!({"metadata": {"annotations": {
+            PROVISIONER: driver,
+            "volume.beta.kubernetes.io/storage-provisioner": driver,
+        }}});
+        steps.push(Action::patch(target, body));
+    }
+}
+
+/// Says that nobody makes a volume for a claim, and why.
 fn tell_unbound(
     claim: &Arc<PersistentVolumeClaim>,
     class: Option<&Arc<StorageClass>>,
@@ -246,21 +275,21 @@ fn tell_unbound(
     }
 }
 
-/// Says once why a claim waits.
+/// Says why a claim waits.
 fn tell_pending(
     claim: &Arc<PersistentVolumeClaim>,
     reason: &'static str,
     message: &str,
     steps: &mut Steps,
 ) {
+    let target = Target::of(&**claim);
+    steps.tell(if reason == "ProvisioningFailed" {
+        Note::warning(&target, reason, message)
+    } else {
+        Note::normal(&target, reason, message)
+    });
     if claim.status.phase != "Pending" {
-        let target = Target::of(&**claim);
-        let note = if reason == "ProvisioningFailed" {
-            Note::warning(&target, reason, message)
-        } else {
-            Note::normal(&target, reason, message)
-        };
-        steps.push(Action::patch_status(target, json!({"phase": "Pending"})).telling(note));
+        steps.push(Action::patch_status(target, json!({"phase": "Pending"})));
     }
 }
 
@@ -285,6 +314,7 @@ fn keep_bound(view: &View, claim: &Arc<PersistentVolumeClaim>, steps: &mut Steps
         return;
     }
     if !is_for(volume, claim) {
+        tell_taken(claim, target, steps);
         return;
     }
     // A volume that has grown is told by those who grew what is on it.
@@ -298,6 +328,21 @@ fn keep_bound(view: &View, claim: &Arc<PersistentVolumeClaim>, steps: &mut Steps
             "capacity": volume.spec.capacity,
         });
         steps.push(Action::patch_status(target, status));
+    }
+}
+
+/// Says that the volume a claim names is another's.
+fn tell_taken(claim: &Arc<PersistentVolumeClaim>, target: Target, steps: &mut Steps) {
+    if claim.metadata.annotation(COMPLETED).is_none() {
+        let name = &claim.spec.volume_name;
+        let message = format!("volume \"{name}\" already bound to a different claim.");
+        steps.tell(Note::warning(&target, "FailedBinding", message));
+        return;
+    }
+    let message = "Two claims are bound to the same volume, this one is bound incorrectly";
+    steps.tell(Note::warning(&target, "ClaimMisbound", message));
+    if claim.status.phase != "Lost" {
+        steps.push(Action::patch_status(target, json!({"phase": "Lost"})));
     }
 }
 
@@ -376,7 +421,16 @@ pub fn reconcile_ephemeral(view: &View, key: &Key, _now: Timestamp) -> Steps {
     for volume in &pod.spec.volumes {
         let Some(template) = ephemeral(volume) else { continue };
         let name = ephemeral_name(pod, volume);
-        if view.claims.get(&key.namespace, &name).is_some() {
+        if let Some(had) = view.claims.get(&key.namespace, &name) {
+            if !had.metadata.is_controlled_by(&pod.metadata.uid) {
+                let (ns, own) = (&key.namespace, &key.name);
+                let message = format!(
+                    "ephemeral volume {}: PVC {ns}/{name} was not created for pod {ns}/{own} (pod \
+                     is not owner)",
+                    volume.name
+                );
+                steps.tell(Note::warning(&Target::of(&**pod), "FailedBinding", message));
+            }
             continue;
         }
         let empty = json!({});
@@ -496,10 +550,34 @@ mod tests {
         world.add(&kind::PERSISTENT_VOLUME_CLAIM, claim("c", "2Gi", local));
         world.settle(&[]);
         assert_eq!(state(&world).0, ["c Pending "]);
+        let told = "WaitForFirstConsumer waiting for first consumer to be created before binding";
+        assert!(world.told.contains(&told.to_owned()));
         let chosen = json!({"metadata": {"annotations": {SELECTED_NODE: "b"}}});
         world.change(&kind::PERSISTENT_VOLUME_CLAIM, "n", "c", &chosen);
         world.settle(&[]);
         assert_eq!(state(&world).0, ["c Bound two"]);
+    }
+
+    #[test]
+    fn a_claim_from_before_there_was_a_default_class_gets_it() {
+        let mut world = World::default();
+        let none = json!({"storageClassName": null});
+        world.add(&kind::PERSISTENT_VOLUME_CLAIM, claim("old", "2Gi", none));
+        world.add(&kind::PERSISTENT_VOLUME_CLAIM, claim("bare", "2Gi", json!({})));
+        world.settle(&[]);
+        let class = |name: &str, default: &str| {
+            let mark = json!({"storageclass.kubernetes.io/is-default-class": default});
+            json!({"metadata": {"name": name, "annotations": mark}, "provisioner": "disks"})
+        };
+        world.add(&kind::STORAGE_CLASS, class("other", "false"));
+        world.add(&kind::STORAGE_CLASS, class("usual", "true"));
+        world.settle(&[]);
+        let classes: Vec<Option<String>> = world
+            .all::<PersistentVolumeClaim>()
+            .into_iter()
+            .map(|one| one.spec.storage_class_name)
+            .collect();
+        assert_eq!(classes, [Some(String::new()), Some("usual".to_owned())]);
     }
 
     #[test]
@@ -557,6 +635,7 @@ mod tests {
         world.settle(&[]);
         let made = world.all::<PersistentVolumeClaim>()[0].clone();
         assert_eq!(made.metadata.name, "p-scratch");
+        assert!(!world.told.iter().any(|line| line.starts_with("FailedBinding ephemeral")));
         assert_eq!(made.metadata.owner_references[0].kind, "Pod");
     }
 }

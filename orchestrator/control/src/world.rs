@@ -170,7 +170,14 @@ impl World {
         let view = self.view();
         let mut any = false;
         for key in (controller.keys)(&view) {
-            for action in controller.plan(&view, &key, self.now).actions {
+            let steps = controller.plan(&view, &key, self.now);
+            for note in steps.notes {
+                let told = format!("{} {}", note.reason, note.message);
+                if !self.told.contains(&told) {
+                    self.told.push(told);
+                }
+            }
+            for action in steps.actions {
                 any = true;
                 self.apply(action);
             }
@@ -323,7 +330,7 @@ impl World {
                     self.delete(&target, None);
                 }
             }
-            Action::Release { target, absent, body } => {
+            Action::Release { target, absent, body, .. } => {
                 if self.are_gone(&target, &absent) {
                     assert!(self.holds(&target), "stale patch of {target:?}");
                     self.change(target.kind, &target.namespace, &target.name, &body);

@@ -3,7 +3,7 @@
 //! A write that comes too late (the object changed, is gone, or exists already) is no
 //! failure: the change that overtook it wakes the loop again.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use control::action::{Action, Note, Propagation, Severity, Target};
@@ -12,9 +12,8 @@ use control::scaling::Observed;
 use control::view::View;
 use futures_util::StreamExt;
 use futures_util::stream;
-use objects::kind::{KINDS, by_gvk};
 use objects::meta::{Object, OwnerReference};
-use runtime::client::{DeleteParams, ListParams, Patch, Preconditions};
+use runtime::client::{DeleteParams, Patch, Preconditions};
 use runtime::{Client, ClientError, Resource, report};
 use serde_json::{Value, json};
 use thiserror::Error;
@@ -24,10 +23,10 @@ use crate::ceph::CephError;
 use crate::event::Events;
 use crate::hub::{Hub, Pending};
 use crate::signer::{Signer, SignerError};
-use crate::{fence, image, usage};
+use crate::{empty, fence, image, usage};
 
 /// Writes of one round under way at a time: enough for the server to commit them in groups.
-const AT_ONCE: usize = 32;
+pub(crate) const AT_ONCE: usize = 32;
 
 /// Why a step failed.
 #[derive(Debug, Error)]
@@ -91,12 +90,30 @@ impl Gone {
 impl Hand {
     /// Adds to a view what is no object: what pods use, for those who scale by it.
     pub(crate) async fn look_around(&self, controller: &Controller, view: &mut View) {
+        if !view.quotas.is_empty() {
+            self.count(view);
+        }
         if controller.remembers != Remembers::Scaling || view.autoscalers.is_empty() {
             return;
         }
         // Without metrics autoscalers say so themselves.
         let usage = usage::observe(&self.client).await.unwrap_or_default();
         view.observed = Arc::new(Observed { usage, ..Observed::default() });
+    }
+
+    /// Adds how many there are of what quotas count and no view holds whole.
+    fn count(&self, view: &mut View) {
+        let mut counted = BTreeMap::new();
+        for quota in view.quotas.iter() {
+            let namespace = &quota.metadata.namespace;
+            for name in quota.spec.hard.keys() {
+                let resource = name.strip_prefix("count/").unwrap_or(name);
+                if let Some(count) = self.hub.count(resource, namespace) {
+                    counted.insert((namespace.clone(), resource.to_owned()), count);
+                }
+            }
+        }
+        view.counted = counted;
     }
 
     /// Carries out the steps of a round side by side; failures are reported here, and what the
@@ -174,11 +191,11 @@ impl Hand {
                 }
                 self.delete_with(target, collected(target, *propagation)).await
             }
-            Action::Release { target, absent, body } => {
+            Action::Release { target, absent, subresource, body } => {
                 if !self.are_gone(target, absent).await? {
                     return Ok(None);
                 }
-                self.patch(target, None, body).await
+                self.patch(target, *subresource, body).await
             }
             Action::Bind { target, node } => self.bind(target, node).await,
             Action::Evict { target, note } => {
@@ -188,7 +205,7 @@ impl Hand {
                 }
                 Ok(done)
             }
-            Action::Empty { target } => self.empty(target).await,
+            Action::Empty { target } => empty::carry_out(self, target).await,
             Action::Sign { target } => self.sign(target).await,
             Action::Image { target, class, work } => {
                 image::carry_out(self, by, (target, class), work).await
@@ -196,6 +213,17 @@ impl Hand {
             Action::Detach { target, node, volume } => {
                 fence::detach(self, by, target, (node, volume)).await
             }
+        }
+    }
+
+    /// What the view will show when it has seen an object as it is now; `None` when it is gone.
+    pub(crate) async fn stand(&self, target: &Target) -> Result<Option<Pending>, StepError> {
+        let (resource, namespace) = (Resource::from(target.kind), Some(&*target.namespace));
+        let namespace = namespace.filter(|name| !name.is_empty());
+        match self.client.get(&resource, namespace, &target.name).await {
+            Ok(found) => Ok(pending(target.kind, &found)),
+            Err(err) if err.is_not_found() => Ok(None),
+            Err(err) => Err(err.into()),
         }
     }
 
@@ -325,11 +353,15 @@ impl Hand {
 
     /// Asks the server itself whether an owner is gone.
     async fn is_gone(&self, target: &Target, owner: &OwnerReference) -> Result<bool, StepError> {
-        let Some(kind) = by_gvk(&owner.api_version, &owner.kind) else {
+        let Some(kind) = self.hub.by_gvk(&owner.api_version, &owner.kind) else {
             // We cannot know, so it may be there.
             debug!(kind = owner.kind, name = target.name, "owner of a kind we do not know");
             return Ok(false);
         };
+        if kind.namespaced && target.namespace.is_empty() {
+            // Nobody can say in which namespace it should be.
+            return Ok(false);
+        }
         let (resource, namespace) = (Resource::from(kind), Some(&*target.namespace));
         match self.client.get(&resource, namespace, &owner.name).await {
             Ok(found) => {
@@ -381,53 +413,6 @@ impl Hand {
             }
             done => Ok(overtaken(done)?.map(|_| gone(target))),
         }
-    }
-
-    /// Deletes what is in a namespace; lets the namespace go once it is empty.
-    async fn empty(&self, target: &Target) -> Result<Option<Pending>, StepError> {
-        let mut left = 0;
-        for kind in KINDS.iter().copied().filter(|kind| kind.namespaced) {
-            let resource = Resource::from(kind);
-            let list =
-                self.client.list(&resource, Some(&target.name), &ListParams::default()).await?;
-            left += list.items.len();
-            let mut deletes = Vec::new();
-            for item in &list.items {
-                deletes.push(self.delete_item(&resource, &target.name, item));
-            }
-            let done: Vec<_> = stream::iter(deletes).buffered(AT_ONCE).collect().await;
-            for one in done {
-                overtaken(one)?;
-            }
-        }
-        if left > 0 {
-            return Ok(None);
-        }
-        let resource = Resource::from(target.kind);
-        let found = overtaken(self.client.get(&resource, None, &target.name).await)?;
-        let Some(mut namespace) = found else { return Ok(None) };
-        if let Some(spec) = namespace.get_mut("spec").and_then(Value::as_object_mut) {
-            spec.insert("finalizers".to_owned(), json!([]));
-        }
-        let (name, sub) = (&target.name, "finalize");
-        overtaken(self.client.update_subresource(&resource, None, name, sub, &namespace).await)?;
-        Ok(None)
-    }
-
-    /// Deletes one listed object, unless it is going already.
-    async fn delete_item(
-        &self,
-        resource: &Resource,
-        namespace: &str,
-        item: &Value,
-    ) -> Result<Value, ClientError> {
-        let text = |pointer| item.pointer(pointer).and_then(Value::as_str);
-        if text("/metadata/deletionTimestamp").is_some() {
-            return Ok(Value::Null);
-        }
-        let name = text("/metadata/name").unwrap_or_default();
-        let params = DeleteParams::uid(text("/metadata/uid").unwrap_or_default());
-        self.client.delete(resource, Some(namespace), name, &params).await
     }
 
     /// Signs an approved request; one that cannot be signed is marked so and left.

@@ -3,10 +3,26 @@
 use std::collections::BTreeSet;
 
 use control::controller::CONTROLLERS;
+use objects::kind::{self, CUSTOM_RESOURCE_DEFINITION, KINDS, Kind};
 use thiserror::Error;
+
+use crate::leader;
 
 /// The scheduler's name in the list.
 pub(crate) const SCHEDULER: &str = "scheduler";
+
+/// What the scheduler looks at.
+const SCHEDULED: [&Kind; 9] = [
+    &kind::POD,
+    &kind::NODE,
+    &kind::NAMESPACE,
+    &kind::PERSISTENT_VOLUME_CLAIM,
+    &kind::PERSISTENT_VOLUME,
+    &kind::STORAGE_CLASS,
+    &kind::CSI_NODE,
+    &kind::POD_DISRUPTION_BUDGET,
+    &kind::CONFIG_MAP,
+];
 
 /// The controllers that run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +55,11 @@ impl Choice {
     #[must_use]
     pub const fn none() -> Self {
         Self(BTreeSet::new())
+    }
+
+    /// The scheduler alone.
+    pub(crate) fn scheduler() -> Self {
+        Self([SCHEDULER].into())
     }
 
     /// Reads `all`, `none`, or a list of names with commas between; `*` or `all` in it means
@@ -77,6 +98,37 @@ impl Choice {
         self.0.contains(name)
     }
 
+    /// Does any controller run?
+    pub(crate) fn any_controller(&self) -> bool {
+        self.0.iter().any(|name| *name != SCHEDULER)
+    }
+
+    /// The lease of whoever runs these controllers; `None` when none runs.
+    pub(crate) fn lease(&self) -> Option<&'static str> {
+        let all = CONTROLLERS.iter().all(|one| self.has(one.name));
+        let name = if all { leader::CONTROLLERS } else { leader::SOME_CONTROLLERS };
+        self.any_controller().then_some(name)
+    }
+
+    /// The kinds that those who run look at.
+    pub(crate) fn kinds(&self) -> BTreeSet<&'static Kind> {
+        let mut kinds = BTreeSet::new();
+        for controller in CONTROLLERS.iter().filter(|one| self.has(one.name)) {
+            match controller.needs {
+                // Everything, which is to say its metadata.
+                [] => kinds.extend(KINDS.iter().copied()),
+                needs => kinds.extend(needs.iter().map(|(kind, _)| *kind)),
+            }
+        }
+        if self.any_controller() {
+            kinds.insert(&CUSTOM_RESOURCE_DEFINITION);
+        }
+        if self.has(SCHEDULER) {
+            kinds.extend(SCHEDULED);
+        }
+        kinds
+    }
+
     /// Does none run?
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -107,5 +159,18 @@ mod tests {
         assert_eq!(count("all,-scheduler,-garbage-collector"), Ok(all - 2));
         assert_eq!(count("scheduler, node-controller"), Ok(2));
         assert_eq!(count("cook").unwrap_err().name, "cook");
+    }
+
+    #[test]
+    fn who_runs_part_of_it_stands_in_for_that_part_alone() {
+        let of = |text: &str| Choice::parse(text).unwrap();
+        assert_eq!(of("all").lease(), Some("kube-controller-manager"));
+        assert_eq!(of("-scheduler").lease(), Some("kube-controller-manager"));
+        assert_eq!(of("-namespace-controller").lease(), Some("muster-manager"));
+        assert_eq!(of("scheduler").lease(), None);
+        let looks = |text: &str, kind: &'static Kind| of(text).kinds().contains(kind);
+        assert!(looks("scheduler", &kind::CSI_NODE) && !looks("scheduler", &kind::SECRET));
+        assert!(looks("garbage-collector", &kind::SECRET));
+        assert!(!looks("deployment-controller", &kind::SECRET));
     }
 }

@@ -10,7 +10,7 @@ use control::view::{Index, Key, PodIndex, RequestFacts, Set, Settings, View};
 use control::view_kinds;
 use control::wake::{Seen, Touch};
 use objects::certificate::CertificateSigningRequest;
-use objects::kind::{KINDS, Kind};
+use objects::kind::{CUSTOM_RESOURCE_DEFINITION, KINDS, Kind, by_gvk};
 use objects::meta::{Object, ObjectMeta};
 use objects::pod::Pod;
 use runtime::backoff::Backoff;
@@ -18,11 +18,12 @@ use runtime::cache::{Cache, CacheParams, Changes};
 use runtime::{Client, ClientError, Resource, Supervisor, report};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
+use tracing::{debug, info};
 
+use crate::custom::Customs;
 use crate::leader::LeaseLost;
 use crate::scheduling::Feeds;
 use crate::signer;
@@ -34,7 +35,7 @@ pub(crate) const FORGIVE: Duration = Duration::from_secs(60);
 #[derive(Debug, Deserialize)]
 #[serde(default)]
 #[derive(Default)]
-struct Partial {
+pub(crate) struct Partial {
     metadata: ObjectMeta,
 }
 
@@ -48,12 +49,29 @@ impl Seen for Partial {
     }
 }
 
+/// How far a loop has read each view.
+#[derive(Debug, Default)]
+pub(crate) struct Cursors(BTreeMap<&'static Kind, (u64, u64)>);
+
+impl Cursors {
+    /// The cursor in a view of a kind; that of an earlier view of it is of no use.
+    pub(crate) fn of(&mut self, kind: &'static Kind, age: u64) -> &mut u64 {
+        let (had, cursor) = self.0.entry(kind).or_insert((age, 0));
+        if *had != age {
+            (*had, *cursor) = (age, 0);
+        }
+        cursor
+    }
+}
+
 /// A cache whose type does not matter.
-trait Source: Send + Sync {
+pub(crate) trait Source: Send + Sync {
     fn changes(&self) -> watch::Receiver<u64>;
     fn revision(&self) -> u64;
     /// Uid of an object that is not being deleted.
     fn living_uid(&self, namespace: &str, name: &str) -> Option<String>;
+    /// How many objects there are in a namespace.
+    fn count(&self, namespace: &str) -> usize;
     /// What happened since the cursor; a new list is told object by object if `whole`.
     fn news(&self, kind: &'static Kind, cursor: &mut u64, whole: bool, into: &mut News);
 }
@@ -71,6 +89,12 @@ impl<T: Seen> Source for Cache<T> {
         let object = self.get(namespace, name)?;
         let meta = object.meta();
         meta.deletion_timestamp.is_none().then(|| meta.uid.clone())
+    }
+
+    fn count(&self, namespace: &str) -> usize {
+        let all = self.snapshot();
+        let from = runtime::cache::Key::new(namespace, "");
+        all.range(from..).take_while(|(key, _)| key.namespace == namespace).count()
     }
 
     fn news(&self, kind: &'static Kind, cursor: &mut u64, whole: bool, into: &mut News) {
@@ -196,17 +220,20 @@ macro_rules! hub {
             $($field: Shelf<$kind>,)*
             csi_nodes: Option<Cache<Value>>,
             sources: BTreeMap<&'static Kind, Box<dyn Source>>,
+            served: BTreeSet<&'static Kind>,
+            pub(crate) customs: Arc<Customs>,
         }
 
         impl Hub {
-            /// Starts a cache for every kind the server serves but events.
+            /// Starts a cache for every kind that is looked at but events.
             pub(crate) fn start(
                 client: &Client,
-                served: &BTreeSet<&'static Kind>,
+                served: BTreeSet<&'static Kind>,
+                looked_at: &BTreeSet<&'static Kind>,
                 tasks: &mut Supervisor<LeaseLost>,
             ) -> Self {
                 let sources = BTreeMap::new();
-                let mut starter = Starter { client, served, tasks, sources };
+                let mut starter = Starter { client, looked_at, tasks, sources };
                 $(let $field = starter.object::<$kind>();)*
                 for kind in KINDS.iter().copied() {
                     // Events belong to nobody and are many.
@@ -216,7 +243,8 @@ macro_rules! hub {
                 }
                 let csi_nodes = starter.start_whole(&objects::kind::CSI_NODE);
                 let sources = starter.sources;
-                Self { $($field,)* csi_nodes, sources }
+                let customs = Arc::new(Customs::new());
+                Self { $($field,)* csi_nodes, sources, served, customs }
             }
 
             /// Puts the sets of these kinds into a view.
@@ -240,7 +268,7 @@ view_kinds!(hub);
 /// Starts caches one by one.
 struct Starter<'a> {
     client: &'a Client,
-    served: &'a BTreeSet<&'static Kind>,
+    looked_at: &'a BTreeSet<&'static Kind>,
     tasks: &'a mut Supervisor<LeaseLost>,
     sources: BTreeMap<&'static Kind, Box<dyn Source>>,
 }
@@ -252,7 +280,7 @@ impl Starter<'_> {
 
     /// Starts a cache of whole objects, beside the one of their metadata.
     fn start_whole(&mut self, kind: &'static Kind) -> Option<Cache<Value>> {
-        if !self.served.contains(kind) {
+        if !self.looked_at.contains(kind) {
             return None;
         }
         let resource = Resource::from(kind);
@@ -262,12 +290,12 @@ impl Starter<'_> {
         Some(cache)
     }
 
-    /// Starts a cache; `None` when the server does not serve the kind.
+    /// Starts a cache; `None` when nobody looks at the kind, or the server does not serve it.
     fn start<T>(&mut self, kind: &'static Kind) -> Option<Cache<T>>
     where
         T: DeserializeOwned + Seen,
     {
-        if !self.served.contains(kind) {
+        if !self.looked_at.contains(kind) {
             return None;
         }
         let resource = Resource::from(kind);
@@ -319,6 +347,39 @@ async fn ask_served(client: &Client) -> Result<BTreeSet<&'static Kind>, ClientEr
     Ok(served)
 }
 
+/// Of these kinds, those that we may list: a role may be narrow, and who may not look at a kind
+/// does without it.
+pub(crate) async fn allowed(
+    client: &Client,
+    kinds: BTreeSet<&'static Kind>,
+) -> BTreeSet<&'static Kind> {
+    if may_list(client, "*", "*").await {
+        return kinds;
+    }
+    let mut allowed = BTreeSet::new();
+    for kind in kinds {
+        if may_list(client, kind.group, kind.plural).await {
+            allowed.insert(kind);
+        } else {
+            info!(kind = kind.qualified_plural(), "not allowed to look at a kind");
+        }
+    }
+    allowed
+}
+
+/// Asks whether we may list something everywhere; a server that cannot say has no such rules.
+async fn may_list(client: &Client, group: &str, resource: &str) -> bool {
+    let asked = json!({
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SelfSubjectAccessReview",
+        "spec": {"resourceAttributes": {"verb": "list", "group": group, "resource": resource}},
+    });
+    let path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+    let Ok(answer) = client.raw_post(path, &asked).await else { return true };
+    let answer: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+    answer.pointer("/status/allowed").and_then(Value::as_bool).unwrap_or(true)
+}
+
 impl Hub {
     /// What the scheduler reads.
     pub(crate) fn feeds(&self) -> Feeds {
@@ -352,19 +413,48 @@ impl Hub {
     }
 
     /// What happened to the kinds a controller looks at since it last asked.
-    pub(crate) fn news(
-        &self,
-        controller: &Controller,
-        cursors: &mut BTreeMap<&'static Kind, u64>,
-    ) -> News {
+    pub(crate) fn news(&self, controller: &Controller, cursors: &mut Cursors) -> News {
         let mut news = News::default();
         let whole = controller.needs.is_empty();
         for (kind, source) in &self.sources {
             if controller.looks_at(kind) {
-                source.news(kind, cursors.entry(kind).or_default(), whole, &mut news);
+                source.news(kind, cursors.of(kind, 0), whole, &mut news);
             }
         }
+        if whole {
+            self.customs.news(cursors, &mut news);
+        }
         news
+    }
+
+    /// May this controller act on what its views show?
+    pub(crate) fn settled(&self, controller: &Controller) -> bool {
+        !controller.needs.is_empty() || self.customs.settled()
+    }
+
+    /// A kind by what a reference says, whether built in or not.
+    pub(crate) fn by_gvk(&self, api_version: &str, kind: &str) -> Option<&'static Kind> {
+        by_gvk(api_version, kind).or_else(|| self.customs.by_gvk(api_version, kind))
+    }
+
+    /// The kinds whose objects may lie in a namespace.
+    pub(crate) fn inside(&self) -> Vec<&'static Kind> {
+        let served = self.served.iter().copied().chain(self.customs.kinds());
+        served.filter(|kind| kind.namespaced).collect()
+    }
+
+    /// Wakes when a definition changes.
+    pub(crate) fn definitions(&self) -> Option<watch::Receiver<u64>> {
+        Some(self.sources.get(&CUSTOM_RESOURCE_DEFINITION)?.changes())
+    }
+
+    /// How many objects of a resource (`secrets`, `pumps.example.com`) there are in a namespace.
+    pub(crate) fn count(&self, resource: &str, namespace: &str) -> Option<usize> {
+        let mut known = self.sources.iter();
+        match known.find(|(kind, _)| kind.qualified_plural() == resource) {
+            Some((_, source)) => (source.revision() > 0).then(|| source.count(namespace)),
+            None => self.customs.count(resource, namespace),
+        }
     }
 
     /// Makes the view of a controller.
@@ -376,12 +466,15 @@ impl Hub {
 
     /// Does the view of this kind show what was written?
     pub(crate) fn shows(&self, pending: &Pending) -> bool {
-        let Some(source) = self.sources.get(pending.kind()) else { return true };
-        match pending {
+        let shows = |source: &dyn Source| match pending {
             Pending::Revision(_, revision) => source.revision() >= *revision,
             Pending::Gone { namespace, name, uid, .. } => {
                 source.living_uid(namespace, name).as_ref() != Some(uid)
             }
+        };
+        match self.sources.get(pending.kind()) {
+            Some(source) => shows(&**source),
+            None => self.customs.with(pending.kind(), shows).unwrap_or(true),
         }
     }
 

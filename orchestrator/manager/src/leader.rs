@@ -20,8 +20,13 @@ use tracing::{info, warn};
 
 /// Where the lease is.
 const NAMESPACE: &str = "kube-system";
-/// What it is called.
-const NAME: &str = "muster-manager";
+/// The lease of who runs every controller: upstream's, which keeps upstream's manager from acting
+/// beside ours, and ours beside it.
+pub(crate) const CONTROLLERS: &str = "kube-controller-manager";
+/// The lease of who runs some controllers beside another manager.
+pub(crate) const SOME_CONTROLLERS: &str = "muster-manager";
+/// The lease of who runs the scheduler, upstream's too.
+pub(crate) const SCHEDULER: &str = "kube-scheduler";
 /// How long a claim holds without renewal.
 const DURATION: Duration = Duration::from_secs(15);
 /// How often it is renewed, and how often others look.
@@ -38,6 +43,7 @@ pub struct LeaseLost;
 pub(crate) struct Held {
     client: Client,
     lease: Lease,
+    name: &'static str,
 }
 
 /// Waits until the lease is ours; `None` when stopped before.
@@ -45,14 +51,15 @@ pub(crate) async fn acquire(
     stop: &CancellationToken,
     client: &Client,
     identity: &str,
+    name: &'static str,
 ) -> Option<Held> {
-    let mut watcher = Watcher { seen: None };
+    let mut watcher = Watcher { name, seen: None };
     let mut backoff = Backoff::default();
     loop {
         let wait = match watcher.attempt(client, identity).await {
             Ok(Some(lease)) => {
-                info!(identity, "leading");
-                return Some(Held { client: client.clone(), lease });
+                info!(identity, name, "leading");
+                return Some(Held { client: client.clone(), lease, name });
             }
             Ok(None) => RENEW,
             Err(err) => {
@@ -70,6 +77,7 @@ pub(crate) async fn acquire(
 
 /// Remembers when another holder last gave a sign of life.
 struct Watcher {
+    name: &'static str,
     seen: Option<(String, Instant)>,
 }
 
@@ -79,10 +87,10 @@ impl Watcher {
         client: &Client,
         identity: &str,
     ) -> Result<Option<Lease>, ClientError> {
-        let found = match client.get(&LEASES, Some(NAMESPACE), NAME).await {
+        let found = match client.get(&LEASES, Some(NAMESPACE), self.name).await {
             Ok(found) => Lease::decode(&found).unwrap_or_else(|_| Lease::blank()),
             Err(err) if err.is_not_found() => {
-                let metadata = ObjectMeta::in_namespace(NAMESPACE, NAME);
+                let metadata = ObjectMeta::in_namespace(NAMESPACE, self.name);
                 let spec = claim(identity, &LeaseSpec::default());
                 let lease = json!(Lease { metadata, spec, ..Lease::blank() });
                 let made = client.create(&LEASES, Some(NAMESPACE), &lease).await?;
@@ -94,7 +102,7 @@ impl Watcher {
             return Ok(None);
         }
         let spec = claim(identity, &found.spec);
-        write(client, Lease { spec, ..found }).await
+        write(client, self.name, Lease { spec, ..found }).await
     }
 
     /// Is the lease ours, nobody's, or of someone who went silent?
@@ -130,8 +138,8 @@ fn claim(identity: &str, before: &LeaseSpec) -> LeaseSpec {
 }
 
 /// Writes the lease; `None` when someone else was quicker.
-async fn write(client: &Client, lease: Lease) -> Result<Option<Lease>, ClientError> {
-    match client.update(&LEASES, Some(NAMESPACE), NAME, &json!(lease)).await {
+async fn write(client: &Client, name: &str, lease: Lease) -> Result<Option<Lease>, ClientError> {
+    match client.update(&LEASES, Some(NAMESPACE), name, &json!(lease)).await {
         Ok(written) => Ok(Lease::decode(&written).ok()),
         Err(err) if err.is_conflict() => Ok(None),
         Err(err) => Err(err),
@@ -156,7 +164,8 @@ impl Held {
             }
             let identity = self.lease.spec.holder_identity.clone().unwrap_or_default();
             let spec = claim(&identity, &self.lease.spec);
-            match write(&self.client, Lease { spec, ..self.lease.clone() }).await {
+            let next = Lease { spec, ..self.lease.clone() };
+            match write(&self.client, self.name, next).await {
                 Ok(Some(lease)) => {
                     self.lease = lease;
                     renewed = Instant::now();
@@ -172,7 +181,7 @@ impl Held {
 
     /// Someone changed the lease: that is fine as long as it is still ours.
     async fn look_again(&mut self, identity: &str) -> Result<(), LeaseLost> {
-        let Ok(found) = self.client.get(&LEASES, Some(NAMESPACE), NAME).await else {
+        let Ok(found) = self.client.get(&LEASES, Some(NAMESPACE), self.name).await else {
             return Ok(());
         };
         match Lease::decode(&found) {
@@ -189,6 +198,6 @@ impl Held {
         let lease = Lease { spec, ..self.lease };
         // The server is often going down with us; then the lease runs out by itself.
         let limit = Duration::from_secs(1);
-        let _given = tokio::time::timeout(limit, write(&self.client, lease)).await;
+        let _given = tokio::time::timeout(limit, write(&self.client, self.name, lease)).await;
     }
 }

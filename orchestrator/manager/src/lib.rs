@@ -12,6 +12,8 @@
 mod apply;
 mod ceph;
 mod choice;
+mod custom;
+mod empty;
 mod event;
 mod expiry;
 mod fence;
@@ -146,20 +148,26 @@ pub async fn run(stop: CancellationToken, config: Config) -> Result<(), RunError
         signer::Signer::load(&files.cert, &files.key).map_err(failed)
     };
     let signer = config.authority.as_ref().map(load).transpose()?;
-    let Some(lease) = leader::acquire(&stop, &client, &config.identity()).await else {
-        return Ok(());
-    };
     let mut tasks = Supervisor::new(stop.child_token());
     let stop = tasks.stop();
-    tasks.spawn_fallible("leader", lease.keep(stop.clone()));
+    if let Some(name) = config.controllers.lease() {
+        let Some(lease) = leader::acquire(&stop, &client, &config.identity(), name).await else {
+            return Ok(());
+        };
+        tasks.spawn_fallible("leader", lease.keep(stop.clone()));
+    }
     let Some(served) = hub::served(&stop, &client).await else { return Ok(()) };
-    let hub = Arc::new(Hub::start(&client, &served, &mut tasks));
+    let looked_at = config.controllers.kinds().into_iter().filter(|kind| served.contains(kind));
+    let looked_at = hub::allowed(&client, looked_at.collect()).await;
+    let hub = Arc::new(Hub::start(&client, served, &looked_at, &mut tasks));
     let (events, recorder) = event::channel(client.clone());
     tasks.spawn("events", recorder.run(stop.clone()));
-    tasks.spawn("event expiry", expiry::run(stop.clone(), client.clone()));
     let hand =
         Arc::new(Hand { client, hub: Arc::clone(&hub), events, signer, gone: Gone::default() });
     start_loops(&mut tasks, &hub, &hand, &config);
+    if config.controllers.has(choice::SCHEDULER) {
+        start_scheduler(&mut tasks, &hub, &hand, &config);
+    }
     tasks.join().await.map_err(|failed| RunError::Task(Box::new(failed)))
 }
 
@@ -181,6 +189,12 @@ fn start_loops(
     config: &Config,
 ) {
     let stop = tasks.stop();
+    if config.controllers.any_controller() {
+        tasks.spawn("event expiry", expiry::run(stop.clone(), hand.client.clone()));
+        let customs = Arc::clone(&hub.customs);
+        let asking = customs.run(stop.clone(), hand.client.clone(), hub.definitions());
+        tasks.spawn("kinds that come and go", asking);
+    }
     for controller in CONTROLLERS.iter().filter(|one| config.controllers.has(one.name)) {
         if !hub.suffices(controller) {
             info!(controller = controller.name, "the server lacks a kind it needs; not started");
@@ -190,7 +204,10 @@ fn start_loops(
         let meter = config.metrics.of(controller.name);
         let world = worker::Worker::new(controller, hub, hand, config.settings(), meter);
         let needs = hub.needs(controller);
-        let wakes = hub.changes(&needs);
+        let mut wakes = hub.changes(&needs);
+        if controller.needs.is_empty() {
+            wakes.push(hub.customs.changes());
+        }
         let (hub, stop) = (Arc::clone(hub), stop.clone());
         tasks.spawn(controller.name, async move {
             if hub.wait_synced(&stop, &needs).await {
@@ -198,12 +215,38 @@ fn start_loops(
             }
         });
     }
-    if !config.controllers.has(choice::SCHEDULER) {
-        return;
-    }
-    let clerk =
-        scheduling::Clerk { client: hand.client.clone(), events: Some(hand.events.clone()) };
+}
+
+/// Starts the scheduler, which waits for a lease of its own.
+fn start_scheduler(
+    tasks: &mut Supervisor<LeaseLost>,
+    hub: &Arc<Hub>,
+    hand: &Arc<Hand>,
+    config: &Config,
+) {
+    let (stop, client) = (tasks.stop(), hand.client.clone());
+    let clerk = scheduling::Clerk { client: client.clone(), events: Some(hand.events.clone()) };
     let scheduler = Scheduler::new(config.scheduler.clone(), scheduling::seed());
-    let scheduling = scheduling::Loop { feeds: hub.feeds(), clerk, scheduler, stopwatch: None };
-    tasks.spawn("scheduler", scheduling.run(stop));
+    let scheduling = scheduling::Loop {
+        feeds: hub.feeds(),
+        clerk,
+        scheduler,
+        stopwatch: None,
+        meter: Arc::clone(&config.metrics.scheduler),
+    };
+    let identity = config.identity();
+    tasks.spawn_fallible("scheduler", async move {
+        let Some(lease) = leader::acquire(&stop, &client, &identity, leader::SCHEDULER).await
+        else {
+            return Ok(());
+        };
+        let inner = stop.child_token();
+        let keep = async {
+            let kept = lease.keep(stop).await;
+            inner.cancel();
+            kept
+        };
+        let (kept, ()) = tokio::join!(keep, scheduling.run(inner.clone()));
+        kept
+    });
 }

@@ -1,9 +1,108 @@
-//! Four numbers per controller: rounds, actions, failures, age of the oldest unconverged key.
+//! Four numbers per controller: rounds, actions, failures, age of the oldest unconverged key; and
+//! of the scheduler what upstream's dashboards look at, under upstream's names.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use control::scheduler::Pending;
+
+/// Upper bounds of the times of decisions, in seconds; upstream's, as far as they are of use here.
+const BUCKETS: [f64; 12] =
+    [0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256];
+
+/// How a decision ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// A node was found.
+    Scheduled,
+    /// None was.
+    Unschedulable,
+}
+
+impl Verdict {
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Scheduled => "scheduled",
+            Self::Unschedulable => "unschedulable",
+        }
+    }
+}
+
+/// The numbers of decisions that ended in one way.
+#[derive(Debug, Default)]
+struct Attempts {
+    buckets: [u64; BUCKETS.len()],
+    count: u64,
+    seconds: f64,
+}
+
+/// The numbers of the scheduler.
+#[derive(Debug, Default)]
+pub(crate) struct SchedulerMeter {
+    attempts: Mutex<[Attempts; 2]>,
+    pending: Mutex<Pending>,
+    errors: AtomicU64,
+}
+
+impl SchedulerMeter {
+    pub(crate) fn decided(&self, verdict: Verdict, took: Duration) {
+        let mut all = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
+        let [scheduled, refused] = &mut *all;
+        let one = if verdict == Verdict::Scheduled { scheduled } else { refused };
+        let seconds = took.as_secs_f64();
+        one.count += 1;
+        one.seconds += seconds;
+        for (count, bound) in one.buckets.iter_mut().zip(BUCKETS) {
+            *count += u64::from(seconds <= bound);
+        }
+    }
+
+    /// A binding failed.
+    pub(crate) fn failed(&self) {
+        self.errors.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Notes who waits.
+    pub(crate) fn wait(&self, pending: Pending) {
+        *self.pending.lock().unwrap_or_else(PoisonError::into_inner) = pending;
+    }
+
+    fn render(&self) -> String {
+        let mut text = "# TYPE scheduler_pending_pods gauge\n".to_owned();
+        let pending = *self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        for (queue, count) in [
+            ("active", pending.active),
+            ("backoff", pending.backing_off),
+            ("unschedulable", pending.resting),
+            ("gated", pending.gated),
+        ] {
+            text += &format!("scheduler_pending_pods{{queue=\"{queue}\"}} {count}\n");
+        }
+        let all = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
+        let ways = [Verdict::Scheduled, Verdict::Unschedulable];
+        text += "# TYPE scheduler_schedule_attempts_total counter\n";
+        for (way, one) in ways.iter().zip(&*all) {
+            let name = "scheduler_schedule_attempts_total";
+            text += &format!("{name}{{result=\"{}\"}} {}\n", way.word(), one.count);
+        }
+        let errors = self.errors.load(Ordering::Relaxed);
+        text += &format!("scheduler_schedule_attempts_total{{result=\"error\"}} {errors}\n");
+        let name = "scheduler_scheduling_attempt_duration_seconds";
+        text += &format!("# TYPE {name} histogram\n");
+        for (way, one) in ways.iter().zip(&*all) {
+            let label = format!("result=\"{}\"", way.word());
+            for (count, bound) in one.buckets.iter().zip(BUCKETS) {
+                text += &format!("{name}_bucket{{{label},le=\"{bound}\"}} {count}\n");
+            }
+            text += &format!("{name}_bucket{{{label},le=\"+Inf\"}} {}\n", one.count);
+            text += &format!("{name}_sum{{{label}}} {}\n", one.seconds);
+            text += &format!("{name}_count{{{label}}} {}\n", one.count);
+        }
+        text
+    }
+}
 
 /// The numbers of one controller.
 #[derive(Debug, Default)]
@@ -43,6 +142,7 @@ impl Meter {
 /// The numbers of every controller; a clone shares them.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics {
+    pub(crate) scheduler: Arc<SchedulerMeter>,
     meters: Arc<Mutex<BTreeMap<&'static str, Arc<Meter>>>>,
 }
 
@@ -77,6 +177,7 @@ impl Metrics {
                 text += &format!("muster_controller_{what}{{controller=\"{name}\"}} {number}\n");
             }
         }
+        text += &self.scheduler.render();
         text
     }
 }
@@ -84,6 +185,25 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_scheduler_is_measured_under_upstreams_names() {
+        let metrics = Metrics::default();
+        metrics.scheduler.decided(Verdict::Scheduled, Duration::from_micros(700));
+        metrics.scheduler.decided(Verdict::Unschedulable, Duration::from_secs(1));
+        metrics.scheduler.wait(Pending { resting: 3, ..Pending::default() });
+        let text = metrics.render();
+        for line in [
+            "scheduler_pending_pods{queue=\"unschedulable\"} 3",
+            "scheduler_schedule_attempts_total{result=\"scheduled\"} 1",
+            "scheduler_scheduling_attempt_duration_seconds_bucket{result=\"scheduled\",le=\"0.0005\"} 0",
+            "scheduler_scheduling_attempt_duration_seconds_bucket{result=\"scheduled\",le=\"0.001\"} 1",
+            "scheduler_scheduling_attempt_duration_seconds_bucket{result=\"unschedulable\",le=\"0.256\"} 0",
+            "scheduler_scheduling_attempt_duration_seconds_count{result=\"unschedulable\"} 1",
+        ] {
+            assert!(text.lines().any(|one| one == line), "{line} is not in {text}");
+        }
+    }
 
     #[test]
     fn the_numbers_of_each_controller_are_told() {

@@ -26,6 +26,7 @@ use tracing::info;
 
 use crate::event;
 use crate::hub;
+use crate::metrics::{SchedulerMeter, Verdict};
 
 pub(crate) use clerk::Clerk;
 use clerk::Outcome;
@@ -98,12 +99,13 @@ pub(crate) struct Loop {
     pub(crate) clerk: Clerk,
     pub(crate) scheduler: Scheduler,
     pub(crate) stopwatch: Option<Arc<Stopwatch>>,
+    pub(crate) meter: Arc<SchedulerMeter>,
 }
 
 impl Loop {
     /// Schedules until `stop`; bindings under way are finished.
     pub(crate) async fn run(self, stop: CancellationToken) {
-        let Self { feeds, clerk, mut scheduler, stopwatch } = self;
+        let Self { feeds, clerk, mut scheduler, stopwatch, meter } = self;
         let mut feed = Feed::new(feeds);
         tokio::select! { biased;
             () = stop.cancelled() => return,
@@ -111,7 +113,7 @@ impl Loop {
         }
         info!("views are complete; scheduling");
         let mut work: JoinSet<Outcome> = JoinSet::new();
-        let watch = stopwatch.as_deref();
+        let watch = Watch { stopwatch: stopwatch.as_deref(), meter: &meter };
         while !stop.is_cancelled() {
             let now = Timestamp::now();
             for event in feed.events() {
@@ -121,6 +123,7 @@ impl Loop {
                 report(&mut scheduler, done, watch);
             }
             let more = decide(&mut scheduler, &clerk, &mut work, watch);
+            meter.wait(scheduler.pending());
             if more && work.len() < AT_ONCE {
                 // Readers and bindings get their turn even while there is more to decide.
                 tokio::task::yield_now().await;
@@ -139,15 +142,25 @@ impl Loop {
     }
 }
 
+/// Those who measure.
+#[derive(Clone, Copy)]
+struct Watch<'a> {
+    stopwatch: Option<&'a Stopwatch>,
+    meter: &'a SchedulerMeter,
+}
+
 fn report(
     scheduler: &mut Scheduler,
     done: Result<Outcome, tokio::task::JoinError>,
-    watch: Option<&Stopwatch>,
+    watch: Watch<'_>,
 ) {
     // A task that panicked leaves its pod assumed; the watch or the next start tells the truth.
     if let Ok(Outcome { uid: Some(uid), success }) = done {
-        if let Some(watch) = watch.filter(|_| success) {
-            watch.bound_one();
+        if let Some(stopwatch) = watch.stopwatch.filter(|_| success) {
+            stopwatch.bound_one();
+        }
+        if !success {
+            watch.meter.failed();
         }
         scheduler.bound(&uid, success, Timestamp::now());
     }
@@ -164,7 +177,7 @@ fn decide(
     scheduler: &mut Scheduler,
     clerk: &Clerk,
     work: &mut JoinSet<Outcome>,
-    stopwatch: Option<&Stopwatch>,
+    watch: Watch<'_>,
 ) -> bool {
     for _ in 0..IN_A_ROW {
         if work.len() >= AT_ONCE {
@@ -173,7 +186,12 @@ fn decide(
         let begun = Instant::now();
         let decision: Option<Decision> = scheduler.next(Timestamp::now());
         let Some(decision) = decision else { return false };
-        if let Some(stopwatch) = stopwatch {
+        let verdict = match decision {
+            Decision::Bind { .. } | Decision::Prepare { .. } => Verdict::Scheduled,
+            Decision::Tell(_) => Verdict::Unschedulable,
+        };
+        watch.meter.decided(verdict, begun.elapsed());
+        if let Some(stopwatch) = watch.stopwatch {
             stopwatch.decided(begun);
         }
         work.spawn(clerk.clone().carry_out(decision));
@@ -202,6 +220,9 @@ pub async fn schedule(
 ) -> Result<(), ScheduleError> {
     let mut tasks: Supervisor = Supervisor::new(stop.child_token());
     let Some(served) = hub::served(&stop, &client).await else { return Ok(()) };
+    let wanted = crate::Choice::scheduler().kinds();
+    let served = served.into_iter().filter(|kind| wanted.contains(kind)).collect();
+    let served = hub::allowed(&client, served).await;
     let mut starter = Starter { client: &client, served: &served, tasks: &mut tasks };
     let feeds = Feeds {
         pods: starter.all(),
@@ -224,8 +245,8 @@ pub async fn schedule(
     let inner = tasks.stop();
     tasks.spawn("events", recorder.run(inner.clone()));
     let clerk = Clerk { client, events: Some(events) };
-    let scheduler = Scheduler::new(config, seed());
-    tasks.spawn("scheduler", Loop { feeds, clerk, scheduler, stopwatch }.run(inner));
+    let (scheduler, meter) = (Scheduler::new(config, seed()), Arc::default());
+    tasks.spawn("scheduler", Loop { feeds, clerk, scheduler, stopwatch, meter }.run(inner));
     tasks.join().await.map_err(|failed| ScheduleError(Box::new(failed)))
 }
 

@@ -9,17 +9,16 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use control::action::{Action, Steps};
+use control::action::{Action, Note, Steps, Target};
 use control::controller::{Controller, Memory};
 use control::view::{Key, Settings, View};
 use jiff::{SignedDuration, Timestamp};
-use objects::Kind;
 use runtime::backoff::Backoff;
 use runtime::driver::{Plan, World};
 use tracing::error;
 
 use crate::apply::{Hand, StepError};
-use crate::hub::{FORGIVE, Hub, Pending};
+use crate::hub::{Cursors, FORGIVE, Hub, Pending};
 use crate::metrics::Meter;
 
 /// How long a key whose planning panicked is left alone.
@@ -28,9 +27,13 @@ const POISONED: SignedDuration = SignedDuration::from_secs(60);
 const BEAT: Duration = Duration::from_secs(600);
 /// How soon to look whether the view shows a write, when no change says so.
 const UNSEEN: Duration = Duration::from_millis(50);
+/// How soon the server is asked again about an object in doubt.
+const DOUBT: Duration = Duration::from_secs(1);
 /// How soon a key is looked at again when a step of it came too late. The view will show why, most
 /// often at once; when it does not, nobody must knock at the server's door without a pause.
 const LATE: (Duration, Duration) = (Duration::from_millis(4), Duration::from_secs(15));
+/// How soon what stays true is told again: the first word of it is forgotten after an hour.
+const REMIND: Duration = Duration::from_secs(900);
 /// Keys planned in one round, so that the first of a flood are not held up by the last.
 const KEYS: usize = 512;
 
@@ -42,11 +45,13 @@ pub(crate) struct Worker {
     settings: Settings,
     meter: Arc<Meter>,
     memory: Memory,
-    cursors: BTreeMap<&'static Kind, u64>,
+    cursors: Cursors,
     /// Keys to look at, with the time since when they are not as wanted.
     dirty: BTreeMap<Key, Instant>,
     /// Writes of keys that the view may not show yet.
     unseen: BTreeMap<Key, (Vec<Pending>, Instant)>,
+    /// Objects of which nobody knows whether a write of ours reached them: the answer was lost.
+    doubts: Vec<(Key, Target)>,
     /// Keys that asked to be looked at.
     timers: BTreeSet<(Timestamp, Key)>,
     asked: BTreeMap<Key, Timestamp>,
@@ -54,6 +59,8 @@ pub(crate) struct Worker {
     failed: BTreeMap<Key, (Backoff, Instant)>,
     /// What the server said when it refused to make something for a key.
     refused: BTreeMap<Key, String>,
+    /// What was told of keys, by reason and message, and when.
+    told: BTreeMap<Key, BTreeMap<(&'static str, String), Instant>>,
     beat: Option<Instant>,
     /// Keys of this round.
     round: Vec<Key>,
@@ -74,13 +81,15 @@ impl Worker {
             settings,
             meter,
             memory: Memory::default(),
-            cursors: BTreeMap::new(),
+            cursors: Cursors::default(),
             dirty: BTreeMap::new(),
             unseen: BTreeMap::new(),
+            doubts: Vec::new(),
             timers: BTreeSet::new(),
             asked: BTreeMap::new(),
             failed: BTreeMap::new(),
             refused: BTreeMap::new(),
+            told: BTreeMap::new(),
             beat: None,
             round: Vec::new(),
         }
@@ -95,8 +104,28 @@ impl Worker {
             error!(controller = controller.name, ns, name, "planning panicked; set aside");
             self.meter.failed(1);
             let until = now.saturating_add(POISONED).unwrap_or(now);
-            Steps { actions: Vec::new(), again_at: Some(until) }
+            Steps { again_at: Some(until), ..Steps::none() }
         })
+    }
+
+    /// Tells what is true of a key: when it becomes so, and again now and then while it stays so.
+    ///
+    /// Only puts words into a queue that never waits, so it may be done while planning.
+    fn tell(&mut self, key: &Key, notes: Vec<Note>) {
+        let before = self.told.remove(key).unwrap_or_default();
+        let mut now = BTreeMap::new();
+        for note in notes {
+            let word = (note.reason, note.message.clone());
+            let at = before.get(&word).copied().filter(|at| at.elapsed() < REMIND);
+            let at = at.unwrap_or_else(|| {
+                self.hand.events.tell(self.controller.name, &note);
+                Instant::now()
+            });
+            now.insert(word, at);
+        }
+        if !now.is_empty() {
+            self.told.insert(key.clone(), now);
+        }
     }
 
     /// Remembers when a key wants to be looked at; an earlier wish is replaced.
@@ -125,7 +154,7 @@ impl Worker {
     /// May the key be planned now?
     fn is_free(&self, key: &Key, now: Instant) -> bool {
         let waits = if self.controller.serial {
-            !self.unseen.is_empty()
+            !self.unseen.is_empty() || !self.doubts.is_empty()
         } else {
             self.unseen.contains_key(key)
         };
@@ -151,13 +180,18 @@ impl Worker {
         if !self.unseen.is_empty() {
             pause = pause.min(UNSEEN);
         }
+        if !self.doubts.is_empty() {
+            pause = pause.min(DOUBT);
+        }
         let instant = Instant::now();
         for (key, (_, until)) in &self.failed {
             if self.dirty.contains_key(key) {
                 pause = pause.min(until.saturating_duration_since(instant));
             }
         }
-        if self.dirty.keys().any(|key| self.is_free(key, instant)) {
+        if !self.hub.settled(self.controller) {
+            pause = pause.min(UNSEEN);
+        } else if self.dirty.keys().any(|key| self.is_free(key, instant)) {
             pause = Duration::ZERO;
         }
         pause.max(Duration::from_millis(1))
@@ -183,6 +217,7 @@ impl World for Worker {
         // In this order: the view is at least as new as the news, and as the writes it shows.
         let news = self.hub.news(self.controller, &mut self.cursors);
         self.settle();
+        self.resolve().await;
         let mut view = self.hub.view_of(self.controller, &self.settings);
         view.refused.clone_from(&self.refused);
         self.hand.look_around(self.controller, &mut view).await;
@@ -199,8 +234,9 @@ impl World for Worker {
             }
         }
         self.ring(now);
+        let most = if self.hub.settled(self.controller) { KEYS } else { 0 };
         let free = self.dirty.keys().filter(|key| self.is_free(key, instant));
-        self.round = free.take(KEYS).cloned().collect();
+        self.round = free.take(most).cloned().collect();
         Ok((view, now))
     }
 
@@ -208,6 +244,7 @@ impl World for Worker {
         let mut actions = Vec::new();
         for key in std::mem::take(&mut self.round) {
             let steps = self.plan_key(view, &key, *now);
+            self.tell(&key, steps.notes);
             self.ask(&key, steps.again_at);
             // What the server may refuse is asked again when the key wants it, not at once.
             if steps.actions.iter().all(Action::may_be_refused) {
@@ -243,6 +280,7 @@ impl World for Worker {
                 Ok(None) if tells_success(action) => _ = late.insert(key),
                 Ok(pending) => self.wait_for(key, pending),
                 Err(why) => {
+                    self.doubt(key, action, why.is_none());
                     self.meter.failed(1);
                     fell.insert(key);
                     if let (Action::Create { .. }, Some(why)) = (action, why) {
@@ -278,6 +316,24 @@ const fn tells_success(action: &Action) -> bool {
 }
 
 impl Worker {
+    /// Notes that a write may have been done although no answer came. Only who gives away what
+    /// there is once must know; all others may do the same thing again.
+    fn doubt(&mut self, key: &Key, action: &Action, unanswered: bool) {
+        if let Some(target) = action.target().filter(|_| self.controller.serial && unanswered) {
+            self.doubts.push((key.clone(), target.clone()));
+        }
+    }
+
+    /// Asks the server how objects in doubt are, and waits for the view to show that.
+    async fn resolve(&mut self) {
+        for (key, target) in std::mem::take(&mut self.doubts) {
+            match self.hand.stand(&target).await {
+                Ok(pending) => self.wait_for(&key, pending),
+                Err(_) => self.doubts.push((key, target)),
+            }
+        }
+    }
+
     /// Leaves a key alone for a while, longer each time until nothing is wrong with it.
     fn hold(&mut self, key: &Key, backoff: Backoff) {
         let entry = self.failed.entry(key.clone());

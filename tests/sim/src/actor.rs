@@ -246,6 +246,13 @@ impl Actor {
                 return true;
             }
             let done = server.carry_out(action);
+            // The answer is lost, and what was done with it. Who gives away what there is once asks
+            // the server again; others do what the view then wants, which may be once too often.
+            let may_lose = server.rules.restarts == Restarts::Old && !self.controller.serial;
+            if falls && may_lose && done.is_some() && dice.once_in(60) {
+                server.say(|| "an answer is lost".to_owned());
+                continue;
+            }
             if done.is_none() {
                 server.say(|| format!("too late: {}", name_of(action)));
             }

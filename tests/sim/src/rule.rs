@@ -23,11 +23,21 @@ pub(crate) struct Rules {
     pub(crate) broken: Vec<String>,
     /// The most pods a maker was ever to have, by uid.
     most: BTreeMap<String, i64>,
+    /// Pods that succeeded, by the uid of their maker.
+    succeeded: BTreeMap<String, BTreeSet<String>>,
+    /// Pods that failed, or were asked to go, by the uid of their maker.
+    lost: BTreeMap<String, BTreeSet<String>>,
 }
 
 impl Rules {
     pub(crate) const fn new(restarts: Restarts) -> Self {
-        Self { restarts, broken: Vec::new(), most: BTreeMap::new() }
+        Self {
+            restarts,
+            broken: Vec::new(),
+            most: BTreeMap::new(),
+            succeeded: BTreeMap::new(),
+            lost: BTreeMap::new(),
+        }
     }
 }
 
@@ -48,7 +58,13 @@ pub(crate) fn on_write(
     before: Option<&Value>,
     after: Option<&Value>,
 ) {
+    if let Some(pod) = after.or(before).filter(|_| *kind == kind::POD) {
+        note_end(rules, pod, after.is_none());
+    }
     let Some(after) = after else { return };
+    if *kind == kind::JOB {
+        count_ends(rules, after);
+    }
     let name = text(after, "/metadata/name");
     let once = match kind.kind {
         "Pod" => "/spec/nodeName",
@@ -66,6 +82,33 @@ pub(crate) fn on_write(
     };
     let most = rules.most.entry(text(after, "/metadata/uid").to_owned()).or_default();
     *most = size.unwrap_or(1).max(*most);
+}
+
+/// Remembers how a pod ended.
+fn note_end(rules: &mut Rules, pod: &Value, gone: bool) {
+    let owner = text(pod, "/metadata/ownerReferences/0/uid").to_owned();
+    let uid = text(pod, "/metadata/uid").to_owned();
+    match text(pod, "/status/phase") {
+        "Succeeded" => _ = rules.succeeded.entry(owner).or_default().insert(uid),
+        "Failed" => _ = rules.lost.entry(owner).or_default().insert(uid),
+        _ if gone || is_deleting(pod) => _ = rules.lost.entry(owner).or_default().insert(uid),
+        _ => (),
+    }
+}
+
+/// A job never counts an end that was none, nor one twice.
+fn count_ends(rules: &mut Rules, job: &Value) {
+    let (uid, name) = (text(job, "/metadata/uid"), text(job, "/metadata/name"));
+    for (pointer, ends) in
+        [("/status/succeeded", &rules.succeeded), ("/status/failed", &rules.lost)]
+    {
+        let count = number(job, pointer).unwrap_or(0);
+        let ends = ends.get(uid).map_or(0, BTreeSet::len);
+        if i64::try_from(ends).is_ok_and(|ends| count > ends) {
+            rules.broken.push(format!("job {name} counts {count} in {pointer} of {ends} pods"));
+            return;
+        }
+    }
 }
 
 /// A maker never has more live pods than it was ever to have.

@@ -394,9 +394,9 @@ impl Server {
                 (gone && self.held(target).is_some())
                     .then(|| self.delete(target, false, *propagation))?
             }
-            Action::Release { target, absent, body } => {
+            Action::Release { target, absent, subresource, body } => {
                 let gone = self.are_gone(target, absent);
-                gone.then(|| self.patch(target, None, body))?
+                gone.then(|| self.patch(target, *subresource, body))?
             }
             Action::Bind { target, node } => self.bind(target, node),
             Action::Evict { target, .. } => self.evict(target),

@@ -114,10 +114,55 @@ fn ended_jobs_are_kept_as_many_as_asked() {
 }
 
 #[test]
-fn a_broken_schedule_does_nothing() {
-    let mut world = world(json!({"schedule": "often"}));
-    world.pass(600, &[]);
-    assert!(jobs(&world).is_empty());
+fn a_broken_schedule_does_nothing_but_say_so() {
+    for (patch, reason) in [
+        (json!({"schedule": "often"}), "UnparseableSchedule unparseable schedule: often : "),
+        (json!({"timeZone": "Mars/Base"}), "UnknownTimeZone invalid timeZone: Mars/Base : "),
+    ] {
+        let mut world = world(patch);
+        world.pass(600, &[]);
+        assert!(jobs(&world).is_empty());
+        assert!(world.told.iter().any(|line| line.starts_with(reason)), "{:?}", world.told);
+    }
+}
+
+/// Everything that was told of runs, but of the nodes and pods around them.
+fn told(world: &World) -> Vec<&str> {
+    let words = ["RegisteredNode", "Completed", "SuccessfulCreate"];
+    let all = world.told.iter().map(String::as_str);
+    all.filter(|line| !words.iter().any(|word| line.starts_with(word))).collect()
+}
+
+#[test]
+fn people_are_told_what_becomes_of_runs() {
+    let mut forbidden = world(json!({"concurrencyPolicy": "Forbid"}));
+    forbidden.pass(1200, &[]);
+    finish(&mut forbidden, "Failed");
+    let first = "tick-29453770";
+    assert_eq!(
+        told(&forbidden),
+        [
+            "JobAlreadyActive Not starting job because prior execution is running and concurrency \
+             policy is Forbid",
+            &format!("SawCompletedJob Saw completed job: {first}, condition: Failed"),
+        ]
+    );
+    let mut late = world(json!({"suspend": true, "startingDeadlineSeconds": 10}));
+    late.pass(600, &[]);
+    late.pass(5, &[]);
+    late.change(&kind::CRON_JOB, "n", "tick", &json!({"spec": {"suspend": false}}));
+    late.settle(&[]);
+    let when = "Thu, 01 Jan 2026 00:10:00 +0000";
+    let missed = format!("MissSchedule Missed scheduled time to start a job: {when}");
+    assert_eq!(told(&late), [missed]);
+    let mut replaced = world(json!({"concurrencyPolicy": "Replace"}));
+    replaced.pass(1200, &[]);
+    assert_eq!(told(&replaced)[0], format!("SuccessfulDelete Deleted job {first}"));
+    let mut idle = world(json!({"schedule": "* * * * *", "suspend": true}));
+    idle.pass(7200, &[]);
+    idle.change(&kind::CRON_JOB, "n", "tick", &json!({"spec": {"suspend": false}}));
+    idle.settle(&[]);
+    assert!(told(&idle)[0].starts_with("TooManyMissedTimes too many missed start times."));
 }
 
 #[test]
@@ -138,4 +183,26 @@ fn a_run_whose_name_an_earlier_cron_job_still_has_waits() {
     world.remove(&kind::JOB, "n", &name);
     world.pass(5, &[]);
     assert_eq!(jobs(&world).len(), 1);
+}
+
+#[test]
+fn a_job_that_people_made_of_it_is_in_nobodys_way() {
+    for policy in ["Forbid", "Replace"] {
+        let mut world = world(json!({"concurrencyPolicy": policy}));
+        let cron = world.all::<CronJob>()[0].clone();
+        let owner = owner_reference(&cron.metadata, &kind::CRON_JOB);
+        let mut spec = encode(&cron.spec.job_template.spec);
+        spec["selector"] = json!({"matchLabels": {"job": "by-hand"}});
+        spec["template"]["metadata"]["labels"] = json!({"job": "by-hand"});
+        let meta = json!({"name": "by-hand", "namespace": "n", "ownerReferences": [owner]});
+        world.add(&kind::JOB, json!({"metadata": meta, "spec": spec}));
+        world.pass(600, &[]);
+        assert_eq!(jobs(&world).len(), 1, "{policy}");
+        let names: Vec<String> =
+            world.all::<Job>().into_iter().map(|job| job.metadata.name).collect();
+        assert!(names.contains(&"by-hand".to_owned()), "{names:?}");
+        assert_eq!(world.all::<CronJob>()[0].status.active.len(), 1);
+        let told = "UnexpectedJob Saw a job that the controller did not create or forgot: by-hand";
+        assert!(world.told.contains(&told.to_owned()), "{:?}", world.told);
+    }
 }

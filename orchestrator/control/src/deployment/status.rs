@@ -45,6 +45,7 @@ pub(super) fn tell(family: &Family<'_>, now: Timestamp, steps: &mut Steps) {
         "readyReplicas": wanted.ready_replicas,
         "availableReplicas": wanted.available_replicas,
         "unavailableReplicas": wanted.unavailable_replicas,
+        "terminatingReplicas": wanted.terminating_replicas,
         "conditions": wanted.conditions,
     });
     steps.push(Action::patch_status(Target::of(deployment), status));
@@ -54,6 +55,7 @@ fn counts(family: &Family<'_>) -> DeploymentStatus {
     let all = || family.old.iter().chain(&family.new);
     let replicas: i64 = all().filter_map(|set| set.status.replicas).sum();
     let available = all().map(|set| set.status.available_replicas).sum();
+    let leaving: i64 = all().filter_map(|set| set.status.terminating_replicas).sum();
     // Sets may ask for pods that do not exist yet; those are unavailable too.
     let asked: i64 = all().map(|set| rollout::asked(set)).sum();
     DeploymentStatus {
@@ -63,6 +65,7 @@ fn counts(family: &Family<'_>) -> DeploymentStatus {
         ready_replicas: all().map(|set| set.status.ready_replicas).sum(),
         available_replicas: available,
         unavailable_replicas: (asked - available).max(0),
+        terminating_replicas: Some(leaving),
         ..family.deployment.status.clone()
     }
 }

@@ -69,6 +69,19 @@ impl Graph {
         woken
     }
 
+    /// Takes every object of a kind out, without saying that it is gone.
+    pub fn forget(&mut self, kind: &Kind) {
+        let lost: Vec<Member> =
+            self.members.values().filter(|one| one.kind == kind).cloned().collect();
+        for one in lost {
+            let meta = one.meta();
+            self.members.remove(&meta.uid);
+            for owner in &meta.owner_references {
+                self.unlink(&owner.uid, &meta.uid);
+            }
+        }
+    }
+
     fn insert(&mut self, kind: &'static Kind, object: &Arc<dyn Seen>, woken: &mut Vec<String>) {
         let meta = object.meta();
         let had =

@@ -39,18 +39,20 @@ pub(super) fn manage(work: &Work<'_>, status: &JobStatus, counted: &Counted, ste
         }
     };
     let surplus = usize::try_from(count - wanted).unwrap_or(0);
-    if surplus > 0 {
+    let doubled = doubled(work, &active);
+    if surplus > 0 || !doubled.is_empty() {
         let mut ranked = active.clone();
         ranked.sort_by_key(|pod| {
             let index = std::cmp::Reverse(index::of(pod));
             (
+                !doubled.contains(pod.metadata.uid.as_str()),
                 pod.is_ready(),
                 pod.is_bound(),
                 index,
                 std::cmp::Reverse(pod.metadata.creation_timestamp),
             )
         });
-        for pod in ranked.into_iter().take(surplus.min(BURST)) {
+        for pod in ranked.into_iter().take(surplus.max(doubled.len()).min(BURST)) {
             let message = format!("Deleted pod: {}", pod.metadata.name);
             let note = Note::normal(&Target::of(work.job), "SuccessfulDelete", message);
             steps.push(Action::delete(Target::of(&**pod)).telling(note));
@@ -71,6 +73,19 @@ pub(super) fn manage(work: &Work<'_>, status: &JobStatus, counted: &Counted, ste
             steps.push(create(work, None, 0));
         }
     }
+}
+
+/// Pods that work on an index that an older one works on too: it came about when an answer of the
+/// server was lost.
+fn doubled<'a>(work: &Work<'_>, active: &[&'a Arc<Pod>]) -> BTreeSet<&'a str> {
+    if !work.job.is_indexed() {
+        return BTreeSet::new();
+    }
+    let mut oldest: Vec<&'a Arc<Pod>> = active.to_vec();
+    oldest.sort_by_key(|pod| (pod.metadata.creation_timestamp, pod.metadata.name.clone()));
+    let mut taken = BTreeSet::new();
+    oldest.retain(|pod| index::of(pod).is_some_and(|at| !taken.insert(at)));
+    oldest.into_iter().map(|pod| pod.metadata.uid.as_str()).collect()
 }
 
 /// When a pod ended.

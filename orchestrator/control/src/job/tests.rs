@@ -1,3 +1,4 @@
+use jiff::SignedDuration;
 use objects::kind;
 use serde_json::{Value, json};
 
@@ -213,4 +214,18 @@ fn a_job_of_someone_else_is_left_alone() {
     let world = world(json!({"managedBy": "example.com/queue"}));
     assert!(active(&world).is_empty());
     assert_eq!(job(&world).status, JobStatus::default());
+}
+
+#[test]
+fn of_two_pods_of_one_index_the_older_stays() {
+    let mut world = world(json!({"completionMode": "Indexed", "completions": 3, "parallelism": 2}));
+    let first = active(&world).remove(0);
+    world.now = world.now.saturating_add(SignedDuration::from_secs(5)).unwrap();
+    let mut twin = crate::action::encode(&first);
+    merge(&mut twin, &json!({"metadata": {"name": "twin", "uid": null, "resourceVersion": null}}));
+    world.add(&kind::POD, twin);
+    world.settle(&[]);
+    let names: Vec<String> = active(&world).into_iter().map(|pod| pod.metadata.name).collect();
+    assert_eq!(names.len(), 2, "{names:?}");
+    assert!(names.contains(&first.metadata.name) && !names.contains(&"twin".to_owned()));
 }

@@ -147,3 +147,53 @@ fn after_a_blackout_those_who_come_back_last_keep_their_pods() {
     assert_eq!(state(&world, "p"), Some((true, false)));
     assert_eq!(world.told.iter().filter(|line| line.starts_with("TaintManager")).count(), 0);
 }
+
+#[test]
+fn who_is_evicted_is_told_why_and_others_are_told_who() {
+    let mut world = world();
+    let stays = json!({"finalizers": ["example.com/hold"]});
+    let object = json!({
+        "metadata": {"name": "p", "namespace": "n", "finalizers": stays["finalizers"]},
+        "spec": {"nodeName": "a"},
+    });
+    world.add(&kind::POD, object);
+    world.settle(&[]);
+    world.pass(60, &["a"]);
+    let pod = world.all::<Pod>()[0].clone();
+    assert!(pod.metadata.is_deleting());
+    let why = find_condition(&pod.status.conditions, "DisruptionTarget").unwrap();
+    assert_eq!((why.status.as_str(), why.reason.as_str()), ("True", "DeletionByTaintManager"));
+    let told = |start: &str| world.told.iter().filter(|line| line.starts_with(start)).count();
+    assert_eq!(told("RegisteredNode Node a event: Registered Node a in Controller"), 1);
+    assert_eq!(told("NodeNotReady Node a status is now: NodeNotReady"), 1);
+    assert_eq!(told("NodeNotReady Node is not ready"), 1);
+    assert_eq!(told("TaintManagerEviction Marking for deletion Pod n/p"), 1);
+}
+
+#[test]
+fn a_node_that_says_it_is_not_ready_is_talked_of_and_one_without_network_closed() {
+    let mut world = world();
+    world.pass(60, &[]);
+    let at = objects::Time::from(world.now);
+    let ready = json!({
+        "type": "Ready", "status": "False", "lastHeartbeatTime": at, "lastTransitionTime": at,
+    });
+    let network = json!({"type": "NetworkUnavailable", "status": "True"});
+    world.change(&kind::NODE, "", "a", &json!({"status": {"conditions": [ready, network]}}));
+    world.settle(&[]);
+    let taints: Vec<String> = node(&world, "a")
+        .spec
+        .taints
+        .iter()
+        .map(|one| format!("{}:{}", one.key, one.effect))
+        .collect();
+    assert_eq!(
+        taints,
+        [
+            "node.kubernetes.io/not-ready:NoSchedule",
+            "node.kubernetes.io/not-ready:NoExecute",
+            "node.kubernetes.io/network-unavailable:NoSchedule",
+        ]
+    );
+    assert!(world.told.iter().any(|line| line.starts_with("NodeNotReady Node a")));
+}

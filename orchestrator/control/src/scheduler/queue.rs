@@ -72,6 +72,19 @@ pub(super) struct Waits {
     pub(super) max: Duration,
 }
 
+/// How many pods wait, by why.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pending {
+    /// To be looked at.
+    pub active: usize,
+    /// For their back-off to end.
+    pub backing_off: usize,
+    /// For something to happen that helps.
+    pub resting: usize,
+    /// For their gates to open.
+    pub gated: usize,
+}
+
 /// All waiting pods.
 #[derive(Debug)]
 pub(super) struct Queue {
@@ -83,6 +96,7 @@ pub(super) struct Queue {
     resting: BTreeSet<(Timestamp, String)>,
     refused_by: BTreeMap<&'static str, BTreeSet<String>>,
     waits: Waits,
+    gated: BTreeSet<String>,
     sort: Option<Arc<dyn Plugin>>,
     number: u64,
 }
@@ -101,6 +115,7 @@ impl Queue {
             hopeful: BTreeSet::new(),
             resting: BTreeSet::new(),
             refused_by: BTreeMap::new(),
+            gated: BTreeSet::new(),
             waits,
             sort,
             number: 0,
@@ -122,6 +137,16 @@ impl Queue {
     /// How many wait to be looked at now.
     pub(super) fn ready(&self) -> usize {
         self.active.len() + self.hopeful.len()
+    }
+
+    /// How many wait, and for what.
+    pub(super) fn pending(&self) -> Pending {
+        Pending {
+            active: self.active.len(),
+            backing_off: self.back_off.len(),
+            resting: self.resting.len(),
+            gated: self.gated.len(),
+        }
     }
 
     /// How many wait in all.
@@ -197,7 +222,8 @@ impl Queue {
                 }
                 self.resting.remove(&(since, name));
             }
-            Place::Gated | Place::Out => (),
+            Place::Gated => _ = self.gated.remove(uid),
+            Place::Out => (),
         }
         Some(entry)
     }
@@ -220,7 +246,8 @@ impl Queue {
                 }
                 self.resting.insert((since, uid.clone()));
             }
-            Place::Gated | Place::Out => (),
+            Place::Gated => _ = self.gated.insert(uid.clone()),
+            Place::Out => (),
         }
         self.entries.insert(uid, entry);
     }
