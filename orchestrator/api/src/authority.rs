@@ -80,6 +80,9 @@ pub trait Facts {
 
     /// Does a pod bound to `node` name this object (`secrets`, `configmaps`, …)?
     fn node_needs(&self, node: &str, plural: &str, namespace: &str, name: &str) -> bool;
+
+    /// Is there any NetworkPolicy? They speak of pods on any node, so nodes must know those.
+    fn has_network_policies(&self) -> bool;
 }
 
 /// A decision and why.

@@ -240,6 +240,11 @@ impl Facts for Server {
             }
         }
     }
+
+    fn has_network_policies(&self) -> bool {
+        let policies = kind::by_resource("networking.k8s.io", "v1", "networkpolicies");
+        policies.is_some_and(|kind| !self.items(kind, "").is_empty())
+    }
 }
 
 impl Server {

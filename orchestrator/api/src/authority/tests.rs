@@ -19,6 +19,27 @@ impl Facts for Fixed {
             && [("secrets", "s1"), ("serviceaccounts", "robot"), ("persistentvolumeclaims", "c1")]
                 .contains(&(plural, name))
     }
+
+    fn has_network_policies(&self) -> bool {
+        false
+    }
+}
+
+/// The same, with a NetworkPolicy.
+struct Guarded;
+
+impl Facts for Guarded {
+    fn pod_node(&self, namespace: &str, pod: &str) -> Option<String> {
+        Fixed.pod_node(namespace, pod)
+    }
+
+    fn node_needs(&self, node: &str, plural: &str, namespace: &str, name: &str) -> bool {
+        Fixed.node_needs(node, plural, namespace, name)
+    }
+
+    fn has_network_policies(&self) -> bool {
+        true
+    }
 }
 
 fn user(name: &str, groups: &[&str]) -> User {
@@ -241,10 +262,8 @@ fn every_part_of_ours_gets_what_it_asks_for() {
         ),
         (&node, "GET", "/api/v1/services?watch=1"),
         (&node, "GET", "/apis/discovery.k8s.io/v1/endpointslices?watch=1"),
-        // Network policies speak of pods anywhere.
         (&node, "GET", "/apis/networking.k8s.io/v1/networkpolicies?watch=1"),
         (&node, "GET", "/api/v1/namespaces?watch=1"),
-        (&node, "GET", "/api/v1/pods?watch=1"),
         // The boot server.
         (&boot, "GET", "/api/v1/nodes?watch=1"),
         (&boot, "PATCH", &format!("{machines}/m/status")),
@@ -273,6 +292,31 @@ fn every_part_of_ours_gets_what_it_asks_for() {
         let path = kind.path(None, None);
         check(&rbac, &manager, "GET", &path, true);
         check(&rbac, &manager, "GET", &format!("{path}?watch=1"), true);
+    }
+}
+
+/// Network policies speak of pods anywhere; without any, pods of others are nobody's business.
+#[test]
+fn nodes_see_all_pods_only_while_there_is_a_policy() {
+    let rbac = cluster(&[]);
+    let node = user("system:node:n1", &["system:nodes"]);
+    let stranger = user("eve", &[]);
+    for (who, method, url, guarded) in [
+        (&node, "GET", "/api/v1/pods", true),
+        (&node, "GET", "/api/v1/pods?watch=1", true),
+        (&node, "GET", "/api/v1/pods?fieldSelector=spec.nodeName=n2", true),
+        (&node, "GET", "/api/v1/namespaces/a/pods", false),
+        (&node, "GET", "/api/v1/namespaces/a/pods/p2", false),
+        (&node, "GET", "/api/v1/namespaces/a/pods/p2/log", false),
+        (&node, "DELETE", "/api/v1/namespaces/a/pods/p2", false),
+        (&node, "GET", "/api/v1/secrets", false),
+        (&stranger, "GET", "/api/v1/pods", false),
+    ] {
+        let asked = Attributes::of(&request(method, url));
+        let name = &who.name;
+        assert!(!decide(who, &asked, &rbac, &Fixed).allowed, "{name} {method} {url}");
+        let said = decide(who, &asked, &rbac, &Guarded);
+        assert_eq!(said.allowed, guarded, "{name} {method} {url}: {said:?}");
     }
 }
 
