@@ -14,6 +14,7 @@
 
 mod datagram;
 mod forward;
+mod memory;
 mod server;
 
 use std::net::SocketAddr;

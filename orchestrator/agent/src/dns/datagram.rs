@@ -59,8 +59,11 @@ impl Inbox {
 #[derive(Default)]
 pub(super) struct Outbox {
     bytes: Vec<u8>,
-    letters: Vec<(Range<usize>, SocketAddr)>,
+    letters: Vec<Letter>,
 }
+
+/// Where an answer's bytes are, and who is to have it.
+type Letter = (Range<usize>, SocketAddr);
 
 impl Outbox {
     /// Adds an answer, in pieces.
@@ -74,9 +77,24 @@ impl Outbox {
 
     /// Sends everything. A full send buffer loses answers, as UDP may; the client asks again.
     pub(super) fn send(&mut self, socket: &UdpSocket) {
-        let mut rest = self.letters.as_slice();
+        // Who asks much from one socket, as a resolver or a proxy does, has many answers of one
+        // length, and those go together.
+        self.letters.sort_unstable_by_key(|(range, client)| (*client, range.len()));
+        let bytes = |range: &Range<usize>| self.bytes.get(range.clone()).unwrap_or_default();
+        let alike = |one: &Letter, other: &Letter| one.1 == other.1 && one.0.len() == other.0.len();
+        let mut single = Vec::new();
+        for group in self.letters.chunk_by(alike).flat_map(|group| group.chunks(BATCH)) {
+            if let [(_, client), _, ..] = group {
+                let all: Vec<&[u8]> = group.iter().map(|(range, _)| bytes(range)).collect();
+                match datagram::send_alike(socket, &all, *client) {
+                    Ok(()) => continue,
+                    Err(err) => debug!(%err, "answers cannot go together"),
+                }
+            }
+            single.extend(group);
+        }
+        let mut rest = single.as_slice();
         while !rest.is_empty() {
-            let bytes = |range: &Range<usize>| self.bytes.get(range.clone()).unwrap_or_default();
             let letters = rest.iter().map(|(range, client)| (bytes(range), *client));
             let sent = datagram::send(socket, letters).unwrap_or_else(|err| {
                 // It is of no matter to the others.

@@ -2,7 +2,6 @@
 //!
 //! Spec: RFC 1035 §4.2 (transports), RFC 6891 (EDNS), RFC 7766 (TCP).
 
-use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -20,6 +19,7 @@ use tracing::{debug, warn};
 
 use super::datagram::{self, Inbox, Outbox};
 use super::forward::{Forwarder, Upstreams};
+use super::memory::{Memory, Recalled};
 
 /// The largest answer by UDP: fits any path without fragments (DNS flag day 2020).
 const UDP_BYTES_MAX: u16 = 1232;
@@ -33,10 +33,6 @@ const CONNECTIONS_MAX: usize = 256;
 const IDLE: Duration = Duration::from_secs(10);
 /// Names that are other names, in a row.
 const ALIASES_MAX: usize = 8;
-/// Messages whose answers are remembered byte for byte while the zone stays.
-const REMEMBERED_MAX: usize = 8192;
-/// Messages longer than this are not remembered.
-const REMEMBERED_BYTES_MAX: usize = 256;
 /// Batches of datagrams read before other tasks have their turn.
 const BATCHES: usize = 4;
 
@@ -47,6 +43,7 @@ pub(super) struct Desk {
     /// Counts the zone's changes.
     edition: AtomicU64,
     forwarder: Forwarder,
+    /// Counts questions by TCP.
     turn: AtomicUsize,
 }
 
@@ -85,8 +82,9 @@ impl Desk {
         self.forwarder.set_upstreams(upstreams);
     }
 
-    /// Answers a message from the zone, where it can.
-    fn reply(&self, zone: &Zone, bytes: &[u8]) -> Reply {
+    /// Answers a message from the zone, where it can; several records begin with the one that it
+    /// is the turn of.
+    fn reply(&self, zone: &Zone, bytes: &[u8], turn: usize) -> Reply {
         let question = match Message::from_vec(bytes) {
             Ok(message) if message.metadata.message_type == MessageType::Query => message,
             Ok(_) => return Reply::Silence,
@@ -111,7 +109,6 @@ impl Desk {
         let [query] = question.queries.as_slice() else {
             return Reply::Now(failure(&question, ResponseCode::FormErr));
         };
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         match zone.answer(query, turn) {
             Verdict::Answer(answer) => Reply::Now(render(&question, answer)),
             Verdict::Foreign => match self.forwarder.recall(&question) {
@@ -273,11 +270,14 @@ impl Desk {
         memory: &mut Memory,
         outbox: &mut Outbox,
     ) -> Option<Box<Message>> {
-        if let Some((id, answer)) = memory.recall(message) {
-            outbox.push(&[id, answer], client);
-            return None;
-        }
-        let (reply, keep) = match self.reply(zone, message) {
+        let turn = match memory.recall(message) {
+            Recalled::Answer(id, answer) => {
+                outbox.push(&[id, answer], client);
+                return None;
+            }
+            Recalled::Turn(turn) => turn,
+        };
+        let (reply, keep) = match self.reply(zone, message, turn) {
             Reply::Silence => return None,
             Reply::Now(reply) => (reply, true),
             Reply::Kept(reply) => (reply, false),
@@ -288,7 +288,7 @@ impl Desk {
         let answer = render_datagram(limit.as_ref(), &reply)?;
         outbox.push(&[&answer], client);
         if keep {
-            memory.keep(message, &reply, answer);
+            memory.keep(message, reply.answers.len(), &answer);
         }
         None
     }
@@ -298,44 +298,6 @@ impl Desk {
 fn send(socket: &UdpSocket, answer: &[u8], client: SocketAddr) {
     if let Err(err) = socket.try_send_to(answer, client) {
         debug!(%client, %err, "an answer is lost");
-    }
-}
-
-/// Answers to messages that were seen before, while the zone is the same.
-///
-/// Clients ask the same few questions over and over; all but the id of such a message is equal.
-#[derive(Default)]
-struct Memory {
-    edition: u64,
-    answers: HashMap<Box<[u8]>, Box<[u8]>>,
-}
-
-impl Memory {
-    /// Forgets everything when the zone is another one.
-    fn is_of(&mut self, edition: u64) {
-        if self.edition != edition {
-            self.answers.clear();
-            self.edition = edition;
-        }
-    }
-
-    /// The id of a message, and the rest of its answer.
-    fn recall<'a>(&'a self, message: &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
-        let (id, rest) = message.split_at_checked(2)?;
-        Some((id, self.answers.get(rest)?))
-    }
-
-    /// Remembers an answer, unless others of the same kind are to have their turn.
-    fn keep(&mut self, message: &[u8], reply: &Message, answer: Vec<u8>) {
-        if reply.answers.len() > 1 || message.len() > REMEMBERED_BYTES_MAX {
-            return;
-        }
-        if self.answers.len() >= REMEMBERED_MAX {
-            self.answers.clear();
-        }
-        if let (Some(rest), Some(answer)) = (message.get(2..), answer.get(2..)) {
-            self.answers.insert(rest.into(), answer.into());
-        }
     }
 }
 
@@ -377,7 +339,8 @@ async fn converse(mut stream: TcpStream, desk: &Desk) -> io::Result<()> {
         };
         buffer.resize(len, 0);
         tokio::time::timeout(IDLE, stream.read_exact(&mut buffer)).await??;
-        let reply = match desk.with_zone(|zone, _| desk.reply(zone, &buffer)) {
+        let turn = desk.turn.fetch_add(1, Ordering::Relaxed);
+        let reply = match desk.with_zone(|zone, _| desk.reply(zone, &buffer, turn)) {
             None | Some(Reply::Silence) => return Ok(()),
             Some(Reply::Now(reply) | Reply::Kept(reply)) => reply,
             Some(Reply::Foreign(question)) => desk.ask_others(&question).await,

@@ -1,19 +1,23 @@
 //! Questions, as fast as they are answered or at a pace.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use hickory_proto::op::{Message, Query, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
+use kernel::datagram::{self, BATCH};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
 use crate::server::name;
 
-/// Questions under way at a time.
-const WINDOW: u16 = 64;
+/// Questions under way at a time: what fits the smallest of the servers' buffers.
+const WINDOW: usize = 128;
+/// How long one socket is waited for while there are others.
+const TURN: Duration = Duration::from_millis(1);
 /// Names asked for, spread over all services: more than fit any small cache by accident.
 const NAMES: u32 = 4096;
 /// An answer that takes longer is lost.
@@ -70,7 +74,7 @@ impl Load {
         socket.connect(self.server)?;
         socket.set_read_timeout(Some(PATIENCE))?;
         // Lost answers are to be the server's, not ours.
-        kernel::datagram::make_room(&socket, WAITING_BYTES)?;
+        datagram::make_room(&socket, WAITING_BYTES)?;
         Ok(socket)
     }
 
@@ -99,35 +103,62 @@ impl Load {
         Ok(())
     }
 
-    /// Keeps a window of questions under way; the number of answers.
-    pub(crate) fn as_fast_as_possible(&self, time: Duration) -> Result<u64> {
-        let socket = self.connect()?;
-        let mut buffer = [0; 4096];
-        let mut turn = 0;
-        for id in 0..WINDOW {
-            self.ask(&socket, id, turn)?;
-            turn += 1;
+    /// Keeps a window of questions under way, from so many sockets; the number of answers. Many go
+    /// and come by one system call, so that the server is what is busy.
+    pub(crate) fn as_fast_as_possible(&self, clients: usize, time: Duration) -> Result<u64> {
+        let connect = |_| -> Result<UdpSocket> {
+            let socket = self.connect()?;
+            socket.set_read_timeout(Some(TURN))?;
+            Ok(socket)
+        };
+        let sockets: Vec<UdpSocket> = (0..clients.max(1)).map(connect).collect::<Result<_>>()?;
+        let share = (WINDOW / sockets.len()).max(1);
+        let mut buffers = vec![vec![0; 512].into_boxed_slice(); BATCH];
+        let mut come = Vec::with_capacity(BATCH);
+        let (mut turn, mut answers) = (0, 0);
+        for socket in &sockets {
+            self.ask_many(socket, share, &mut turn)?;
         }
-        let began = Instant::now();
-        let mut answers = 0;
+        let (began, mut silent) = (Instant::now(), vec![Instant::now(); sockets.len()]);
         while began.elapsed() < time {
-            match socket.recv(&mut buffer) {
-                Ok(_) => answers += 1,
-                // All of them are lost: the window opens anew.
-                Err(err) if err.kind() == std::io::ErrorKind::WouldBlock => {
-                    for id in 1..WINDOW {
-                        self.ask(&socket, id, turn)?;
-                        turn += 1;
+            for (socket, silent) in sockets.iter().zip(&mut silent) {
+                // Waits, but not for ever: others may have answers.
+                match socket.peek(&mut [0]) {
+                    Ok(_) => *silent = Instant::now(),
+                    Err(err) if err.kind() == ErrorKind::WouldBlock => {
+                        // All of them are lost: the window opens anew.
+                        if silent.elapsed() > PATIENCE {
+                            self.ask_many(socket, share, &mut turn)?;
+                            *silent = Instant::now();
+                        }
+                        continue;
                     }
+                    Err(err) => bail!(err),
                 }
-                Err(err) => bail!(err),
+                datagram::receive(socket, &mut buffers, &mut come)?;
+                answers += come.len() as u64;
+                self.ask_many(socket, come.len(), &mut turn)?;
             }
-            let id = buffer.first_chunk().map_or(0, |id| u16::from_be_bytes(*id));
-            self.ask(&socket, id, turn)?;
-            turn += 1;
         }
         ensure!(answers > 0, "no answer at all");
         Ok(answers)
+    }
+
+    /// Asks the next so many questions.
+    fn ask_many(&self, socket: &UdpSocket, count: usize, turn: &mut usize) -> Result<()> {
+        let mut questions = Vec::with_capacity(count);
+        for _ in 0..count {
+            let question = self.questions.get(*turn % self.questions.len());
+            questions.push(question.context("no question")?.as_slice());
+            *turn += 1;
+        }
+        let mut rest = questions.as_slice();
+        while !rest.is_empty() {
+            let letters = rest.iter().map(|question| (*question, self.server));
+            let sent = datagram::send(socket, letters)?;
+            rest = rest.get(sent.max(1)..).unwrap_or_default();
+        }
+        Ok(())
     }
 
     /// Asks at an even pace, whatever comes back.
@@ -157,7 +188,7 @@ impl Load {
                         latencies.push(asked.elapsed());
                     }
                 }
-                Err(err) if err.kind() == std::io::ErrorKind::WouldBlock => {
+                Err(err) if err.kind() == ErrorKind::WouldBlock => {
                     std::hint::spin_loop();
                 }
                 Err(err) => bail!(err),

@@ -1,7 +1,10 @@
 //! Cluster DNS beside dnsmasq and unbound: the same questions, one processor each.
 //!
-//! `dnsbench [--services N] [--seconds N] [--output json]` starts each name server as a process
-//! bound to the first processor, with the same names, and asks from the last one over loopback.
+//! `dnsbench [--services N] [--clients N] [--seconds N] [--output json]` starts each name server as
+//! a process bound to the first processor, with the same names, and asks from the last one over
+//! loopback.
+//! Beside them runs a program that looks at no question and answers all alike: what it takes is the
+//! kernel's work, the floor for everybody.
 //! Printed are answers per second, answers per second of processor time used (which a busy
 //! machine disturbs less), what of that time is the program's own and not the kernel's for any
 //! program, and the latency and lost answers at half of the full rate.
@@ -27,6 +30,9 @@ struct Arguments {
     /// How many services have names.
     #[arg(long, default_value_t = 10_000)]
     services: u32,
+    /// From how many sockets it is asked; one is what a resolver or proxy has, and `dnsperf`.
+    #[arg(long, default_value_t = 1)]
+    clients: usize,
     /// How long each server is asked at each load.
     #[arg(long, default_value_t = 3)]
     seconds: u64,
@@ -36,6 +42,9 @@ struct Arguments {
     /// Be the name server under test at this port (used by the bench itself).
     #[arg(long, hide = true)]
     serve: Option<u16>,
+    /// Be the floor at that port (used by the bench itself).
+    #[arg(long, hide = true, requires = "serve")]
+    echo: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -65,31 +74,47 @@ struct Figures {
 struct Report {
     services: u32,
     servers: Vec<Figures>,
+    /// A program that looks at no question.
+    floor: Figures,
     skipped: Vec<String>,
-    /// Ours by each peer's answers per second of processor time, and each peer's own work for an
-    /// answer by ours.
-    ratios: Vec<(String, f64, f64)>,
+    ratios: Vec<Ratio>,
+}
+
+/// Ours by a peer's.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Ratio {
+    peer: String,
+    /// Answers per second of processor time.
+    answers: f64,
+    /// The same of the floor: what nobody can have.
+    most: f64,
+    /// The peer's own work for an answer by ours.
+    work: f64,
 }
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    if let Some(port) = arguments.serve {
-        return server::serve(port, arguments.services);
+    match arguments.serve {
+        Some(port) if arguments.echo => return server::echo(port),
+        Some(port) => return server::serve(port, arguments.services),
+        None => (),
     }
     let time = Duration::from_secs(arguments.seconds.max(1));
     let (mut servers, mut skipped) = (Vec::new(), Vec::new());
+    let floor = measure(Kind::Echo, &arguments, time)?;
     for kind in [Kind::Ours, Kind::Dnsmasq, Kind::Unbound] {
-        match measure(kind, arguments.services, time) {
+        match measure(kind, &arguments, time) {
             Ok(figures) => servers.push(figures),
             Err(err) if kind != Kind::Ours => skipped.push(format!("{kind:?}: {err:#}")),
             Err(err) => return Err(err),
         }
     }
     let ratios = match servers.split_first() {
-        Some((ours, peers)) => peers.iter().map(|peer| ratio(ours, peer)).collect(),
+        Some((ours, peers)) => peers.iter().map(|peer| ratio(ours, peer, &floor)).collect(),
         None => Vec::new(),
     };
-    let report = Report { services: arguments.services, ratios, servers, skipped };
+    let report = Report { services: arguments.services, ratios, servers, floor, skipped };
     let mut out = std::io::stdout().lock();
     match arguments.output {
         Output::Json => writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?,
@@ -98,18 +123,26 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn ratio(ours: &Figures, peer: &Figures) -> (String, f64, f64) {
-    let answers = ours.answers_per_processor_second / peer.answers_per_processor_second.max(1.0);
-    (peer.server.clone(), answers, peer.own_us_per_answer / ours.own_us_per_answer)
+fn ratio(ours: &Figures, peer: &Figures, floor: &Figures) -> Ratio {
+    let by_peer = |one: &Figures| {
+        one.answers_per_processor_second / peer.answers_per_processor_second.max(1.0)
+    };
+    Ratio {
+        peer: peer.server.clone(),
+        answers: by_peer(ours),
+        most: by_peer(floor),
+        work: peer.own_us_per_answer / ours.own_us_per_answer,
+    }
 }
 
-fn measure(kind: Kind, services: u32, time: Duration) -> Result<Figures> {
+fn measure(kind: Kind, arguments: &Arguments, time: Duration) -> Result<Figures> {
+    let services = arguments.services;
     load::bind_to_last_processor()?;
     let server = Server::start(kind, services)?;
     let load = Load::new(server.address(), services);
     load.warm_up().context("the first answers")?;
     let before = server.processor_time()?;
-    let full = load.as_fast_as_possible(time)?;
+    let full = load.as_fast_as_possible(arguments.clients, time)?;
     let after = server.processor_time()?;
     let own = after.0.saturating_sub(before.0).as_secs_f64();
     let used = own + after.1.saturating_sub(before.1).as_secs_f64();
@@ -135,7 +168,7 @@ fn render(report: &Report) -> String {
         "{:<10} {:>12} {:>16} {:>9} {:>9} {:>9} {:>6} {:>8}\n",
         "", "answers/s", "per CPU second", "own work", "p50", "p99", "lost", "memory"
     );
-    for one in &report.servers {
+    for one in report.servers.iter().chain([&report.floor]) {
         text += &format!(
             "{:<10} {:>12.0} {:>16.0} {:>6.2} us {:>6} us {:>6} us {:>6} {:>4} MiB\n",
             one.server,
@@ -148,10 +181,10 @@ fn render(report: &Report) -> String {
             one.resident_bytes >> 20,
         );
     }
-    for (peer, answers, work) in &report.ratios {
+    for Ratio { peer, answers, most, work } in &report.ratios {
         text += &format!(
-            "{answers:.1} times the answers of {peer} per second of processor time, \
-             whose own work for an answer is {work:.1} times ours\n"
+            "{answers:.1} times the answers of {peer} per second of processor time (at most {most:.1} \
+             by any program on a socket), whose own work for an answer is {work:.1} times ours\n"
         );
     }
     for skipped in &report.skipped {
