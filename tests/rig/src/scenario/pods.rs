@@ -1,5 +1,9 @@
 //! What a node owes its pods: images that only the master has, network policies, kubectl's eyes
 //! and hands, daemons that are killed under them, and a disk that fills up.
+//!
+//! The rest is told elsewhere: probes, config maps, memory limits, `exec`, `cp` and `port-forward`
+//! by `workloads`, as are node ports on nodes without an endpoint; names while no API server
+//! answers by `faults`.
 
 mod eviction;
 mod image;
