@@ -62,6 +62,7 @@ pub use image::Imports;
 pub use node::settings::Settings;
 
 pub use join::{JoinError, Joined, NodeInfo, join};
+pub use policy::Gate;
 
 /// Where the agent finds and keeps things.
 #[derive(Debug, Clone)]
@@ -88,6 +89,8 @@ pub struct Config {
     pub settings: Settings,
     /// The cluster's DNS servers, as `services` tells them; empty while there are none.
     pub cluster_dns: watch::Receiver<Vec<String>>,
+    /// Where pods wait until `services` enforces their policies.
+    pub gate: Gate,
 }
 
 impl Default for Config {
@@ -106,6 +109,7 @@ impl Default for Config {
             console: Some("/dev/console".into()),
             settings: Settings::default(),
             cluster_dns: watch::channel(Vec::new()).1,
+            gate: Gate::default(),
         }
     }
 }

@@ -6,8 +6,12 @@
 //! A cluster without policies costs one empty watch: pods and namespaces of the whole cluster are
 //! watched only while there is a policy, and of a pod only what policies need is kept.
 //!
+//! Pods of this node are isolated before their containers start ([`gate`]).
+//!
 //! Tasks: one loop, and one cache of policies; while there are any, two caches more and one task
 //! that hands on their wake-ups.
+
+mod gate;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,9 +20,10 @@ use futures_util::future::select_all;
 use kernel::nft::{self, NftError};
 use node::policy::{Guest, Loaded, Policies, Room, Skipped, TABLE, plan_policies, render_removal};
 use objects::network::NetworkPolicy;
+use objects::pod::Pod;
 use runtime::Client;
 use runtime::backoff::Backoff;
-use runtime::cache::{Cache, CacheParams};
+use runtime::cache::{Cache, CacheParams, Key};
 use runtime::driver::{Pace, Plan, World};
 use runtime::resource::{NAMESPACES, PODS};
 use thiserror::Error;
@@ -29,8 +34,11 @@ use tracing::{debug, info, warn};
 
 use crate::modules;
 
+pub use gate::Gate;
+use gate::Waiting;
+
 /// A burst of changes, such as a rollout's, becomes one transaction. Short: until then a new pod
-/// is not isolated.
+/// waits.
 const SETTLE: Duration = Duration::from_millis(10);
 /// How often the tables are looked for in the kernel when nothing changes.
 const BEAT: Duration = Duration::from_secs(60);
@@ -50,6 +58,15 @@ pub(crate) enum PolicyError {
     Apply(#[source] NftError),
 }
 
+/// Waits at the gate until policies are in force for a pod's addresses; `false` when that takes too
+/// long. A pod on the host's network has none of its own.
+pub(crate) async fn pass(gate: &Gate, pod: &Pod, addresses: &[String]) -> bool {
+    let meta = &pod.metadata;
+    let key = Key::new(meta.namespace.as_str(), meta.name.as_str());
+    let guest = Guest::of(pod, addresses.iter().map(String::as_str));
+    gate.pass(&meta.uid, key, guest).await
+}
+
 /// How the loop is driven.
 pub(crate) fn pace() -> Pace {
     Pace { resync: BEAT, settle: SETTLE, backoff: Backoff::new(BACKOFF_MIN, BACKOFF_MAX) }
@@ -60,12 +77,16 @@ pub(crate) struct Enforcer {
     client: Client,
     node: String,
     policies: Cache<NetworkPolicy>,
+    /// Where new pods of this node wait.
+    gate: Gate,
     /// What policies speak of; `None` while there are none.
     peers: Option<Peers>,
     /// Woken when peers change.
     wake: watch::Sender<u64>,
     /// What the kernel holds; `None` when it holds nothing of ours, or that is in doubt.
     loaded: Option<Loaded>,
+    /// Who was let in last.
+    opened: Option<u64>,
     /// Whether tables of an earlier run were looked for.
     swept: bool,
     /// When the loop started.
@@ -113,14 +134,16 @@ pub(crate) enum Seen {
     TooLittle,
     /// There is no policy.
     Nothing,
-    /// What is to be enforced.
-    Wanted(Arc<Policies>),
+    /// What is to be enforced, and how many of those who wait it knows.
+    Wanted(Arc<Policies>, u64),
 }
 
 /// One step.
 pub(crate) enum Action {
-    /// Make the tables enforce these.
-    Enforce(Arc<Policies>),
+    /// Make the tables enforce these, then let in so many of those who wait.
+    Enforce(Arc<Policies>, u64),
+    /// Let in so many of those who wait; everybody with `None`.
+    Open(Option<u64>),
     /// Remove the tables.
     Remove,
 }
@@ -128,9 +151,10 @@ pub(crate) enum Action {
 impl std::fmt::Debug for Action {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Enforce(policies) => {
+            Self::Enforce(policies, _) => {
                 write!(f, "Enforce({} in, {} out)", policies.ingress.len(), policies.egress.len())
             }
+            Self::Open(count) => write!(f, "Open({count:?})"),
             Self::Remove => f.write_str("Remove"),
         }
     }
@@ -138,11 +162,18 @@ impl std::fmt::Debug for Action {
 
 impl Enforcer {
     /// Knows nothing yet; `policies` is filled by somebody else.
-    pub(crate) fn new(client: Client, node: String, policies: Cache<NetworkPolicy>) -> Self {
+    pub(crate) fn new(
+        client: Client,
+        node: String,
+        policies: Cache<NetworkPolicy>,
+        gate: Gate,
+    ) -> Self {
         Self {
             client,
             node,
             policies,
+            gate,
+            opened: Some(0),
             peers: None,
             wake: watch::channel(0).0,
             loaded: None,
@@ -155,7 +186,9 @@ impl Enforcer {
 
     /// Wakes when anything changed.
     pub(crate) fn changes(&self) -> Vec<watch::Receiver<u64>> {
-        vec![self.policies.changes(), self.wake.subscribe()]
+        let mut changes = vec![self.policies.changes(), self.wake.subscribe()];
+        changes.extend(self.gate.changes());
+        changes
     }
 
     /// Forgets the loaded tables when somebody has removed them: `nft flush ruleset` by hand.
@@ -179,6 +212,11 @@ impl Enforcer {
             }
             self.skipped.clone_from(&planned.skipped);
         }
+    }
+
+    fn open(&mut self, count: Option<u64>) {
+        self.gate.open(count);
+        self.opened = count;
     }
 
     async fn remove(&mut self) -> Result<(), PolicyError> {
@@ -218,34 +256,48 @@ impl World for Enforcer {
         }
         let (pods, rooms) = (peers.pods.snapshot(), peers.rooms.snapshot());
         self.look().await?;
+        let Waiting { count, guests } = self.gate.waiting(&pods);
         let planned = plan_policies(
             &self.node,
             policies.values().map(AsRef::as_ref),
-            pods.values().map(AsRef::as_ref),
+            pods.values().chain(&guests).map(AsRef::as_ref),
             rooms.values().map(AsRef::as_ref),
         );
         self.tell(&planned);
-        Ok(Seen::Wanted(Arc::new(planned)))
+        Ok(Seen::Wanted(Arc::new(planned), count))
     }
 
     fn plan(&mut self, seen: &Seen) -> Plan<Action> {
+        let open = |count| (self.opened != count).then_some(Action::Open(count));
         match seen {
             Seen::TooLittle => Plan::of(Vec::new()),
-            Seen::Nothing if self.loaded.is_some() => Plan::of(vec![Action::Remove]),
-            Seen::Nothing if self.swept => Plan::of(Vec::new()),
-            Seen::Nothing => match SWEEP_AFTER.checked_sub(self.since.elapsed()) {
-                Some(early) => Plan { actions: Vec::new(), again_after: Some(early) },
-                None => Plan::of(vec![Action::Remove]),
-            },
-            Seen::Wanted(policies) => match &self.loaded {
-                Some(loaded) if loaded.is(policies) => Plan::of(Vec::new()),
-                _ => Plan::of(vec![Action::Enforce(Arc::clone(policies))]),
+            Seen::Nothing => {
+                let mut actions: Vec<Action> = open(None).into_iter().collect();
+                let early = SWEEP_AFTER.checked_sub(self.since.elapsed());
+                let early = early.filter(|_| self.loaded.is_none() && !self.swept);
+                if self.loaded.is_some() || (early.is_none() && !self.swept) {
+                    actions.push(Action::Remove);
+                }
+                Plan { actions, again_after: early }
+            }
+            Seen::Wanted(policies, count) => match &self.loaded {
+                Some(loaded) if loaded.is(policies) => {
+                    Plan::of(open(Some(*count)).into_iter().collect())
+                }
+                _ => Plan::of(vec![Action::Enforce(Arc::clone(policies), *count)]),
             },
         }
     }
 
     async fn apply(&mut self, action: &Action) -> Result<(), PolicyError> {
-        let Action::Enforce(policies) = action else { return self.remove().await };
+        let (policies, count) = match action {
+            Action::Enforce(policies, count) => (policies, *count),
+            Action::Open(count) => {
+                self.open(*count);
+                return Ok(());
+            }
+            Action::Remove => return self.remove().await,
+        };
         // Taken out first: after a failure nobody knows what the kernel holds.
         let loaded = self.loaded.take();
         let (script, loaded) = match &loaded {
@@ -259,6 +311,7 @@ impl World for Enforcer {
         }
         self.loaded = Some(loaded);
         self.looked = Some(tokio::time::Instant::now());
+        self.open(Some(count));
         Ok(())
     }
 }

@@ -8,25 +8,27 @@
 //!
 //! Outside load balancers ask at the services' health check ports ([`health`]).
 //!
-//! When UDP endpoints change, tracked flows that lead nowhere any more are forgotten, in one pass
-//! over the kernel's table.
+//! When UDP endpoints change, tracked flows that lead nowhere any more are forgotten, beside the
+//! loop ([`sweep`]).
 
 mod health;
+mod sweep;
 
 use std::time::Duration;
 
-use kernel::conntrack::{self, ConntrackError};
 use node::service::{Backend, Change, Family, Flow, Planner, Site, Skipped, TABLE};
 use runtime::backoff::Backoff;
 use runtime::driver::{Pace, Plan, World};
 use runtime::report;
 use thiserror::Error;
+use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use crate::modules;
 use crate::services::{Told, Watched};
 use crate::tables::{self, TableError, Tables};
 use health::{Checks, HealthError};
+use sweep::Sweep;
 
 /// How often the tables are looked for in the kernel when nothing changes.
 const BEAT: Duration = Duration::from_secs(60);
@@ -49,8 +51,6 @@ pub(crate) enum ProxyError {
     Apply(#[source] TableError),
     #[error("health checks of services cannot be answered")]
     Health(#[source] HealthError),
-    #[error("stale flows cannot be forgotten")]
-    Forget(#[source] ConntrackError),
 }
 
 /// How the loop is driven.
@@ -69,8 +69,8 @@ pub(crate) struct Proxy {
     tables: Tables,
     /// Whether the kernel holds what was planned before.
     loaded: bool,
-    /// Whether there may be flows that lead nowhere.
-    strands: bool,
+    /// Looks for flows that lead nowhere.
+    sweep: Sweep,
     /// Where health checks are answered.
     checks: Checks,
     /// When the proxy started.
@@ -95,8 +95,8 @@ pub(crate) enum Action {
     Change(Change),
     /// Answer health checks as planned; only after the tables lead there.
     Answer,
-    /// Forget flows that lead nowhere; only after the tables lead there neither.
-    Forget,
+    /// Go on looking for flows that lead nowhere; only after the tables lead there neither.
+    Sweep,
 }
 
 impl std::fmt::Debug for Action {
@@ -108,7 +108,7 @@ impl std::fmt::Debug for Action {
                 write!(f, "Change({} out, {} in)", removed.len(), added.len())
             }
             Self::Answer => f.write_str("Answer"),
-            Self::Forget => f.write_str("Forget"),
+            Self::Sweep => f.write_str("Sweep"),
         }
     }
 }
@@ -121,12 +121,18 @@ impl Proxy {
             planner: None,
             tables: Tables::default(),
             loaded: false,
-            // Of an earlier run of the agent.
-            strands: true,
+            sweep: Sweep::new(),
             checks: Checks::default(),
             since: tokio::time::Instant::now(),
             looked: None,
         }
+    }
+
+    /// Wakes when anything changed.
+    pub(crate) fn changes(&self) -> Vec<watch::Receiver<u64>> {
+        let mut changes = self.watched.changes();
+        changes.push(self.sweep.changes());
+        changes
     }
 
     /// Whether the first table should still wait.
@@ -169,7 +175,8 @@ impl Proxy {
         modules::load().await;
         self.tables.load(planner).await.map_err(ProxyError::Apply)?;
         debug!("services are in force");
-        (self.loaded, self.strands) = (true, true);
+        self.loaded = true;
+        self.sweep.want();
         self.looked = Some(tokio::time::Instant::now());
         Ok(())
     }
@@ -194,52 +201,24 @@ impl Proxy {
         }
     }
 
-    /// Forgets stale flows.
-    async fn forget(&mut self) -> Result<(), ProxyError> {
-        let Some(planner) = &self.planner else { return Ok(()) };
-        let families = families(planner.site());
-        // Reading a full table takes a tenth of a second: not on the runtime's threads.
-        let list = move || -> Result<Vec<conntrack::Flow>, ConntrackError> {
-            let mut all = Vec::new();
-            for family in families {
-                all.extend(conntrack::flows(tables::of(family))?);
-            }
-            Ok(all)
-        };
-        let Some(flows) = aside(list).await else { return Ok(()) };
-        let mut flows = flows.map_err(ProxyError::Forget)?;
-        flows.retain(|flow| {
-            let (address, port) = flow.answering;
-            let answering = Backend { address, port };
-            planner.is_stale(&Flow { destination: flow.destination, answering })
-        });
-        if !flows.is_empty() {
-            debug!(flows = flows.len(), "flows that lead nowhere are forgotten");
-            let Some(outcome) = aside(move || conntrack::forget(&flows)).await else {
-                return Ok(());
-            };
-            outcome.map_err(ProxyError::Forget)?;
+    /// Goes on looking for flows that lead nowhere, and forgets those that were found.
+    fn sweep(&mut self) {
+        let Some(planner) = self.planner.as_ref().filter(|_| self.loaded) else { return };
+        let families = families(planner.site()).into_iter().map(tables::of).collect();
+        if let Some(mut flows) = self.sweep.go_on(families) {
+            flows.retain(|flow| {
+                let (address, port) = flow.answering;
+                let answering = Backend { address, port };
+                planner.is_stale(&Flow { destination: flow.destination, answering })
+            });
+            self.sweep.forget(flows);
         }
-        self.strands = false;
-        Ok(())
     }
 }
 
 /// The families that a site has tables for.
 fn families(site: &Site) -> Vec<Family> {
     Family::BOTH.into_iter().filter(|family| site.ranges(*family).is_some()).collect()
-}
-
-/// Runs what blocks where it holds nobody up; `None` when the runtime ends.
-async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(outcome) => Some(outcome),
-        Err(err) => match err.try_into_panic() {
-            // A panic there is one here.
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(_) => None,
-        },
-    }
 }
 
 impl World for Proxy {
@@ -272,7 +251,9 @@ impl World for Proxy {
         for Skipped { service, reason } in &change.skipped {
             warn!(service, reason, "part of a service is not served");
         }
-        self.strands |= change.strands_flows;
+        if change.strands_flows {
+            self.sweep.want();
+        }
         if !self.loaded {
             actions.push(Action::Load);
         } else if !change.is_empty() {
@@ -281,11 +262,12 @@ impl World for Proxy {
         if !self.checks.are(planner.health()) {
             actions.push(Action::Answer);
         }
-        if self.strands || !self.loaded {
-            actions.push(Action::Forget);
+        let due = if self.loaded { self.sweep.is_due() } else { Ok(()) };
+        if due.is_ok() {
+            actions.push(Action::Sweep);
         }
         self.planner = Some(planner);
-        Plan::of(actions)
+        Plan { actions, again_after: due.err().flatten() }
     }
 
     async fn apply(&mut self, action: &Action) -> Result<(), ProxyError> {
@@ -296,7 +278,10 @@ impl World for Proxy {
                 let Some(planner) = &self.planner else { return Ok(()) };
                 self.checks.answer(planner.health()).await.map_err(ProxyError::Health)
             }
-            Action::Forget => self.forget().await,
+            Action::Sweep => {
+                self.sweep();
+                Ok(())
+            }
         }
     }
 }

@@ -24,7 +24,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::dns::Dns;
-use crate::policy::{self, Enforcer};
+use crate::policy::{self, Enforcer, Gate};
 use crate::proxy::{self, Proxy};
 
 /// The label of a node that names its zone.
@@ -41,6 +41,8 @@ pub struct Config {
     pub dns: DnsConfig,
     /// What the process already follows of services; `None` when nobody does.
     pub services: Option<ServiceCaches>,
+    /// Where new pods of this node wait for their policies.
+    pub gate: Gate,
 }
 
 /// Where cluster DNS answers, and whom it asks.
@@ -89,13 +91,13 @@ pub async fn run(stop: CancellationToken, config: Config) -> Result<(), RunError
     let client = Client::new(config.client).map_err(RunError::Client)?;
     let mut tasks: Supervisor = Supervisor::new(stop.clone());
     let policies = cache(&client, NETWORK_POLICIES, CacheParams::default(), &mut tasks);
-    let enforcer = Enforcer::new(client.clone(), config.node.clone(), policies);
+    let enforcer = Enforcer::new(client.clone(), config.node.clone(), policies, config.gate);
     let wakes = enforcer.changes();
     tasks.spawn("policies", runtime::drive(stop.clone(), wakes, enforcer, policy::pace()));
     let endpoints = config.services.unwrap_or_else(|| ServiceCaches::follow(&client, &mut tasks));
     let watched = Watched::follow(&client, config.node, endpoints, &mut tasks);
     let proxy = Proxy::new(watched.clone());
-    let wakes = watched.changes();
+    let wakes = proxy.changes();
     tasks.spawn("proxy", runtime::drive(stop.clone(), wakes, proxy, proxy::pace()));
     let dns = Dns::new(watched, config.dns);
     tasks.spawn("dns", dns.run(stop));

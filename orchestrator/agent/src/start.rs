@@ -36,7 +36,7 @@ use volumes::{Facts, Problem, Propagation, Source, plan_devices, plan_mounts, pl
 
 use crate::token::Tokens;
 use crate::worker::Worker;
-use crate::{Shared, disk, hook, image, observe};
+use crate::{Shared, disk, hook, image, observe, policy};
 
 /// The kinds of sandbox there are.
 const RUNTIME_CLASSES: resource::Resource =
@@ -247,6 +247,10 @@ async fn try_start(
         .map_err(|err| Failed(err.reason(), report(&err)))?;
 
     let addresses = addresses(worker, sandbox).await?;
+    if !policy::pass(&shared.config.gate, pod, &addresses).await {
+        let message = "network policies are not in force for the pod yet".to_owned();
+        return Err(Failed("CreateContainerError", message));
+    }
     let life = (attempt, addresses.as_slice());
     let config = container_config(worker, pod, container, life).await?;
     let request = CreateContainerRequest {

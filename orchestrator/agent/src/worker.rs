@@ -400,6 +400,7 @@ impl Worker {
 
     /// Removes all traces of the pod here, then from the API.
     async fn forget(&mut self, pod: Option<&Pod>, seen: &Seen) -> Round {
+        self.shared.config.gate.leave(&self.uid);
         for sandbox in &seen.sandboxes {
             let request = RemovePodSandboxRequest { pod_sandbox_id: sandbox.id.clone() };
             if let Err(err) = self.shared.runtime.remove_pod_sandbox(request).await {

@@ -385,6 +385,16 @@ fn site(items: &api::Items, upstream: Option<SocketAddr>) {
 
 /// Runs services and names on the node until the guard goes.
 fn run_services(lab: &Lab, items: &api::Items, listen: Option<SocketAddr>) -> DropGuard {
+    run_guarded_services(lab, items, listen, agent::Gate::default())
+}
+
+/// The same, with a gate before the node's new pods.
+fn run_guarded_services(
+    lab: &Lab,
+    items: &api::Items,
+    listen: Option<SocketAddr>,
+    gate: agent::Gate,
+) -> DropGuard {
     let server = api::serve(&lab.node, items);
     let stop = CancellationToken::new();
     let guard = stop.clone().drop_guard();
@@ -394,7 +404,8 @@ fn run_services(lab: &Lab, items: &api::Items, listen: Option<SocketAddr>) -> Dr
         let mut dns = DnsConfig::new(watch::channel(Vec::new()).0);
         dns.listen = listen;
         dns.resolv_conf = "/nonexistent".into();
-        let config = services::Config { client, node: "node".to_owned(), dns, services: None };
+        let node_name = "node".to_owned();
+        let config = services::Config { client, node: node_name, dns, services: None, gate };
         node.run(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.unwrap().block_on(services::run(stop, config)).unwrap();

@@ -110,10 +110,12 @@ pub(crate) fn agent(args: AgentArgs) -> Result<()> {
         return serve(|stop| async move { Ok(agent::hollow::run(stop, config).await?) });
     }
     let (told, cluster_dns) = watch::channel(Vec::new());
+    let gate = agent::Gate::guarded();
     let config = agent::Config {
         node_json: args.node,
         cri_socket: args.runtime,
         cluster_dns,
+        gate: gate.clone(),
         mirror_dir: Some("/etc/containerd/certs.d".into()),
         settings: node_settings(args.config.as_deref())?,
         ..agent::Config::default()
@@ -131,7 +133,7 @@ pub(crate) fn agent(args: AgentArgs) -> Result<()> {
             services: Some(shared.clone()),
         };
         let dns = agent::services::DnsConfig::new(told);
-        let services = agent::services::Config { client, node, dns, services: Some(shared) };
+        let services = agent::services::Config { client, node, dns, services: Some(shared), gate };
         let signal = stop.clone();
         tasks.spawn_fallible("router", async move {
             ServiceError::of(router::run(signal, router).await)

@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::alone::{alone, await_until};
-use super::{Lab, PODS, PROGRAMS, WEB, api, ask, run_services, service, site, slice};
+use super::alone::{alone, await_until, shell_in};
+use super::{
+    Lab, NODE, PODS, PROGRAMS, WEB, api, ask, run, run_guarded_services, service, site, slice,
+};
 
 /// The lab's pods as the API tells them; `tier` is a label of each.
 fn tell_pods(items: &api::Items, tiers: [&str; 4]) {
@@ -30,6 +32,10 @@ fn tell_policies(items: &api::Items, specs: &[Value]) {
 
 /// A running node with a service in front of `red`, and no policy.
 fn running(lab: &Lab) -> (api::Items, tokio_util::sync::DropGuard) {
+    running_behind(lab, agent::Gate::default())
+}
+
+fn running_behind(lab: &Lab, gate: agent::Gate) -> (api::Items, tokio_util::sync::DropGuard) {
     let items = api::Items::default();
     site(&items, None);
     let web = service("web", json!({"clusterIP": WEB.0, "ports": [{"port": 80}]}));
@@ -38,7 +44,8 @@ fn running(lab: &Lab) -> (api::Items, tokio_util::sync::DropGuard) {
     items.set("/apis/discovery.k8s.io/v1/endpointslices", vec![red]);
     items.set("/api/v1/namespaces", vec![json!({"metadata": {"name": "default"}})]);
     tell_pods(&items, ["front", "back", "back", "front"]);
-    let stop = run_services(lab, &items, Some(SocketAddr::from(([127, 0, 0, 1], 0))));
+    let listen = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
+    let stop = run_guarded_services(lab, &items, listen, gate);
     await_until("the service", Duration::from_secs(20), || {
         ask(&lab.pods["client"], WEB).map(drop).map_err(|err| err.to_string())
     });
@@ -107,5 +114,122 @@ fn policies_block_and_allow_and_follow_labels() {
             String::from_utf8(output.unwrap().stdout).unwrap()
         });
         assert_eq!(tables.unwrap().trim(), "table ip muster-services");
+    });
+}
+
+/// The lab's pods, `red` with another address than at first.
+fn tell_red_at(items: &api::Items, address: Option<&str>) {
+    let at = |name: &str, ip: std::net::Ipv4Addr| match (name, address) {
+        ("red", address) => address.map(|ip| json!({"ip": ip})).into_iter().collect(),
+        _ => vec![json!({"ip": ip})],
+    };
+    let mut pods: Vec<Value> =
+        PODS.iter().map(|(name, ip)| red_pod(name, json!(at(name, *ip)))).collect();
+    pods[0]["metadata"]["labels"]["told"] = json!("yes");
+    items.set("/api/v1/pods", pods);
+}
+
+fn red_pod(name: &str, ips: Value) -> Value {
+    let node = if name == "green" { "far" } else { "node" };
+    json!({"metadata": {"namespace": "default", "name": name, "uid": name, "labels": {"app": name}},
+        "spec": {"nodeName": node, "containers": [{"name": "c"}]},
+        "status": {"phase": "Running", "podIPs": ips}})
+}
+
+#[test]
+fn a_pod_that_starts_anew_is_isolated_before_its_containers_run() {
+    alone(
+        "policy::a_pod_that_starts_anew_is_isolated_before_its_containers_run",
+        &PROGRAMS,
+        || {
+            let lab = Lab::build();
+            let gate = agent::Gate::guarded();
+            let (items, _stop) = running_behind(&lab, gate.clone());
+            let pass = |address: &str| {
+                let pod = serde_json::from_value(red_pod("red", json!([]))).unwrap();
+                let guest = ::node::policy::Guest::of(&pod, [address]);
+                let key = runtime::cache::Key::new("default", "red");
+                run(async || gate.pass("red", key, guest).await)
+            };
+            // Without a policy nobody waits.
+            assert!(pass("172.20.11.3"));
+            let isolate = json!({"podSelector": {"matchLabels": {"app": "red"}},
+            "policyTypes": ["Ingress", "Egress"]});
+            tell_policies(&items, std::slice::from_ref(&isolate));
+            let green = (PODS[3].1, 8080);
+            fares(&lab, "client", (PODS[1].1, 8080), false);
+
+            // Its sandbox is made anew with another address, which the API does not know yet.
+            let address = std::net::Ipv4Addr::new(172, 20, 11, 33);
+            shell_in("node", &format!("ip route add {address} dev red src {NODE}"));
+            let swap = format!(
+                "ip addr flush dev eth0 scope global; ip addr add {address}/32 dev eth0; \
+            ip route replace 169.254.1.1 dev eth0; \
+            ip route replace default via 169.254.1.1 onlink dev eth0"
+            );
+            shell_in("red", &swap);
+            assert!(ask(&lab.pods["red"], green).is_ok(), "nobody has told of this address");
+            assert!(pass(&address.to_string()));
+            // No waiting here: the container may run now.
+            assert_eq!(ask(&lab.pods["red"], green), Err(ErrorKind::TimedOut));
+            assert_eq!(ask(&lab.pods["client"], (address, 8080)), Err(ErrorKind::TimedOut));
+
+            // The API learns of it, and forgets it: then its word counts alone. Only with it comes the
+            // client's label.
+            tell_red_at(&items, Some(&address.to_string()));
+            let allow = json!({"podSelector": {"matchLabels": {"app": "red"}},
+            "ingress": [{"from": [{"podSelector": {"matchLabels": {"told": "yes"}}}]}]});
+            tell_policies(&items, &[isolate, allow]);
+            fares(&lab, "client", (address, 8080), true);
+            fares(&lab, "blue", (address, 8080), false);
+            tell_red_at(&items, None);
+            fares(&lab, "blue", (address, 8080), true);
+        },
+    );
+}
+
+#[test]
+fn services_and_nodes_are_met_as_what_is_behind_them() {
+    alone("policy::services_and_nodes_are_met_as_what_is_behind_them", &PROGRAMS, || {
+        let lab = Lab::build();
+        let (items, _stop) = running(&lab);
+        let client = (PODS[0].1, 8080);
+        let labels = |app: &str| json!({"podSelector": {"matchLabels": {"app": app}}});
+        let out = |peer: Value, ports: Value| {
+            json!({"podSelector": {"matchLabels": {"app": "client"}}, "policyTypes": ["Egress"],
+                "egress": [{"to": [peer], "ports": ports}]})
+        };
+        // Who leaves by a service is judged by the pod and the port it arrives at.
+        for (peer, ports, web) in [
+            (labels("red"), json!([]), true),
+            (labels("blue"), json!([]), false),
+            (labels("red"), json!([{"port": 8080}]), true),
+            (labels("red"), json!([{"port": 80}]), false),
+            (labels("red"), json!([{"protocol": "UDP", "port": 8080}]), false),
+            (labels("red"), json!([{"port": "web"}]), true),
+            (labels("red"), json!([{"port": 8000, "endPort": 8079}]), false),
+            (labels("red"), json!([{"port": 8000, "endPort": 8080}]), true),
+            (json!({"ipBlock": {"cidr": format!("{}/32", WEB.0)}}), json!([]), false),
+            (json!({"ipBlock": {"cidr": format!("{}/32", PODS[1].1)}}), json!([]), true),
+        ] {
+            tell_policies(&items, &[out(peer.clone(), ports.clone())]);
+            fares(&lab, "client", WEB, web);
+        }
+        // Nodes are addresses: no selector of pods means them, a block does.
+        let hear = |peer: Value| json!({"podSelector": {"matchLabels": {"app": "client"}}, "ingress": [{"from": [peer]}]});
+        tell_policies(&items, &[hear(json!({"podSelector": {}}))]);
+        fares(&lab, "green", client, true);
+        fares(&lab, "far", client, false);
+        fares(&lab, "node", client, true);
+        tell_policies(&items, &[hear(json!({"ipBlock": {"cidr": "10.98.1.0/24"}}))]);
+        fares(&lab, "far", client, true);
+        fares(&lab, "green", client, false);
+        tell_policies(
+            &items,
+            &[hear(json!({"ipBlock": {"cidr": "10.98.1.0/24",
+            "except": [format!("{}/32", super::FAR)]}}))],
+        );
+        fares(&lab, "far", client, false);
+        fares(&lab, "node", client, true);
     });
 }

@@ -101,14 +101,30 @@ impl<'de> Deserialize<'de> for Guest {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let RawPod { metadata, spec, status } = RawPod::deserialize(from)?;
         let finished = matches!(status.phase.as_str(), "Succeeded" | "Failed");
-        let mut addresses: Vec<IpAddr> = Vec::new();
-        if !spec.host_network && !finished {
-            let texts = status.pod_ips.iter().map(|entry| &entry.ip);
-            let texts = texts.chain(std::iter::once(&status.pod_ip));
-            addresses.extend(texts.filter_map(|text| text.parse::<IpAddr>().ok()));
-            addresses.sort();
-            addresses.dedup();
-        }
+        let texts = status.pod_ips.iter().map(|entry| entry.ip.as_str());
+        let texts = texts.chain([status.pod_ip.as_str()]).filter(|_| !finished);
+        Ok(Self::new(metadata.namespace.as_str(), metadata.labels, &spec, texts))
+    }
+}
+
+impl Guest {
+    /// A pod that has these addresses, whatever its status says.
+    #[must_use]
+    pub fn of<'a>(pod: &pod::Pod, addresses: impl IntoIterator<Item = &'a str>) -> Self {
+        let meta = &pod.metadata;
+        Self::new(&meta.namespace, meta.labels.clone(), &pod.spec, addresses)
+    }
+
+    fn new<'a>(
+        namespace: &str,
+        labels: BTreeMap<String, String>,
+        spec: &pod::PodSpec,
+        addresses: impl IntoIterator<Item = &'a str>,
+    ) -> Self {
+        let own = addresses.into_iter().filter(|_| !spec.host_network);
+        let mut addresses: Vec<IpAddr> = own.filter_map(|text| text.parse().ok()).collect();
+        addresses.sort();
+        addresses.dedup();
         let sidecars = spec
             .init_containers
             .iter()
@@ -119,12 +135,12 @@ impl<'de> Deserialize<'de> for Guest {
             let (name, protocol) = (port.name.as_str().into(), port.protocol.as_str().into());
             Some(GuestPort { name, protocol, number })
         });
-        Ok(Self {
-            namespace: metadata.namespace.into(),
-            node: spec.node_name.into(),
-            labels: metadata.labels.into_iter().collect(),
+        Self {
+            namespace: namespace.into(),
+            node: spec.node_name.as_str().into(),
+            labels: labels.into_iter().collect(),
             addresses: addresses.into(),
             ports: named.collect(),
-        })
+        }
     }
 }
