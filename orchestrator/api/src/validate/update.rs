@@ -320,11 +320,17 @@ fn node(check: &mut Check, old: &Value, new: &Value) {
 }
 
 fn claim(check: &mut Check, old: &Value, new: &Value) {
+    // A class that is the default one now may be given to a claim from before.
+    let beta = "/metadata/annotations/volume.beta.kubernetes.io~1storage-class";
+    let classless = old.pointer("/spec/storageClassName").is_none() && old.pointer(beta).is_none();
     let fixed = |object: &Value| -> Value {
         let mut spec = object.get("spec").cloned().unwrap_or(Value::Null);
         if let Some(fields) = spec.as_object_mut() {
             for field in ["resources", "volumeName", "volumeAttributesClassName"] {
                 fields.remove(field);
+            }
+            if classless {
+                fields.remove("storageClassName");
             }
         }
         spec
