@@ -187,12 +187,13 @@ fn each_command_needs_its_parameters() {
 
 #[test]
 fn malformed_names_are_refused() {
+    type Variables = &'static [(&'static str, &'static str)];
     let change = &[("CONTAINERID", "some-%%container-id")];
     let words = "invalid characters in containerID";
     refuses(&Case { change, ..Case::of("ADD") }, 4, words, "some-%%container-id");
     let dots = "interface name is . or ..";
     let inside = "interface name contains / or : or whitespace characters";
-    let names: [(&'static [(&str, &str)], &str, &str); 6] = [
+    let names: [(Variables, &str, &str); 6] = [
         (
             &[("IFNAME", "1234567890123456")],
             "interface name is too long",
