@@ -5,15 +5,16 @@
 //! `DATA/pods/UID/volumeDevices/KIND/NAME`. What is in use is read from the kernel's own tables,
 //! so an agent that was killed goes on where it stopped: a disk that no pod sees is taken away.
 //!
-//! Ceph images that are written are mapped `exclusive`, and the kernel client they are mapped
-//! with stands in the node's annotation before anything is mounted: whoever fences this node
-//! knows what to fence ([`clients`]).
+//! The kernel client with which Ceph images are written stands in the node's annotation before
+//! anything is mounted: whoever fences this node knows what to fence ([`clients`]). A volume that
+//! has grown is made use of while pods use it ([`growth`]).
 
 mod address;
 mod clients;
 mod collect;
 mod driver;
 mod group;
+mod growth;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -232,9 +233,11 @@ pub(crate) async fn set_up(
         RemoteKind::Csi(volume) => {
             let target = driver::volume::inner_place(place, remote);
             driver::volume::set_up(shared, pod, (remote, volume), &target).await?;
+            growth::take_up(shared, pod, remote, &target).await;
             return Ok(target);
         }
     }
+    growth::take_up(shared, pod, remote, &place).await;
     Ok(place)
 }
 
@@ -249,16 +252,20 @@ async fn set_up_rbd(
     let dir = plugins(shared).join(image.mount_dir());
     let lock = shared.disks.lock(&dir);
     let _held = lock.lock().await;
-    let grip = if job.remote.read_only { Grip::Reader } else { Grip::Writer };
+    let grip = match (job.remote.read_only, job.remote.attached) {
+        (true, _) => Grip::Reader,
+        (false, true) => Grip::Attached,
+        (false, false) => Grip::Writer,
+    };
     // What marks an image as ours is there before the image is: a kill leaves nothing unknown.
     let devices = plugins(shared).join(image.device_dir());
     for dir in [&dir, &devices] {
         make_dir(dir)?;
     }
     let (asked, name) = (image.clone(), job.remote.name.clone());
-    let attachment = match job.remote.attached && grip == Grip::Writer {
-        true => Some(await_attached(shared, &name).await?),
-        false => None,
+    let attachment = match grip {
+        Grip::Attached => Some(await_attached(shared, &name).await?),
+        Grip::Reader | Grip::Writer => None,
     };
     let (at, used) = (dir.clone(), devices.clone());
     let guarded = attachment.is_some();
@@ -275,7 +282,7 @@ async fn set_up_rbd(
     })
     .await
     .map_err(|source| RemoteError::Rbd { name: name.clone(), source })?;
-    if grip == Grip::Writer {
+    if grip != Grip::Reader {
         let mut allowed = record(shared, &mapped)
             .await
             .map_err(|source| RemoteError::Record { name: name.clone(), source });

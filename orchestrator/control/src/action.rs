@@ -125,8 +125,10 @@ pub enum ImageWork {
         volume: Box<Value>,
         /// Its size.
         bytes: i64,
+        /// What it is a copy of: `POOL/IMAGE`, or `POOL/IMAGE@SNAPSHOT`.
+        from: Option<String>,
     },
-    /// Grow it, then tell volume and claim.
+    /// Grow it, then tell the volume.
     Grow {
         /// The claim that has the volume.
         claim: Target,
@@ -135,6 +137,33 @@ pub enum ImageWork {
     },
     /// Delete it, then the volume.
     Delete,
+    /// Make a snapshot of it, or find one, then tell its object.
+    Snapshot {
+        /// `POOL/IMAGE@SNAPSHOT`.
+        handle: String,
+        /// The volume it is of; of help where no class says who may do it.
+        volume: String,
+        /// It is there already.
+        exists: bool,
+    },
+    /// Delete a snapshot, then let its object go.
+    DeleteSnapshot {
+        /// `POOL/IMAGE@SNAPSHOT`.
+        handle: String,
+        /// The volume it is of.
+        volume: String,
+    },
+}
+
+/// A fence to be lifted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fence {
+    /// The annotation of the node that tells of it.
+    pub key: String,
+    /// The client.
+    pub client: String,
+    /// A volume whose cluster knows the client.
+    pub volume: String,
 }
 
 /// One step towards what is wanted.
@@ -249,6 +278,13 @@ pub enum Action {
         /// What is to be done.
         work: ImageWork,
     },
+    /// Let clients of a node write again that ended since they were fenced, then forget them.
+    Unfence {
+        /// The node.
+        target: Target,
+        /// The fences.
+        fences: Vec<Fence>,
+    },
     /// Sign an approved request and write the certificate to its status.
     Sign {
         /// The request.
@@ -272,6 +308,7 @@ impl Action {
             | Self::Empty { target }
             | Self::Detach { target, .. }
             | Self::Image { target, .. }
+            | Self::Unfence { target, .. }
             | Self::Sign { target } => Some(target),
             Self::Create { .. } => None,
         }
@@ -287,6 +324,7 @@ impl Action {
                 | Self::Empty { .. }
                 | Self::Detach { .. }
                 | Self::Image { .. }
+                | Self::Unfence { .. }
                 | Self::DeleteIfGone { .. }
                 | Self::Collect { .. }
                 | Self::Release { .. }

@@ -16,7 +16,7 @@ use crate::{
     aggregation, approval, attachment, autoscaler, budget, cron_job, daemon_set, deployment, drain,
     endpoints, expansion, garbage, image_provisioner, job, lifecycle, load_balancer, machine,
     membership, mirror, namespace, pod_gc, quota, replica_set, service_account, service_range,
-    stateful_set, upgrade, volume_binder,
+    snapshot, stateful_set, upgrade, volume_binder,
 };
 
 /// One controller: what it looks at and what it does about one key.
@@ -520,11 +520,35 @@ pub static CONTROLLERS: &[Controller] = &[
         needs: &[
             (&kind::PERSISTENT_VOLUME_CLAIM, Wake::Own),
             (&kind::PERSISTENT_VOLUME, Wake::By(image_provisioner::claim_of_volume)),
-            (&kind::VOLUME_ATTACHMENT, Wake::By(image_provisioner::claim_of_attachment)),
             (&kind::STORAGE_CLASS, Wake::Every),
+            (&kind::VOLUME_SNAPSHOT, Wake::By(image_provisioner::claims_of_snapshot)),
+            (&kind::VOLUME_SNAPSHOT_CONTENT, Wake::Never),
         ],
         keys: |view| view.claims.keys(),
         reconcile: image_provisioner::reconcile_claim,
+        ..BASE
+    },
+    Controller {
+        name: "volume-snapshot-controller",
+        needs: &[
+            (&kind::VOLUME_SNAPSHOT, Wake::Own),
+            (&kind::VOLUME_SNAPSHOT_CONTENT, Wake::By(snapshot::snapshot_of_content)),
+            (&kind::VOLUME_SNAPSHOT_CLASS, Wake::Every),
+            (&kind::PERSISTENT_VOLUME_CLAIM, Wake::By(snapshot::snapshots_of_claim)),
+            (&kind::PERSISTENT_VOLUME, Wake::Never),
+        ],
+        keys: |view| view.snapshots.keys(),
+        reconcile: snapshot::reconcile,
+        ..BASE
+    },
+    Controller {
+        name: "image-snapshot-controller",
+        needs: &[
+            (&kind::VOLUME_SNAPSHOT_CONTENT, Wake::Own),
+            (&kind::VOLUME_SNAPSHOT, Wake::By(snapshot::content_of_snapshot)),
+        ],
+        keys: |view| view.snapshot_contents.keys(),
+        reconcile: snapshot::reconcile_content,
         ..BASE
     },
     Controller {

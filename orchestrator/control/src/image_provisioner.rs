@@ -6,10 +6,14 @@
 //! `exclusive-lock` whatever the class says, because one writer is what the lock gives; the image
 //! and the volume are named after the claim's uid, so that asking twice makes one.
 //!
-//! *Limits*: an image grows while no node has it, for its one writer holds the lock; the file
-//! system follows at the next mount. No data sources.
+//! A claim may start as a copy of a snapshot or of another claim of this kind. An image grows at
+//! once; the claim has it when the node has grown the file system too.
+//!
+//! *Limits*: an image is deleted when nothing is made of it any more: its snapshots and the
+//! volumes that started as copies of it go first.
 
 use jiff::{SignedDuration, Timestamp};
+use objects::condition::{Condition, find_condition, set_condition};
 use objects::kind;
 use objects::storage::{PersistentVolume, PersistentVolumeClaim, StorageClass, VolumeAttachment};
 use serde_json::{Map, Value, json};
@@ -30,6 +34,10 @@ const MADE_BY: &str = "pv.kubernetes.io/provisioned-by";
 const AGAIN: SignedDuration = SignedDuration::from_secs(10);
 /// Images are counted in this.
 const STEP_BYTES: i64 = 1 << 20;
+/// The condition of a claim whose file system is to grow, and what upstream says of it.
+const RESIZE_PENDING: &str = "FileSystemResizePending";
+const RESIZE_MESSAGE: &str =
+    "Waiting for user to (re-)start a pod to finish file system resize of volume on node.";
 
 /// The claim of a volume.
 #[must_use]
@@ -46,12 +54,12 @@ pub fn volume_of_attachment(_view: &View, touch: &Touch) -> Vec<Key> {
     names.map(|name| Key::new("", name)).collect()
 }
 
-/// The claim of an attachment's volume.
+/// The claims of a snapshot's namespace that wait for a volume.
 #[must_use]
-pub fn claim_of_attachment(view: &View, touch: &Touch) -> Vec<Key> {
-    let volumes = volume_of_attachment(view, touch).into_iter();
-    let find = |key: Key| view.volumes.get("", &key.name)?.spec.claim_ref.clone();
-    volumes.filter_map(find).map(|one| Key::new(&one.namespace, &one.name)).collect()
+pub fn claims_of_snapshot(view: &View, touch: &Touch) -> Vec<Key> {
+    let here = view.claims.inside(&touch.key.namespace);
+    let waits = here.filter(|claim| claim.spec.volume_name.is_empty());
+    waits.map(|claim| Key::of(&claim.metadata)).collect()
 }
 
 /// Plans the image of one claim: to be made, or to grow.
@@ -68,6 +76,7 @@ pub fn reconcile_claim(view: &View, key: &Key, now: Timestamp) -> Steps {
     let work = if claim.spec.volume_name.is_empty() {
         make(view, claim, class, &mut steps).map(|work| (Target::of(&**claim), work))
     } else {
+        tell_growth(view, claim, now, &mut steps);
         grow(view, claim, class)
     };
     if let Some((target, work)) = work {
@@ -91,14 +100,83 @@ fn make(
     {
         return None;
     }
-    let made = render(claim, class).map_err(|why| {
-        if claim.status.phase.is_empty() {
-            let target = Target::of(claim);
-            let note = Note::warning(&target, "ProvisioningFailed", why);
-            steps.push(Action::patch_status(target, json!({"phase": "Pending"})).telling(note));
+    let made = origin(view, claim).and_then(|from| Ok((render(claim, class)?, from)));
+    match made {
+        Ok((volume, from)) => {
+            let (volume, bytes) = (Box::new(volume), asked_bytes(claim));
+            Some(ImageWork::Make { volume, bytes, from })
         }
-    });
-    Some(ImageWork::Make { volume: Box::new(made.ok()?), bytes: asked_bytes(claim) })
+        Err(Hindrance::NotYet) => None,
+        Err(Hindrance::Wrong(why)) => {
+            if claim.status.phase.is_empty() {
+                let target = Target::of(claim);
+                let note = Note::warning(&target, "ProvisioningFailed", why);
+                steps.push(Action::patch_status(target, json!({"phase": "Pending"})).telling(note));
+            }
+            None
+        }
+    }
+}
+
+/// Why no image is made now.
+enum Hindrance {
+    /// What it is to be a copy of is not ready.
+    NotYet,
+    /// A sentence about class or claim.
+    Wrong(String),
+}
+
+impl From<String> for Hindrance {
+    fn from(why: String) -> Self {
+        Self::Wrong(why)
+    }
+}
+
+/// What a claim is to be a copy of.
+fn origin(view: &View, claim: &PersistentVolumeClaim) -> Result<Option<String>, Hindrance> {
+    let source = claim.spec.data_source_ref.as_ref().or(claim.spec.data_source.as_ref());
+    let Some(source) = source else { return Ok(None) };
+    let text = |name: &str| source.get(name).and_then(Value::as_str).unwrap_or_default();
+    let own = &claim.metadata.namespace;
+    let wrong = |why: &str| Err(Hindrance::Wrong(why.to_owned()));
+    if !["", own].contains(&text("namespace")) {
+        return wrong("this provisioner copies within a namespace only");
+    }
+    let name = text("name");
+    match (text("apiGroup"), text("kind")) {
+        ("", "PersistentVolumeClaim") => {
+            let from = view.claims.get(own, name).ok_or(Hindrance::NotYet)?;
+            let volume = view.volumes.get("", &from.spec.volume_name).ok_or(Hindrance::NotYet)?;
+            if from.spec.storage_class_name != claim.spec.storage_class_name {
+                return wrong("the claim to be copied is of another class");
+            }
+            let has = volume.spec.capacity.get("storage").map_or(0, |one| one.value());
+            if asked_bytes(claim) < has {
+                return wrong("a copy cannot be smaller than what it is made of");
+            }
+            volume.rbd_image().map(Some).ok_or(Hindrance::NotYet)
+        }
+        ("snapshot.storage.k8s.io", "VolumeSnapshot") => {
+            let from = view.snapshots.get(own, name).ok_or(Hindrance::NotYet)?;
+            let content = from.status.bound_volume_snapshot_content_name.as_deref();
+            let content = content.filter(|_| from.status.ready_to_use == Some(true));
+            let content = view.snapshot_contents.get("", content.ok_or(Hindrance::NotYet)?);
+            let content = content.ok_or(Hindrance::NotYet)?;
+            if content.spec.driver != PROVISIONER {
+                return wrong("the snapshot was made by another driver");
+            }
+            let has = content.status.restore_size.unwrap_or_default();
+            let asked = asked_bytes(claim);
+            if asked < has {
+                return Err(Hindrance::Wrong(format!(
+                    "requested volume size {asked} is less than the size {has} for the source \
+                     snapshot {name}"
+                )));
+            }
+            content.status.snapshot_handle.clone().map(Some).ok_or(Hindrance::NotYet)
+        }
+        _ => wrong("this provisioner copies claims and snapshots only"),
+    }
 }
 
 fn volume_name(claim: &PersistentVolumeClaim) -> String {
@@ -125,9 +203,6 @@ fn render(claim: &PersistentVolumeClaim, class: &StorageClass) -> Result<Value, 
         given("monitors").unwrap_or_default().split(',').map(str::trim).collect();
     if monitors.iter().all(|one| one.is_empty()) {
         return Err("missing Ceph monitors in the class's parameters".to_owned());
-    }
-    if claim.spec.data_source.is_some() || claim.spec.data_source_ref.is_some() {
-        return Err("this provisioner makes empty volumes only".to_owned());
     }
     let mut rbd = Map::from_iter([
         ("monitors".to_owned(), json!(monitors)),
@@ -171,9 +246,41 @@ fn grow(
     let has = volume.spec.capacity.get("storage").map_or(0, |one| one.value());
     let wants = asked_bytes(claim);
     let may = class.allow_volume_expansion == Some(true) && claim.status.phase == "Bound";
-    let due = may && wants > has && !is_attached(view, volume);
+    let due = may && wants > has;
     let claim = Target::of(claim);
     due.then(|| (Target::of(&**volume), ImageWork::Grow { claim, bytes: wants }))
+}
+
+/// Tells a claim that its volume has grown: at once what a raw device is, and otherwise that the
+/// file system is to follow, which the node does and tells.
+fn tell_growth(view: &View, claim: &PersistentVolumeClaim, now: Timestamp, steps: &mut Steps) {
+    let Some(volume) = view.volumes.get("", &claim.spec.volume_name).filter(|one| is_ours(one))
+    else {
+        return;
+    };
+    let (Some(is), Some(told)) =
+        (volume.spec.capacity.get("storage"), claim.status.capacity.get("storage"))
+    else {
+        return;
+    };
+    if is <= told || find_condition(&claim.status.conditions, RESIZE_PENDING).is_some() {
+        return;
+    }
+    let target = Target::of(claim);
+    let name = &volume.metadata.name;
+    if volume.spec.volume_mode.as_deref() == Some("Block") {
+        let message = format!("Resize volume {name} succeeded");
+        let note = Note::normal(&target, "VolumeResizeSuccessful", message);
+        let status = json!({"capacity": {"storage": is}});
+        steps.push(Action::patch_status(target, status).telling(note));
+        return;
+    }
+    let mut conditions = claim.status.conditions.clone();
+    let pending = Condition::new(RESIZE_PENDING, true, "", RESIZE_MESSAGE);
+    set_condition(&mut conditions, pending, now);
+    let message = "Require file system resize of volume on node";
+    let note = Note::normal(&target, "FileSystemResizeRequired", message);
+    steps.push(Action::patch_status(target, json!({"conditions": conditions})).telling(note));
 }
 
 fn is_ours(volume: &PersistentVolume) -> bool {
@@ -257,6 +364,10 @@ mod tests {
         world.change(&kind::PERSISTENT_VOLUME_CLAIM, "n", "c", &more);
         world.settle(&[]);
         assert_eq!(world.images.last().unwrap(), "grow 4194304");
+        let claim = world.all::<PersistentVolumeClaim>().remove(0);
+        let pending = find_condition(&claim.status.conditions, RESIZE_PENDING).unwrap();
+        assert_eq!((&*pending.status, &*pending.message), ("True", RESIZE_MESSAGE));
+        assert_eq!(claim.status.capacity["storage"].value(), 2 << 20, "until a node has grown it");
 
         world.remove(&kind::PERSISTENT_VOLUME_CLAIM, "n", "c");
         world.settle(&[]);
@@ -265,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_that_a_node_has_does_not_grow_and_stays() {
+    fn an_image_grows_while_a_node_has_it_and_stays_until_it_let_go() {
         let mut world = site(monitors());
         ask(&mut world, "1Mi");
         let spec = json!({"nodeName": "a", "containers": [],
@@ -275,10 +386,34 @@ mod tests {
         let more = json!({"spec": {"resources": {"requests": {"storage": "4Mi"}}}});
         world.change(&kind::PERSISTENT_VOLUME_CLAIM, "n", "c", &more);
         world.settle(&[]);
-        assert_eq!(world.images, ["make 1048576"]);
+        assert_eq!(world.images, ["make 1048576", "grow 4194304"]);
+        let claim = world.all::<PersistentVolumeClaim>().remove(0);
+        world.delete(&Target::of(&claim), None);
+        world.settle(&[]);
+        assert_eq!(world.images.len(), 2, "a pod uses it");
         world.remove(&kind::POD, "n", "p");
         world.settle(&[]);
-        assert_eq!(world.images.last().unwrap(), "grow 4194304", "once nobody has it");
+        assert_eq!(world.images.last().unwrap(), "delete", "once nobody has it");
+    }
+
+    #[test]
+    fn a_raw_device_is_the_claims_at_once() {
+        let mut world = site(monitors());
+        world.add(
+            &kind::PERSISTENT_VOLUME_CLAIM,
+            json!({
+                "metadata": {"name": "c", "namespace": "n"},
+                "spec": {"accessModes": ["ReadWriteOnce"], "storageClassName": "fast",
+                    "volumeMode": "Block", "resources": {"requests": {"storage": "1Mi"}}},
+            }),
+        );
+        world.settle(&[]);
+        let more = json!({"spec": {"resources": {"requests": {"storage": "4Mi"}}}});
+        world.change(&kind::PERSISTENT_VOLUME_CLAIM, "n", "c", &more);
+        world.settle(&[]);
+        let claim = world.all::<PersistentVolumeClaim>().remove(0);
+        assert_eq!(claim.status.capacity["storage"].value(), 4 << 20);
+        assert!(claim.status.conditions.is_empty());
     }
 
     #[test]

@@ -41,6 +41,7 @@ pub mod scaling;
 pub mod scheduler;
 pub mod service_account;
 pub mod service_range;
+pub mod snapshot;
 pub mod stateful_set;
 pub mod upgrade;
 pub mod volume_binder;

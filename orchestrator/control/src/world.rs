@@ -345,39 +345,70 @@ impl World {
                 self.delete(&target, None);
             }
             Action::Image { target, work, .. } => self.work(&target, work),
-            Action::Detach { target, .. } => {
-                // The cluster is told of the client the attachment knows.
-                let key = (target.kind.plural, String::new(), target.name.clone());
-                let (_, object) = &self.objects[&key];
-                let node = object["spec"]["nodeName"].as_str().unwrap();
-                let nodes = self.all::<objects::node::Node>();
-                let node = nodes.iter().find(|one| one.metadata.name == node);
-                if crate::attachment::image::is_silent(node) {
-                    let client = object["status"]["attachmentMetadata"]["client"].as_str();
-                    self.fenced.extend(client.map(str::to_owned));
-                }
-                let patch = json!({"metadata": {"finalizers": []}});
-                self.change(target.kind, "", &target.name, &patch);
-                self.finish(&target);
-            }
+            Action::Unfence { target, fences } => self.unfence(&target, &fences),
+            Action::Detach { target, .. } => self.detach(&target),
             Action::Empty { .. } | Action::Sign { .. } => (),
         }
     }
 
+    fn unfence(&mut self, target: &Target, fences: &[crate::action::Fence]) {
+        for fence in fences {
+            self.fenced.retain(|one| *one != fence.client);
+            let patch = json!({"metadata": {"annotations": {fence.key.as_str(): null}}});
+            self.change(target.kind, "", &target.name, &patch);
+        }
+    }
+
+    /// The cluster is told of the client the attachment knows.
+    fn detach(&mut self, target: &Target) {
+        use crate::attachment::image::{Fenced, is_silent};
+        let (_, object) = &self.objects[&(target.kind.plural, String::new(), target.name.clone())];
+        let node = object["spec"]["nodeName"].as_str().unwrap();
+        let nodes = self.all::<objects::node::Node>();
+        let node = nodes.iter().find(|one| one.metadata.name == node);
+        if is_silent(node) {
+            let client = object["status"]["attachmentMetadata"]["client"].as_str();
+            let client = client.map(str::to_owned);
+            self.fenced.extend(client.clone());
+            if let (Some(node), Some(client)) = (node, client) {
+                let (volume, boot) = ("v".to_owned(), String::new());
+                let one = Fenced { client, volume, boot, named: true };
+                let text = serde_json::to_string(&one).unwrap();
+                let patch = json!({"metadata": {"annotations": {one.key().as_str(): text}}});
+                self.change(&kind::NODE, "", &node.metadata.name, &patch);
+            }
+        }
+        let patch = json!({"metadata": {"finalizers": []}});
+        self.change(target.kind, "", &target.name, &patch);
+        self.finish(target);
+    }
+
     fn work(&mut self, target: &Target, work: crate::action::ImageWork) {
-        use crate::action::ImageWork::{Delete, Grow, Make};
+        use crate::action::ImageWork::{Delete, DeleteSnapshot, Grow, Make, Snapshot};
         match work {
-            Make { volume, bytes } => {
-                self.images.push(format!("make {bytes}"));
+            Make { volume, bytes, from } => {
+                let from = from.map(|from| format!(" from {from}")).unwrap_or_default();
+                self.images.push(format!("make {bytes}{from}"));
                 self.add(&kind::PERSISTENT_VOLUME, *volume);
             }
-            Grow { claim, bytes } => {
+            Grow { bytes, .. } => {
                 self.images.push(format!("grow {bytes}"));
                 let capacity = json!({"storage": bytes.to_string()});
                 let patch = json!({"spec": {"capacity": capacity}});
                 self.change(target.kind, "", &target.name, &patch);
-                let patch = json!({"status": {"capacity": capacity}});
-                self.change(claim.kind, &claim.namespace, &claim.name, &patch);
+            }
+            Snapshot { handle, exists, .. } => {
+                let verb = if exists { "find" } else { "snapshot" };
+                self.images.push(format!("{verb} {handle}"));
+                let status = json!({"snapshotHandle": handle, "creationTime": 1_000_000_000,
+                    "restoreSize": 1 << 20, "readyToUse": true});
+                self.change(target.kind, "", &target.name, &json!({"status": status}));
+            }
+            DeleteSnapshot { handle, .. } => {
+                self.images.push(format!("delete {handle}"));
+                let patch = json!({"metadata": {"finalizers": []}});
+                self.change(target.kind, "", &target.name, &patch);
+                self.finish(target);
             }
             Delete => {
                 self.images.push("delete".to_owned());
@@ -417,7 +448,8 @@ impl World {
         }
     }
 
-    fn delete(&mut self, target: &Target, grace_seconds: Option<u32>) {
+    /// Deletes an object as the server does: at once, or when its finalizers are gone.
+    pub(crate) fn delete(&mut self, target: &Target, grace_seconds: Option<u32>) {
         let key = (target.kind.plural, target.namespace.clone(), target.name.clone());
         let Some((_, object)) = self.objects.get(&key) else { return };
         if object["metadata"]["uid"] != json!(target.uid) {

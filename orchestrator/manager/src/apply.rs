@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use thiserror::Error;
 use tracing::{debug, warn};
 
-use crate::ceph::CephError;
+use crate::ceph::AskError;
 use crate::event::Events;
 use crate::hub::{Hub, Pending};
 use crate::signer::{Signer, SignerError};
@@ -41,7 +41,7 @@ pub(crate) enum StepError {
         volume: String,
         /// Why.
         #[source]
-        source: CephError,
+        source: AskError,
     },
     /// The certificate could not be made.
     #[error("cannot sign {name}")]
@@ -210,6 +210,7 @@ impl Hand {
             Action::Image { target, class, work } => {
                 image::carry_out(self, by, (target, class), work).await
             }
+            Action::Unfence { target, fences } => fence::lift(self, by, target, fences).await,
             Action::Detach { target, node, volume } => {
                 fence::detach(self, by, target, (node, volume)).await
             }

@@ -6,22 +6,28 @@
 //! own `ceph` and `rbd` programs, with the user and the key that the volume itself names: Ceph's
 //! profile for users of images lets them fence other clients.
 //!
-//! *Limits*: the programs must be where the manager runs. A fence is not taken back: a machine
-//! that comes back has a new client, and the old one's entry ends after [`FENCE_SECONDS`].
+//! Every fence is noted at the node before the attachment goes, and lifted when the client has
+//! ended (`control::attachment::image` says when). Lifting takes the administrator of the volume's
+//! class: users of images may only fence.
+//!
+//! *Limits*: the programs must be where the manager runs. A fence that may not be lifted, or whose
+//! node is forgotten, ends after [`FENCE_SECONDS`].
 
 use std::collections::BTreeSet;
 
-use control::action::{Note, Target};
-use control::attachment::image::{CLIENT, client_of, is_silent};
+use ::ceph::CephError;
+use control::action::{Fence, Note, Target};
+use control::attachment::image::{CLIENT, Fenced, client_of, fenced, is_silent};
 use objects::node::Node;
 use objects::storage::{PersistentVolume, VolumeAttachment};
-use runtime::{Resource, report, resource};
+use runtime::client::Patch;
+use runtime::{ClientError, Resource, report, resource};
 use serde_json::json;
 use tracing::{info, warn};
 use volumes::attach::{Attachment, Move, Seen, plan_move};
 
 use crate::apply::{Hand, StepError};
-use crate::ceph::{CephError, Cluster, FENCE_SECONDS};
+use crate::ceph::{AskError, Backing, FENCE_SECONDS, of_class, of_volume};
 use crate::hub::Pending;
 
 /// What is known of one attachment, read anew.
@@ -49,15 +55,16 @@ pub(crate) async fn detach(
         volume: hand.read(&resource::PERSISTENT_VOLUMES, volume).await?,
     };
     let silent = is_silent(known.node.as_ref());
-    let cluster = match (&known.volume, silent) {
-        (Some(volume), true) => Some(Cluster::of_volume(hand, volume).await?),
+    let backing = match (&known.volume, silent) {
+        (Some(volume), true) => Some(of_volume(hand, volume).await?),
         // One that answers says itself when it is done; without a volume nobody knows a cluster.
         _ => None,
     };
-    let done = carry_out(&known, silent, cluster.as_ref()).await;
+    let done = carry_out(&known, silent, backing.as_ref()).await;
     match done {
         Ok(Some(fenced)) => {
             for client in &fenced {
+                note(hand, &known, client).await?;
                 info!(node, volume, client, "fenced");
                 let message = format!("Fenced client {client} of silent node {node}");
                 hand.events.tell(by, &Note::warning(target, "FencedClient", message));
@@ -68,6 +75,7 @@ pub(crate) async fn detach(
         }
         Ok(None) => Ok(None),
         Err(source) => {
+            let source = AskError::Cluster(source);
             let err = StepError::Ceph { volume: volume.to_owned(), source };
             hand.events.tell(by, &Note::warning(target, "FailedDetachVolume", report(&err)));
             warn!(node, volume, err = report(&err), "cannot take an image from a silent node");
@@ -76,16 +84,77 @@ pub(crate) async fn detach(
     }
 }
 
+/// Notes a fence at the node, if there still is one.
+async fn note(hand: &Hand, known: &Known, client: &str) -> Result<(), ClientError> {
+    let (Some(node), Some(volume)) = (&known.node, &known.volume) else { return Ok(()) };
+    let named = known.seen(true, BTreeSet::new()).attachment.and_then(|one| one.client);
+    let one = Fenced {
+        client: client.to_owned(),
+        volume: volume.metadata.name.clone(),
+        boot: node.status.node_info.boot_id.clone().unwrap_or_default(),
+        named: named.as_deref() == Some(client),
+    };
+    if fenced(node).contains_key(&one.key()) {
+        return Ok(());
+    }
+    let text = serde_json::to_string(&one).map_err(|source| ClientError::Encode { source })?;
+    let patch = Patch::merge(json!({"metadata": {"annotations": {one.key(): text}}}));
+    match hand.client.patch(&resource::NODES, None, &node.metadata.name, &patch).await {
+        Err(err) if !err.is_not_found() => Err(err),
+        _ => Ok(()),
+    }
+}
+
+/// Lifts fences of clients that have ended, and forgets them.
+pub(crate) async fn lift(
+    hand: &Hand,
+    by: &'static str,
+    target: &Target,
+    fences: &[Fence],
+) -> Result<Option<Pending>, StepError> {
+    let mut gone = serde_json::Map::new();
+    for fence in fences {
+        let Fence { key, client, volume } = fence;
+        let found: Option<PersistentVolume> =
+            hand.read(&resource::PERSISTENT_VOLUMES, volume).await?;
+        let lifted = match &found {
+            Some(found) => {
+                let class = &found.spec.storage_class_name;
+                of_class(hand, found, class).await?.cluster.unfence(client).await
+            }
+            None => Err(CephError::Missing(format!("volume {volume}, by which it was known"))),
+        };
+        match lifted {
+            Ok(()) => info!(node = target.name, client, "fence lifted"),
+            // Asking again would change nothing: the fence ends by itself.
+            Err(err @ (CephError::Denied(_) | CephError::Missing(_))) => {
+                let message = format!("The fence of client {client} stays: {}", report(&err));
+                hand.events.tell(by, &Note::warning(target, "FenceStays", message));
+            }
+            Err(source) => {
+                let source = AskError::Cluster(source);
+                return Err(StepError::Ceph { volume: volume.clone(), source });
+            }
+        }
+        gone.insert(key.clone(), json!(null));
+    }
+    let patch = Patch::merge(json!({"metadata": {"annotations": gone}}));
+    match hand.client.patch(&resource::NODES, None, &target.name, &patch).await {
+        Err(err) if !err.is_not_found() => Err(err.into()),
+        _ => Ok(None),
+    }
+}
+
 /// Does what is planned; the clients that were fenced when the attachment may go, `None` when
 /// there is something to wait for.
 async fn carry_out(
     known: &Known,
     silent: bool,
-    cluster: Option<&Cluster>,
+    backing: Option<&Backing>,
 ) -> Result<Option<BTreeSet<String>>, CephError> {
     // After the attachment was closed nothing new can begin to write: once is enough.
-    let watchers = match cluster {
-        Some(cluster) => cluster.clients().await?,
+    let watchers = match backing {
+        Some(Backing { cluster, place }) => cluster.clients(place).await?,
         None => BTreeSet::new(),
     };
     let mut seen = known.seen(silent, watchers);
@@ -93,7 +162,7 @@ async fn carry_out(
         match plan_move(&seen) {
             Some(Move::Detach) => return Ok(Some(seen.fenced)),
             Some(Move::Fence(client)) => {
-                let Some(cluster) = cluster else { return Ok(None) };
+                let Some(Backing { cluster, .. }) = backing else { return Ok(None) };
                 cluster.fence(&client, FENCE_SECONDS).await?;
                 seen.fenced.insert(client);
             }

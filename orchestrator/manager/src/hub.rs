@@ -10,7 +10,7 @@ use control::view::{Index, Key, PodIndex, RequestFacts, Set, Settings, View};
 use control::view_kinds;
 use control::wake::{Seen, Touch};
 use objects::certificate::CertificateSigningRequest;
-use objects::kind::{CUSTOM_RESOURCE_DEFINITION, KINDS, Kind, by_gvk};
+use objects::kind::{CUSTOM_KINDS, CUSTOM_RESOURCE_DEFINITION, KINDS, Kind, by_gvk};
 use objects::meta::{Object, ObjectMeta};
 use objects::pod::Pod;
 use runtime::backoff::Backoff;
@@ -329,7 +329,7 @@ pub(crate) async fn served(
 async fn ask_served(client: &Client) -> Result<BTreeSet<&'static Kind>, ClientError> {
     let mut resources: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     let mut served = BTreeSet::new();
-    for kind in KINDS.iter().copied() {
+    for kind in KINDS.iter().chain(CUSTOM_KINDS).copied() {
         let root = if kind.group.is_empty() { "/api" } else { "/apis" };
         let path = format!("{root}/{}", kind.api_version());
         if !resources.contains_key(&path) {

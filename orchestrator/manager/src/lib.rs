@@ -13,6 +13,7 @@ mod apply;
 mod ceph;
 mod choice;
 mod custom;
+mod definition;
 mod empty;
 mod event;
 mod expiry;
@@ -156,6 +157,7 @@ pub async fn run(stop: CancellationToken, config: Config) -> Result<(), RunError
         };
         tasks.spawn_fallible("leader", lease.keep(stop.clone()));
     }
+    definition::publish(&stop, &client).await;
     let Some(served) = hub::served(&stop, &client).await else { return Ok(()) };
     let looked_at = config.controllers.kinds().into_iter().filter(|kind| served.contains(kind));
     let looked_at = hub::allowed(&client, looked_at.collect()).await;

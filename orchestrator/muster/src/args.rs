@@ -471,6 +471,10 @@ pub(crate) struct CsiArgs {
     /// The cluster's configuration, for making images [default: /etc/ceph/ceph.conf]
     #[arg(long, value_name = "FILE")]
     pub conf: Option<PathBuf>,
+    /// Make the driver known to the node's agent by a socket in its registry of plugins,
+    /// /var/lib/kubelet/plugins_registry on most nodes
+    #[arg(long, value_name = "DIR")]
+    pub register: Option<PathBuf>,
 }
 
 #[derive(Debug, ClapArgs)]

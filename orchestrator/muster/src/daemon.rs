@@ -98,7 +98,8 @@ pub(crate) fn csi(args: CsiArgs) -> Result<()> {
         None => nix::unistd::gethostname()?.to_string_lossy().into_owned(),
     };
     let (monitors, pool, user, conf) = (args.monitors, args.pool, args.user, args.conf);
-    let config = drivers::Config { socket, node, monitors, pool, user, conf };
+    let registry = args.register;
+    let config = drivers::Config { socket, node, monitors, pool, user, conf, registry };
     serve(|stop| async move { Ok(drivers::run(stop, config).await?) })
 }
 

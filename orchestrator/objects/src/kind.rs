@@ -141,6 +141,10 @@ pub static KINDS: &[&Kind] = &[
     &RACK,
 ];
 
+/// Kinds that controllers of ours know, and that a server has once their definitions are in it.
+pub static CUSTOM_KINDS: &[&Kind] =
+    &[&VOLUME_SNAPSHOT, &VOLUME_SNAPSHOT_CONTENT, &VOLUME_SNAPSHOT_CLASS];
+
 /// Finds a kind by group, version and resource name, alias versions included.
 #[must_use]
 pub fn by_resource(group: &str, version: &str, plural: &str) -> Option<&'static Kind> {

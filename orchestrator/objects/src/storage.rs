@@ -9,6 +9,7 @@ use crate::{
     kind,
     meta::{LabelSelector, ObjectReference},
     pod::{NodeSelector, ResourceList, ResourceRequirements},
+    quantity::Quantity,
     time::Time,
     view::{objects, views},
 };
@@ -40,6 +41,25 @@ objects! {
     /// A storage driver and what it can do.
     kind::CSI_DRIVER => pub struct CsiDriver {
         pub spec: CsiDriverSpec,
+    }
+
+    /// A snapshot that somebody asks for.
+    kind::VOLUME_SNAPSHOT => pub struct VolumeSnapshot {
+        pub spec: VolumeSnapshotSpec,
+        pub status: VolumeSnapshotStatus,
+    }
+
+    /// A snapshot that is there, or is to be made.
+    kind::VOLUME_SNAPSHOT_CONTENT => pub struct VolumeSnapshotContent {
+        pub spec: VolumeSnapshotContentSpec,
+        pub status: VolumeSnapshotContentStatus,
+    }
+
+    /// How snapshots are made.
+    kind::VOLUME_SNAPSHOT_CLASS => pub struct VolumeSnapshotClass {
+        pub driver: String,
+        pub parameters: BTreeMap<String, String>,
+        pub deletion_policy: String,
     }
 
     /// A volume that is, or is to be, at a node.
@@ -95,6 +115,52 @@ views! {
         pub access_modes: Vec<String>,
         pub capacity: ResourceList,
         pub conditions: Vec<Condition>,
+    }
+
+    /// Of what a snapshot is asked.
+    pub struct VolumeSnapshotSpec {
+        pub source: VolumeSnapshotSource,
+        pub volume_snapshot_class_name: Option<String>,
+    }
+
+    /// A claim to be snapshotted, or a snapshot that is there.
+    pub struct VolumeSnapshotSource {
+        pub persistent_volume_claim_name: Option<String>,
+        pub volume_snapshot_content_name: Option<String>,
+    }
+
+    /// What became of the wish.
+    pub struct VolumeSnapshotStatus {
+        pub bound_volume_snapshot_content_name: Option<String>,
+        pub creation_time: Option<Time>,
+        pub ready_to_use: Option<bool>,
+        pub restore_size: Option<Quantity>,
+        pub error: Option<Value>,
+    }
+
+    /// What a snapshot is of.
+    pub struct VolumeSnapshotContentSpec {
+        pub volume_snapshot_ref: ObjectReference,
+        pub deletion_policy: String,
+        pub driver: String,
+        pub volume_snapshot_class_name: Option<String>,
+        pub source: VolumeSnapshotContentSource,
+        pub source_volume_mode: Option<String>,
+    }
+
+    /// The volume, or the snapshot, as its driver calls it.
+    pub struct VolumeSnapshotContentSource {
+        pub volume_handle: Option<String>,
+        pub snapshot_handle: Option<String>,
+    }
+
+    /// What the driver said.
+    pub struct VolumeSnapshotContentStatus {
+        pub snapshot_handle: Option<String>,
+        pub creation_time: Option<i64>,
+        pub restore_size: Option<i64>,
+        pub ready_to_use: Option<bool>,
+        pub error: Option<Value>,
     }
 
     /// What a storage driver can do.

@@ -134,7 +134,7 @@ pub fn map(
 ) -> Result<Mapped, RbdError> {
     let odd = |how| RbdError::Odd { pool: rbd.pool.clone(), image: rbd.image.clone(), how };
     if let Some(found) = find(&list(), rbd, monitors) {
-        if grip == Grip::Writer && !found.is_writer() {
+        if grip != Grip::Reader && !found.is_writer() {
             return Err(odd("only to be read, and in use"));
         }
         return Ok(found.clone());

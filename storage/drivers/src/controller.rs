@@ -3,11 +3,12 @@
 
 use std::collections::BTreeMap;
 
+use ceph::{CephError, Info, Place, Snap};
 use csi::Status;
 use csi::message::*;
 use sha2::{Digest, Sha256};
 
-use crate::images::{ImageError, Images, Info, Place, Secrets, Snap};
+use crate::images::{Images, Secrets};
 use crate::{Driver, required};
 
 /// The size of a volume when none is asked for.
@@ -21,12 +22,15 @@ const IMAGE: &str = "csi-vol-";
 /// How snapshots of this driver begin.
 const SNAP: &str = "csi-snap-";
 
-pub(crate) fn told(err: ImageError) -> Status {
+pub(crate) fn told(err: CephError) -> Status {
     match &err {
-        ImageError::Missing(_) => Status::not_found(err.to_string()),
-        ImageError::Exists(_) => Status::already_exists(err.to_string()),
-        ImageError::Busy(_) => Status::failed_precondition(err.to_string()),
-        ImageError::Failed(_) => Status::internal(err.to_string()),
+        CephError::Missing(_) => Status::not_found(err.to_string()),
+        CephError::Exists(_) => Status::already_exists(err.to_string()),
+        CephError::Busy(_) => Status::failed_precondition(err.to_string()),
+        CephError::Denied(_)
+        | CephError::Slow { .. }
+        | CephError::Program { .. }
+        | CephError::Refused { .. } => Status::internal(err.to_string()),
     }
 }
 
@@ -119,7 +123,7 @@ impl<I: Images> Driver<I> {
         let who = &request.secrets;
         let info = match self.images.info(who, &at).await {
             Ok(info) => info,
-            Err(ImageError::Missing(_)) => {
+            Err(CephError::Missing(_)) => {
                 self.fill(who, &at, size, request.volume_content_source.as_ref()).await?;
                 self.images.info(who, &at).await.map_err(told)?
             }
@@ -164,7 +168,7 @@ impl<I: Images> Driver<I> {
         if temporary {
             match self.images.snap(who, &from).await {
                 // An earlier try came so far.
-                Ok(()) | Err(ImageError::Exists(_)) => {}
+                Ok(()) | Err(CephError::Exists(_)) => {}
                 Err(err) => return Err(told(err)),
             }
         }
@@ -190,7 +194,7 @@ impl<I: Images> Driver<I> {
             }
         }
         match self.images.remove(who, &at).await {
-            Ok(()) | Err(ImageError::Missing(_)) => Ok(Empty {}),
+            Ok(()) | Err(CephError::Missing(_)) => Ok(Empty {}),
             Err(err) => Err(told(err)),
         }
     }
@@ -220,7 +224,7 @@ impl<I: Images> Driver<I> {
                     entries.push(ListVolumesEntry { volume, status: None });
                 }
                 // Deleted since it was listed.
-                Err(ImageError::Missing(_)) => {}
+                Err(CephError::Missing(_)) => {}
                 Err(err) => return Err(told(err)),
             }
         }
@@ -262,7 +266,7 @@ impl<I: Images> Driver<I> {
         }
         let at = Place { snap: Some(name.clone()), ..source.clone() };
         match self.images.snap(who, &at).await {
-            Ok(()) | Err(ImageError::Exists(_)) => {}
+            Ok(()) | Err(CephError::Exists(_)) => {}
             Err(err) => return Err(told(err)),
         }
         let snaps = self.images.snaps(who, &source).await.map_err(told)?;
@@ -283,7 +287,7 @@ impl<I: Images> Driver<I> {
                     let ours = snaps.into_iter().filter(|snap| snap.name.starts_with(SNAP));
                     all.extend(ours.map(|snap| (at.clone(), snap)));
                 }
-                Err(ImageError::Missing(_)) => {}
+                Err(CephError::Missing(_)) => {}
                 Err(err) => return Err(told(err)),
             }
         }
@@ -298,7 +302,7 @@ impl<I: Images> Driver<I> {
         let Some(at) = at.filter(|at| at.snap.is_some()) else { return Ok(Empty {}) };
         let _claim = self.claim(&at.whole().id())?;
         match self.images.remove(&request.secrets, &at).await {
-            Ok(()) | Err(ImageError::Missing(_)) => Ok(Empty {}),
+            Ok(()) | Err(CephError::Missing(_)) => Ok(Empty {}),
             Err(err) => Err(told(err)),
         }
     }

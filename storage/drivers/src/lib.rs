@@ -2,7 +2,8 @@
 //!
 //! The controller half makes, grows, snapshots, clones and deletes images with the cluster's own
 //! `rbd` program; the node half maps them by the kernel and needs no Ceph program. Both are
-//! served on one socket and work without the rest of Muster.
+//! served on one socket and work without the rest of Muster. With a registry the driver makes
+//! itself known to the node's agent, ours or another's, without a helper beside it.
 //!
 //! A volume's id is `POOL/IMAGE`, a snapshot's `POOL/IMAGE@SNAP`; image and snapshot names are
 //! made of the asked name, so that asking twice finds what is there. Images have the features
@@ -24,15 +25,16 @@ mod service;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use ceph::Cluster;
 use csi::Status;
 use thiserror::Error;
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::images::{Images, Program};
+use crate::images::{Images, Real};
 
 /// The driver's name in the API.
 pub const NAME: &str = "rbd.storage.muster.dev";
@@ -52,6 +54,8 @@ pub struct Config {
     pub user: String,
     /// The configuration file of the `rbd` program; its own default otherwise.
     pub conf: Option<PathBuf>,
+    /// Where a node agent looks for plugins; `None`: nobody is told that the driver is here.
+    pub registry: Option<PathBuf>,
 }
 
 /// Why the driver ended.
@@ -77,18 +81,37 @@ pub enum RunError {
 ///
 /// When the socket cannot be used.
 pub async fn run(stop: CancellationToken, config: Config) -> Result<(), RunError> {
-    let fail = |source| RunError::Listen { socket: config.socket.clone(), source };
-    // What is left of an earlier run answers nobody.
-    match fs::remove_file(&config.socket) {
+    let listener = listen(&config.socket)?;
+    let images = Real(Cluster {
+        conf: config.conf.clone(),
+        monitors: config.monitors.clone(),
+        user: None,
+        key: None,
+    });
+    let driver = Arc::new(Driver::new(config.clone(), images));
+    // Agents ask who is there only once the driver itself can be asked.
+    let door = config.registry.as_ref().map(|dir| dir.join(format!("{NAME}-reg.sock")));
+    let done = match &door {
+        Some(door) => {
+            let registration = csi::serve(stop.clone(), listen(door)?, Arc::clone(&driver));
+            tokio::try_join!(registration, csi::serve(stop, listener, driver)).map(|_| ())
+        }
+        None => csi::serve(stop, listener, driver).await,
+    };
+    for socket in door.iter().chain([&config.socket]) {
+        drop(fs::remove_file(socket));
+    }
+    done.map_err(RunError::Serve)
+}
+
+/// Takes a socket's place; what is left there of an earlier run answers nobody.
+fn listen(socket: &Path) -> Result<UnixListener, RunError> {
+    let fail = |source| RunError::Listen { socket: socket.to_owned(), source };
+    match fs::remove_file(socket) {
         Err(err) if err.kind() != io::ErrorKind::NotFound => return Err(fail(err)),
         _ => {}
     }
-    let listener = UnixListener::bind(&config.socket).map_err(fail)?;
-    let images = Program { conf: config.conf.clone(), monitors: config.monitors.clone() };
-    let driver = Arc::new(Driver::new(config.clone(), images));
-    let done = csi::serve(stop, listener, driver).await;
-    drop(fs::remove_file(&config.socket));
-    done.map_err(RunError::Serve)
+    UnixListener::bind(socket).map_err(fail)
 }
 
 /// The driver over one way to make images.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use ceph::Place;
 use csi::Status;
 use csi::message::*;
 use kernel::disk::{grow, is_mounted, mount_disk, mounts, unmount_now};
@@ -18,7 +19,7 @@ use volumes::disk::{Flag, split_options};
 use volumes::rbd::{Grip, Mapped, Monitor, Rbd};
 
 use crate::controller::{check_capability, word};
-use crate::images::{Images, Place};
+use crate::images::Images;
 use crate::{Driver, required};
 
 fn internal<E: std::error::Error + 'static>(err: &E) -> Status {
@@ -184,10 +185,23 @@ impl<I: Images> Driver<I> {
     ) -> Result<NodeGetVolumeStatsResponse, Status> {
         required("volume id", &request.volume_id)?;
         let path = PathBuf::from(required("volume path", &request.volume_path)?);
-        if Place::parse(&request.volume_id).is_none() || !is_mounted(&path) {
-            return Err(Status::not_found("the volume is not there"));
-        }
-        let found = blocking(move || statvfs(&path)).await.map_err(|err| internal(&err))?;
+        let at = Place::parse(&request.volume_id).filter(|_| is_mounted(&path));
+        let at = at.ok_or_else(|| Status::not_found("the volume is not there"))?;
+        let (found, is_mapped) = blocking(move || (statvfs(&path), mapped(&at).is_some())).await;
+        // A file system that gave up, or lost its disk, is told as ill and not as an error.
+        let ill = match (&found, is_mapped) {
+            (Err(err), _) => Some(format!("the file system does not answer: {err}")),
+            (Ok(_), false) => Some("the image behind the file system is not mapped".to_owned()),
+            (Ok(_), true) => None,
+        };
+        let condition = VolumeCondition {
+            abnormal: ill.is_some(),
+            message: ill.unwrap_or_else(|| "the volume is well".to_owned()),
+        };
+        let volume_condition = Some(condition);
+        let Ok(found) = found else {
+            return Ok(NodeGetVolumeStatsResponse { usage: Vec::new(), volume_condition });
+        };
         let long = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
         let bytes = |blocks: u64| long(blocks.saturating_mul(found.fragment_size()));
         let (free, used) =
@@ -205,7 +219,7 @@ impl<I: Images> Driver<I> {
             used: long(inodes),
             unit: unit::INODES,
         };
-        Ok(NodeGetVolumeStatsResponse { usage: vec![space, files], volume_condition: None })
+        Ok(NodeGetVolumeStatsResponse { usage: vec![space, files], volume_condition })
     }
 
     pub(crate) async fn grow(

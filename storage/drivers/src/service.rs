@@ -2,10 +2,14 @@
 
 use csi::message::*;
 use csi::{Service, Status};
+use tracing::{info, warn};
 
 use crate::images::{Images, Secrets};
 use crate::{Driver, NAME, controller, required};
 
+/// What node agents call plugins like this one, and the version of their talk.
+const PLUGIN_KIND: &str = "CSIPlugin";
+const PLUGIN_VERSION: &str = "1.0.0";
 /// What the controller half can do.
 const CONTROLLER: [i32; 6] = [
     capability::CREATE_DELETE_VOLUME,
@@ -16,10 +20,11 @@ const CONTROLLER: [i32; 6] = [
     capability::EXPAND_VOLUME,
 ];
 /// What the node half can do.
-const NODE: [i32; 3] = [
+const NODE: [i32; 4] = [
     capability::NODE_STAGE_UNSTAGE_VOLUME,
     capability::NODE_GET_VOLUME_STATS,
     capability::NODE_EXPAND_VOLUME,
+    capability::NODE_VOLUME_CONDITION,
 ];
 /// Volumes grow while no node has them: `PluginCapability.VolumeExpansion.OFFLINE`.
 const EXPANSION_OFFLINE: i32 = 2;
@@ -46,6 +51,32 @@ impl<I: Images> Service for Driver<I> {
             PluginCapability { service: None, volume_expansion },
         ];
         Ok(GetPluginCapabilitiesResponse { capabilities })
+    }
+
+    async fn get_info(&self, _: Empty) -> Result<PluginInfo, Status> {
+        // Whoever asks may see the socket under another name only if it is somewhere else: then
+        // it is started without a registry, and a registrar of its own speaks for it.
+        let endpoint = std::path::absolute(&self.config.socket);
+        let endpoint = endpoint.unwrap_or(self.config.socket.clone());
+        Ok(PluginInfo {
+            r#type: PLUGIN_KIND.to_owned(),
+            name: NAME.to_owned(),
+            endpoint: endpoint.to_string_lossy().into_owned(),
+            supported_versions: vec![PLUGIN_VERSION.to_owned()],
+        })
+    }
+
+    async fn notify_registration_status(
+        &self,
+        request: RegistrationStatus,
+    ) -> Result<Empty, Status> {
+        if request.plugin_registered {
+            info!(driver = NAME, "registered with the node's agent");
+        } else {
+            // It asks again by itself.
+            warn!(driver = NAME, err = request.error, "the node's agent does not take the driver");
+        }
+        Ok(Empty {})
     }
 
     async fn probe(&self, _: Empty) -> Result<ProbeResponse, Status> {

@@ -1,7 +1,8 @@
 //! The driver over its socket, with a cluster in memory.
 
 use super::*;
-use crate::images::{ImageError, Info, Parent, Place, Secrets, Snap};
+use crate::images::Secrets;
+use ceph::{CephError, Done, Info, Parent, Place, Snap};
 use csi::message::*;
 use csi::{Client, Code};
 use std::collections::BTreeMap;
@@ -11,20 +12,18 @@ use tokio::task::JoinSet;
 #[derive(Default)]
 struct Memory(Mutex<BTreeMap<Place, Info>>);
 
-type Done<T> = Result<T, ImageError>;
-
 impl Memory {
     fn insert(&self, at: &Place, info: Info) -> Done<()> {
         let mut all = self.0.lock().unwrap();
         if all.contains_key(at) {
-            return Err(ImageError::Exists(at.id()));
+            return Err(CephError::Exists(at.id()));
         }
         all.insert(at.clone(), info);
         Ok(())
     }
 
     fn get(&self, at: &Place) -> Done<Info> {
-        self.0.lock().unwrap().get(at).cloned().ok_or(ImageError::Missing(at.id()))
+        self.0.lock().unwrap().get(at).cloned().ok_or(CephError::Missing(at.id()))
     }
 }
 
@@ -43,9 +42,9 @@ impl Images for Memory {
     async fn remove(&self, _: &Secrets, at: &Place) -> Done<()> {
         let mut all = self.0.lock().unwrap();
         if at.snap.is_none() && all.keys().any(|one| one.snap.is_some() && one.whole() == *at) {
-            return Err(ImageError::Busy(at.id()));
+            return Err(CephError::Busy(at.id()));
         }
-        all.remove(at).map(drop).ok_or(ImageError::Missing(at.id()))
+        all.remove(at).map(drop).ok_or(CephError::Missing(at.id()))
     }
     async fn resize(&self, _: &Secrets, at: &Place, size: i64) -> Done<()> {
         let info = self.get(at)?;
@@ -94,6 +93,7 @@ fn rig() -> Rig {
         pool: "rbd".into(),
         user: "admin".into(),
         conf: None,
+        registry: None,
     };
     let driver = Arc::new(Driver::new(config, Memory::default()));
     let mut tasks = JoinSet::new();
@@ -268,4 +268,43 @@ async fn requests_that_cannot_be_meant_are_refused() {
     client.node_unstage_volume(unstage).await.unwrap();
     let unpublish = NodeUnpublishVolumeRequest { volume_id: absent, target_path: path };
     client.node_unpublish_volume(unpublish).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_driver_makes_itself_known_to_whoever_looks_into_the_registry() {
+    let dir = tempfile::tempdir().unwrap();
+    let (socket, registry) = (dir.path().join("csi.sock"), dir.path().join("registry"));
+    fs::create_dir(&registry).unwrap();
+    let config = Config {
+        socket: socket.clone(),
+        node: "w1".into(),
+        monitors: Vec::new(),
+        pool: "rbd".into(),
+        user: "admin".into(),
+        conf: None,
+        registry: Some(registry.clone()),
+    };
+    let stop = CancellationToken::new();
+    let mut tasks = JoinSet::new();
+    let door = registry.join(format!("{NAME}-reg.sock"));
+    // What an earlier run left there is no hindrance.
+    fs::write(&door, "").unwrap();
+    tasks.spawn(run(stop.clone(), config));
+    let client = Client::at(&door).unwrap();
+    let info = loop {
+        match client.get_info(Empty {}).await {
+            Ok(info) => break info,
+            Err(err) if err.is_uncertain() => tokio::task::yield_now().await,
+            Err(err) => panic!("{err}"),
+        }
+    };
+    assert_eq!((&*info.r#type, &*info.name), ("CSIPlugin", NAME));
+    assert_eq!(info.supported_versions, ["1.0.0"]);
+    let driver = Client::at(std::path::Path::new(&info.endpoint)).unwrap();
+    assert_eq!(driver.node_get_info(Empty {}).await.unwrap().node_id, "w1");
+    let told = RegistrationStatus { plugin_registered: true, error: String::new() };
+    client.notify_registration_status(told).await.unwrap();
+    stop.cancel();
+    tasks.join_next().await.unwrap().unwrap().unwrap();
+    assert!(!door.exists() && !socket.exists(), "nothing is left that nobody answers");
 }

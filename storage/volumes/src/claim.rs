@@ -8,7 +8,7 @@ use objects::pod::Pod;
 use objects::storage::{PersistentVolume, PersistentVolumeClaim};
 use serde_json::Value;
 
-use crate::remote::{Mode, RemoteKind, parse_remote, text};
+use crate::remote::{Growth, Mode, RemoteKind, parse_remote, text};
 use crate::source::{Problem, Source, host_path};
 
 /// A claim that a volume of a pod names.
@@ -124,6 +124,7 @@ pub fn source_of(
     remote.read_only |= wanted.read_only || (!spec.access_modes.is_empty() && only("ReadOnlyMany"));
     remote.shared = spec.access_modes.iter().any(|mode| mode == "ReadWriteMany");
     remote.attached = matches!(remote.kind, RemoteKind::Rbd(_)) && volume.is_attached_to_write();
+    remote.growth = growth(claim, volume).filter(|_| !remote.read_only);
     remote.mount_options.clone_from(&spec.mount_options);
     if spec.volume_mode.as_deref() == Some("Block") {
         remote.mode = Mode::Block;
@@ -145,6 +146,19 @@ pub fn source_of(
         RemoteKind::Nfs(_) | RemoteKind::Iscsi(_) | RemoteKind::Local(_) => {}
     }
     Ok(Source::Remote(Box::new(remote)))
+}
+
+/// What a claim does not have yet of its volume.
+fn growth(claim: &PersistentVolumeClaim, volume: &PersistentVolume) -> Option<Growth> {
+    let (is, told) = (volume.spec.capacity.get("storage")?, claim.status.capacity.get("storage")?);
+    // A claim may be told less than its volume always had; only one that asks for more grows.
+    let asked = claim.spec.resources.requests.get("storage")?;
+    (is > told && asked > told).then(|| Growth {
+        namespace: claim.metadata.namespace.clone(),
+        claim: claim.metadata.name.clone(),
+        bytes: is.value(),
+        capacity: is.to_string(),
+    })
 }
 
 #[cfg(test)]
@@ -206,6 +220,29 @@ mod tests {
         assert!(reader.read_only);
         let owner = json!({"metadata": {"ownerReferences": [{"uid": "pod-1"}]}});
         assert!(resolve(1, owner, json!({})).is_ok());
+    }
+
+    #[test]
+    fn a_volume_that_outgrew_its_claim_is_to_be_taken_up() {
+        let claim = |asked: &str, has: &str| {
+            json!({"spec": {"resources": {"requests": {"storage": asked}}},
+                "status": {"capacity": {"storage": has}}})
+        };
+        let volume = |has: &str, modes: &[&str]| json!({"spec": {"capacity": {"storage": has}, "accessModes": modes}});
+        let grown = remote(claim("2Gi", "1Gi"), volume("2Gi", &["ReadWriteOnce"])).growth.unwrap();
+        assert_eq!((&*grown.claim, grown.bytes, &*grown.capacity), ("c", 2 << 30, "2Gi"));
+        for (asked, has, is, mode) in [
+            ("2Gi", "1Gi", "1Gi", "ReadWriteOnce"),
+            ("1Gi", "1Gi", "2Gi", "ReadWriteOnce"),
+            ("2Gi", "2Gi", "2Gi", "ReadWriteOnce"),
+            ("2Gi", "1Gi", "2Gi", "ReadOnlyMany"),
+        ] {
+            assert_eq!(
+                remote(claim(asked, has), volume(is, &[mode])).growth,
+                None,
+                "{asked} {has}"
+            );
+        }
     }
 
     #[test]

@@ -5,8 +5,9 @@
 //! number to a sentence with the cause. Nothing here opens a file.
 //!
 //! Spec: upstream's in-tree rbd plugin (fields, defaults, paths); Linux
-//! Documentation/ABI/testing/sysfs-bus-rbd. A volume that may be written is mapped `exclusive`:
-//! the kernel then refuses a second writer by itself.
+//! Documentation/ABI/testing/sysfs-bus-rbd. A volume that may be written is mapped `exclusive`,
+//! and the kernel refuses a second writer by itself; unless an attachment and its fence already
+//! keep others away. Then the kernel lends its lock to whoever grows or snapshots the image.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -145,8 +146,10 @@ impl Rbd {
 pub enum Grip {
     /// It reads.
     Reader,
-    /// It alone writes; the kernel refuses others.
+    /// It alone writes; the kernel refuses others, also those that would grow the image.
     Writer,
+    /// It writes, and an attachment says that no other node does.
+    Attached,
 }
 
 /// Renders the line that maps an image.
@@ -163,10 +166,11 @@ pub fn render_add(rbd: &Rbd, monitors: &[SocketAddr], key: Option<&str>, grip: G
     if monitors.iter().all(|monitor| monitor.ends_with(":3300")) {
         options.push("ms_mode=prefer-crc".to_owned());
     }
-    options.push(match grip {
-        Grip::Reader => "ro".to_owned(),
-        Grip::Writer => "exclusive".to_owned(),
-    });
+    match grip {
+        Grip::Reader => options.push("ro".to_owned()),
+        Grip::Writer => options.push("exclusive".to_owned()),
+        Grip::Attached => {}
+    }
     format!("{} {} {} {} -", monitors.join(","), options.join(","), rbd.pool, rbd.image)
 }
 

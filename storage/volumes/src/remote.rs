@@ -51,6 +51,21 @@ pub struct Remote {
     pub shared: bool,
     /// A persistent volume that one node at a time may write: it is attached before it is used.
     pub attached: bool,
+    /// Its claim has less than the volume: the node is to take up the difference.
+    pub growth: Option<Growth>,
+}
+
+/// A volume that has become larger than its claim knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Growth {
+    /// The claim's namespace.
+    pub namespace: String,
+    /// The claim's name.
+    pub claim: String,
+    /// The volume's size.
+    pub bytes: i64,
+    /// The same, as the volume writes it.
+    pub capacity: String,
 }
 
 /// How containers see a volume.
@@ -194,6 +209,7 @@ pub fn parse_remote(fields: &Map<String, Value>, name: &str) -> Option<Result<Re
         mount_options: Vec::new(),
         shared: false,
         attached: false,
+        growth: None,
     }))
 }
 

@@ -69,12 +69,7 @@ impl<'a> Ceph<'a> {
         for store in 0..size.stores {
             ceph.make_store(store)?;
         }
-        let wanted = u64::from(size.stores);
-        await_until("the object stores", LIMIT, || {
-            let said = ceph.json(&["osd", "stat"])?;
-            let up = said.get("num_up_osds").and_then(Value::as_u64);
-            Ok(if up == Some(wanted) { Seen::There(()) } else { Seen::NotYet(said.to_string()) })
-        })?;
+        ceph.await_stores()?;
         ceph.make_pool()?;
         Ok(ceph)
     }
@@ -114,7 +109,10 @@ impl<'a> Ceph<'a> {
     /// When it fails or prints something else.
     pub fn json(&self, arguments: &[&str]) -> Result<Value> {
         let text = self.ask(&[arguments, &["--format", "json"]].concat())?;
-        serde_json::from_str(&text).with_context(|| format!("ceph {arguments:?} said {text}"))
+        // Some answers are followed by another, empty one: the fenced clients by fenced ranges.
+        let mut all = serde_json::Deserializer::from_str(&text).into_iter::<Value>();
+        let first = all.next().with_context(|| format!("ceph {arguments:?} said nothing"))?;
+        first.with_context(|| format!("ceph {arguments:?} said {text}"))
     }
 
     /// Runs a command of `rbd` as the administrator and gives what it printed.
@@ -138,6 +136,15 @@ impl<'a> Ceph<'a> {
         Ok(self.ask(&["auth", "get-key", &name])?.trim().to_owned())
     }
 
+    /// The administrator's key.
+    ///
+    /// # Errors
+    ///
+    /// When the cluster does not answer.
+    pub fn admin_key(&self) -> Result<String> {
+        Ok(self.ask(&["auth", "get-key", "client.admin"])?.trim().to_owned())
+    }
+
     /// The clients that are fenced.
     ///
     /// # Errors
@@ -152,6 +159,38 @@ impl<'a> Ceph<'a> {
     /// Kills a daemon as a crash would: `mon.m1`, `osd.0`.
     pub fn kill(&self, daemon: &str) {
         self.rig.kill_daemon(&format!("ceph-{daemon}"));
+    }
+
+    /// Waits until every object store is up.
+    ///
+    /// # Errors
+    ///
+    /// When one stays down.
+    pub fn await_stores(&self) -> Result<()> {
+        let wanted = u64::from(self.size.stores);
+        await_until("the object stores", LIMIT, || {
+            let said = self.json(&["osd", "stat"])?;
+            let up = said.get("num_up_osds").and_then(Value::as_u64);
+            Ok(if up == Some(wanted) { Seen::There(()) } else { Seen::NotYet(said.to_string()) })
+        })
+    }
+
+    /// Starts a daemon that was killed: `mon.m1`, `osd.0`.
+    ///
+    /// # Errors
+    ///
+    /// When it is none of this cluster's, or cannot be started.
+    pub fn restart(&self, daemon: &str) -> Result<()> {
+        let (kind, id) = daemon.split_once('.').context("a daemon is KIND.ID")?;
+        let named = self.names().into_iter().zip(self.monitors());
+        let ports = named.filter(|(name, _)| name == id).map(|(_, one)| both_ports(one)).next();
+        let serve = match (kind, &ports) {
+            ("mon", Some(ports)) => {
+                self.command("ceph-mon", &["-f", "-i", id, "--public-addrv", ports])
+            }
+            _ => self.command("ceph-osd", &["-f", "-i", id]),
+        };
+        self.rig.spawn_daemon_in_seed(&format!("ceph-{daemon}"), &serve)
     }
 
     fn command(&self, program: &str, arguments: &[&str]) -> Command {
@@ -209,7 +248,7 @@ impl<'a> Ceph<'a> {
         }
         map.extend(["--set-min-mon-release", &release, "--enable-all-features", "monmap"]);
         self.run("monmaptool", &map)?;
-        for ((name, ports), address) in named.iter().zip(&addresses) {
+        for ((name, _), address) in named.iter().zip(&addresses) {
             let mut add = process::command("ip");
             add.args(["addr", "replace", &format!("{address}/{prefix}"), "dev", SEED_UPLINK]);
             let added = self.rig.exec(Place::Seed, &add)?;
@@ -218,8 +257,7 @@ impl<'a> Ceph<'a> {
             let make =
                 ["--mkfs", "-i", name, "--monmap", "monmap", "--keyring", "ceph.mon.keyring"];
             self.run("ceph-mon", &make)?;
-            let serve = self.command("ceph-mon", &["-f", "-i", name, "--public-addrv", ports]);
-            self.rig.spawn_daemon_in_seed(&format!("ceph-mon.{name}"), &serve)?;
+            self.restart(&format!("mon.{name}"))?;
         }
         Ok(())
     }
@@ -238,8 +276,7 @@ impl<'a> Ceph<'a> {
         self.run("ceph-authtool", &make)?;
         let make = ["-i", &id, "--mkfs", "--osd-uuid", &uuid, "--keyring", &keyring];
         self.run("ceph-osd", &make)?;
-        let serve = self.command("ceph-osd", &["-f", "-i", &id]);
-        self.rig.spawn_daemon_in_seed(&format!("ceph-{dir}"), &serve)
+        self.restart(&dir)
     }
 
     fn make_pool(&self) -> Result<()> {

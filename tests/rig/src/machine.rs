@@ -172,12 +172,17 @@ impl Machine<'_> {
 
     /// Presses the power button, and pulls the plug when that does not help.
     pub(crate) fn power_off(&self) -> Result<()> {
-        let Some(process) = self.process() else { return Ok(()) };
-        qmp(&self.qmp_socket(), "system_powerdown")?;
-        if !wait::poll(SHUTDOWN_LIMIT, || !process.is_alive()) {
+        if !self.press_power(SHUTDOWN_LIMIT)? {
             self.power_cut();
         }
         Ok(())
+    }
+
+    /// Presses the power button; tells whether the machine goes off by itself within `limit`.
+    pub(crate) fn press_power(&self, limit: Duration) -> Result<bool> {
+        let Some(process) = self.process() else { return Ok(true) };
+        qmp(&self.qmp_socket(), "system_powerdown")?;
+        Ok(wait::poll(limit, || !process.is_alive()))
     }
 
     fn note(&self) -> PathBuf {

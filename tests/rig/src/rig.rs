@@ -359,6 +359,15 @@ impl Rig {
         self.open_machine(name)?.power_off()
     }
 
+    /// Presses a machine's power button; tells whether it goes off by itself within `limit`.
+    ///
+    /// # Errors
+    ///
+    /// When the plan has no such machine, or its QEMU does not listen.
+    pub fn press_power(&self, name: &str, limit: Duration) -> Result<bool> {
+        self.open_machine(name)?.press_power(limit)
+    }
+
     /// The SMBIOS UUID a machine shows, given by the plan or not.
     ///
     /// # Errors

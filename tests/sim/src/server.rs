@@ -405,7 +405,7 @@ impl Server {
             Action::Detach { target, .. } => {
                 self.patch(target, None, &json!({"metadata": {"finalizers": null}}))
             }
-            Action::Image { .. } | Action::Sign { .. } => None,
+            Action::Image { .. } | Action::Unfence { .. } | Action::Sign { .. } => None,
         }
     }
 

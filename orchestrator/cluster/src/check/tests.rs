@@ -24,6 +24,7 @@ fn the_examples_are_sound() {
     assert_eq!(verdict(include_str!("../../../../examples/university/rack.yaml")), "");
     assert_eq!(verdict(include_str!("../../../../examples/campus/rack.yaml")), "");
     assert_eq!(verdict(include_str!("../../../../examples/two-tors/rack.yaml")), "");
+    assert_eq!(verdict(include_str!("../../../../examples/database/rack.yaml")), "");
 }
 
 #[test]

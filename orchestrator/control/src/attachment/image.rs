@@ -13,6 +13,9 @@
 //! node holds its images no longer. Once they are fenced such a pod is removed: what it still
 //! writes goes nowhere, and a set may have its next pod of that name.
 //!
+//! What was fenced stands in the node's annotations ([`FENCED`]). The fence is lifted when the node
+//! answers and the client has ended: it runs another boot, or names that client no longer.
+//!
 //! *Limits*: images named in pods themselves are not attached; only the kernel's own lock keeps a
 //! second writer away from them.
 
@@ -25,9 +28,10 @@ use objects::kind;
 use objects::node::Node;
 use objects::pod::Pod;
 use objects::storage::{PersistentVolume, RBD_CLIENTS, VolumeAttachment};
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::action::{Action, Note, Steps, Target};
+use crate::action::{Action, Fence, Note, Steps, Target};
 use crate::lifecycle::OUT_OF_SERVICE;
 use crate::view::{Key, View};
 use crate::volume_binder::claim_names;
@@ -39,10 +43,52 @@ const ATTACHER: &str = "images.storage.muster.dev";
 pub const FENCE: &str = "storage.muster.dev/fence";
 /// In an attachment's metadata: the kernel client of the node.
 pub const CLIENT: &str = "client";
+/// How annotations of a node begin that tell of a fenced client each, as [`Fenced`] in JSON.
+/// Every client has its own: those who fence at the same time do not get in each other's way.
+pub const FENCED: &str = "fenced.storage.muster.dev/";
 /// How soon a detachment that had to wait is looked at again, when nothing changes meanwhile.
 const AGAIN: SignedDuration = SignedDuration::from_secs(2);
 /// How much longer than its grace a pod may take to vanish from a silent node.
 const SLACK: SignedDuration = SignedDuration::from_secs(5);
+
+/// What is remembered of a fence.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fenced {
+    /// The client.
+    pub client: String,
+    /// The volume whose cluster knows of it.
+    pub volume: String,
+    /// The node's boot that the client belonged to; empty when nobody knew.
+    pub boot: String,
+    /// The node had named the client itself, so that its silence about it means something.
+    pub named: bool,
+}
+
+impl Fenced {
+    /// The annotation of the node that tells of it.
+    #[must_use]
+    pub fn key(&self) -> String {
+        let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '.' };
+        let name: String = self.client.chars().map(plain).collect();
+        format!("{FENCED}{}", name.trim_matches('.'))
+    }
+}
+
+/// The fenced clients of a node, by annotation.
+#[must_use]
+pub fn fenced(node: &Node) -> BTreeMap<String, Fenced> {
+    let all = node.metadata.annotations.iter().filter(|(key, _)| key.starts_with(FENCED));
+    all.filter_map(|(key, text)| Some((key.clone(), serde_json::from_str(text).ok()?))).collect()
+}
+
+/// Every client that a node names.
+#[must_use]
+pub fn clients_of(node: &Node) -> BTreeSet<String> {
+    let text = node.metadata.annotation(RBD_CLIENTS);
+    let all: Option<BTreeMap<String, String>> =
+        text.and_then(|text| serde_json::from_str(text).ok());
+    all.unwrap_or_default().into_values().collect()
+}
 
 /// Is a node not heard of, gone, or declared to be off?
 #[must_use]
@@ -86,8 +132,10 @@ pub(super) fn reconcile(view: &View, key: &Key, now: Timestamp) -> Steps {
     for volume in wanted.into_values() {
         attach(view, volume, &key.name, &mut steps);
     }
-    if silent && node.is_some() {
-        remove_fenced(view, &key.name, now, &mut steps);
+    match node {
+        Some(_) if silent => remove_fenced(view, &key.name, now, &mut steps),
+        Some(node) => lift_fences(node, now, &mut steps),
+        None => {}
     }
     steps
 }
@@ -175,6 +223,24 @@ fn let_go(
     let (node, volume) = (had.spec.node_name.clone(), volume.to_owned());
     steps.push(Action::Detach { target, node, volume });
     steps.look_again(now.saturating_add(AGAIN).unwrap_or(now));
+}
+
+/// Lifts the fences of clients that have ended; a node that answers says so.
+fn lift_fences(node: &Arc<Node>, now: Timestamp, steps: &mut Steps) {
+    let names = clients_of(node);
+    let boot = node.status.node_info.boot_id.as_deref().unwrap_or_default();
+    let ended = |one: &Fenced| {
+        let rebooted = !one.boot.is_empty() && !boot.is_empty() && one.boot != boot;
+        !names.contains(&one.client) && (one.named || rebooted)
+    };
+    let lift = |(key, one): (String, Fenced)| {
+        ended(&one).then_some(Fence { key, client: one.client, volume: one.volume })
+    };
+    let fences: Vec<Fence> = fenced(node).into_iter().filter_map(lift).collect();
+    if !fences.is_empty() {
+        steps.push(Action::Unfence { target: Target::of(&**node), fences });
+        steps.look_again(now.saturating_add(AGAIN).unwrap_or(now));
+    }
 }
 
 /// Removes pods that were deleted from a silent node and whose images are all taken from it.

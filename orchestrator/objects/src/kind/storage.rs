@@ -66,6 +66,45 @@ pub static VOLUME_ATTRIBUTES_CLASS: Kind = Kind {
     ..BASE
 };
 
+/// A snapshot that somebody asks for. Custom: served where its definition is.
+pub static VOLUME_SNAPSHOT: Kind = Kind {
+    group: "snapshot.storage.k8s.io",
+    kind: "VolumeSnapshot",
+    plural: "volumesnapshots",
+    singular: "volumesnapshot",
+    short_names: &["vs"],
+    has_status: true,
+    has_generation: true,
+    subresources: &["status"],
+    ..BASE
+};
+
+/// A snapshot that is there. Custom, as above.
+pub static VOLUME_SNAPSHOT_CONTENT: Kind = Kind {
+    group: "snapshot.storage.k8s.io",
+    kind: "VolumeSnapshotContent",
+    plural: "volumesnapshotcontents",
+    singular: "volumesnapshotcontent",
+    short_names: &["vsc", "vscs"],
+    namespaced: false,
+    has_status: true,
+    has_generation: true,
+    subresources: &["status"],
+    ..BASE
+};
+
+/// How snapshots are made. Custom, as above.
+pub static VOLUME_SNAPSHOT_CLASS: Kind = Kind {
+    group: "snapshot.storage.k8s.io",
+    kind: "VolumeSnapshotClass",
+    plural: "volumesnapshotclasses",
+    singular: "volumesnapshotclass",
+    short_names: &["vsclass", "vsclasses"],
+    namespaced: false,
+    has_generation: true,
+    ..BASE
+};
+
 /// A kind of devices under one name.
 pub static DEVICE_CLASS: Kind = Kind {
     group: "resource.k8s.io",

@@ -43,6 +43,8 @@ enum Turn {
     ControllerReads,
     ControllerActs,
     ControllerDies,
+    /// The controller lifts fences of clients that have ended.
+    ControllerLifts,
     NodeReads(usize),
     NodeActs(usize),
     AgentDies(usize),
@@ -54,8 +56,8 @@ enum Turn {
 
 impl World {
     fn turns() -> Vec<Turn> {
-        let mut all =
-            vec![Turn::ControllerReads, Turn::ControllerActs, Turn::ControllerDies, Turn::MovePod];
+        let mut all = vec![Turn::ControllerReads, Turn::ControllerActs, Turn::ControllerLifts];
+        all.extend([Turn::ControllerDies, Turn::MovePod]);
         for n in 0..NODES.len() {
             all.extend([Turn::NodeReads(n), Turn::NodeActs(n), Turn::AgentDies(n)]);
             all.extend([Turn::Cut(n), Turn::Mend(n), Turn::Restart(n)]);
@@ -87,6 +89,7 @@ impl World {
                 next.read = Some((self.attachment.clone(), self.version, watchers.collect()));
             }
             Turn::ControllerActs => next.control()?,
+            Turn::ControllerLifts => next.lift(),
             Turn::NodeReads(n) if !self.nodes[n].cut => {
                 next.nodes[n].read = Some((self.attachment.clone(), self.version));
             }
@@ -109,6 +112,18 @@ impl World {
             Turn::Restart(n) => self.nodes[n] = Node { cut: self.nodes[n].cut, ..Node::default() },
             _ => self.wanted = if self.wanted == Some(0) { Some(1) } else { Some(0) },
         }
+    }
+
+    /// A node that answers says which clients it has: those that are fenced and gone may go.
+    fn lift(&mut self) {
+        let stays = |client: &Client| {
+            let here = |node: &Node| node.cut || node.mapped.as_ref() == Some(client);
+            let own = |name: &str| client.starts_with(name);
+            NODES.iter().zip(&self.nodes).any(|(name, node)| own(name) && here(node))
+        };
+        let stay: BTreeSet<Client> = self.fenced.iter().filter(|one| stays(one)).cloned().collect();
+        self.enforced.retain(|client| stay.contains(client) || !self.fenced.contains(client));
+        self.fenced = stay;
     }
 
     fn control(&mut self) -> Option<()> {

@@ -1,41 +1,42 @@
-//! A database on a Ceph image: it is moved, its node is cut off, and no record it said it keeps
-//! is ever lost.
+//! MariaDB and a web front end on a real Ceph: the volume moves, its node is cut off, a monitor
+//! and a store die, it grows, is snapshotted and restored, and no record is ever lost.
 //!
-//! The database is a small writer of ours: numbered records, each on the disk before it is
-//! acknowledged over the network.
+//! Database and front end are Debian's packages in container images made here ([`image`]). A
+//! record counts as kept when the front end says so, and it says so when the database has it on
+//! its disk, which is an image in Ceph.
 
-use std::collections::BTreeSet;
+mod figures;
+mod hundred;
+mod image;
+mod site;
+
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
-use serde_json::Value;
+use anyhow::{Context, Result, bail, ensure};
 
-use super::kubectl::{Kubectl, Pod};
+use self::site::{Kept, POD_LIMIT, RETURN_LIMIT, Site};
+use super::kubectl::Pod;
 use super::story::{Story, UP_LIMIT_SECONDS};
-use crate::Rig;
 use crate::ceph::{self, Ceph, Size};
 use crate::host;
 use crate::process;
 use crate::wait::{Seen, await_until};
 
-const SELECTOR: &str = "app=database";
-/// The image behind the volume.
-const IMAGE: &str = "rbd/records";
-const SIZE: Size = Size { monitors: 1, stores: 1 };
-/// Loading modules, mapping, making a file system and starting a container on an emulator.
-const POD_LIMIT: Duration = Duration::from_secs(300);
+const SIZE: Size = Size { monitors: 3, stores: 3 };
 /// Until a silent node counts as lost.
 const MISSED_LIMIT: Duration = Duration::from_secs(240);
-/// A whole boot, beside machines that work.
-const RETURN_LIMIT: Duration = Duration::from_secs(600);
-/// A record on the disk, on an emulator.
-const PUT_LIMIT: Duration = Duration::from_secs(60);
+/// Until a machine with pods and volumes is off: services have a minute and a half to end.
+const OFF_LIMIT: Duration = Duration::from_secs(300);
+/// What the claim asks for in the end.
+const GROWN: &str = "512Mi";
+/// More blocks of 1 KiB than the file system had before it grew.
+const GROWN_BLOCKS: u64 = 400_000;
 
 /// Tells the story.
 pub(super) fn run(story: &mut Story) -> Result<()> {
-    if !story.options().resume {
+    let resume = story.options().resume;
+    if !resume {
         let missing = host::missing_packages(&ceph::PACKAGES);
         if !missing.is_empty() {
             story.say(format_args!("installing {}", missing.join(" ")))?;
@@ -45,123 +46,43 @@ pub(super) fn run(story: &mut Story) -> Result<()> {
     }
     let rig = story.rig()?;
     let dir = story.dir().join("ceph");
-    let ceph = if story.options().resume {
+    let ceph = if resume {
         Ceph::resume(&rig, &dir, SIZE)?
     } else {
         let ceph = Ceph::start(&rig, &dir, SIZE).context("starting Ceph")?;
-        ceph.rbd(&[
-            "create",
-            IMAGE,
-            "--size",
-            "256M",
-            "--image-feature",
-            "layering,exclusive-lock",
-        ])?;
-        story.ok("a Ceph cluster runs on the seed and makes images")?;
+        story.ok("a Ceph of three monitors and three stores runs on the seed and makes images")?;
         story.muster(&story.up_args(&["--limit", UP_LIMIT_SECONDS, "--skip-check"])?)?;
+        for recipe in [image::DATABASE, image::FRONT] {
+            image::bring(story, &recipe).with_context(|| format!("making {}", recipe.name))?;
+        }
+        story.ok("MariaDB and PHP of Debian are images on the master")?;
         ceph
     };
     let site = Site { kubectl: story.kubectl()?, story, rig: &rig, ceph };
     let mut kept = Kept::default();
     let first = site.deploy()?;
-    site.keep(&first, &mut kept, 20)?;
-    site.story.ok(format_args!("the database on {} keeps records on a Ceph image", first.node))?;
+    site.keep(&mut kept, 20, None)?;
+    let image = site.image("records")?;
+    site.story.ok(format_args!("the database on {} keeps records in {image}", first.node))?;
     let second = site.moves_to_another_node(&first, &mut kept)?;
-    let third = site.is_cut_off(&second, &mut kept)?;
-    site.loses_power(&third, &mut kept)?;
-    site.is_clean_at_the_end()
-}
-
-/// A site with storage.
-struct Site<'a> {
-    story: &'a Story,
-    rig: &'a Rig,
-    kubectl: Kubectl,
-    ceph: Ceph<'a>,
-}
-
-/// Records the database said it keeps.
-#[derive(Debug, Default)]
-struct Kept {
-    next: u32,
-    records: BTreeSet<u32>,
+    let third = site.is_cut_off(&second, &image, &mut kept)?;
+    let fourth = site.loses_power(&third, &image, &mut kept)?;
+    let fifth = site.is_restarted(&fourth, &mut kept)?;
+    site.loses_monitor_and_store(&mut kept)?;
+    site.grows(&fifth, &mut kept)?;
+    site.goes_back_in_time(&mut kept)?;
+    figures::measure(&site)?;
+    hundred::at_once(&site)?;
+    site.is_clean_at_the_end(&image)
 }
 
 impl Site<'_> {
-    fn apply(&self, name: &str, text: &str) -> Result<()> {
-        let path = self.story.dir().join(format!("{name}.yaml"));
-        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
-        self.kubectl.run(&["apply", "-f", path.to_str().context("a path that is no UTF-8")?])?;
-        Ok(())
-    }
-
-    /// Makes the volume and the database, and waits until it serves.
-    fn deploy(&self) -> Result<Pod> {
-        let monitors: Vec<String> =
-            self.ceph.monitors().iter().map(|one| format!("\"{one}:6789\"")).collect();
-        let volume = include_str!("database/volume.yaml")
-            .replace("@KEY@", &self.ceph.key()?)
-            .replace("@MONITORS@", &monitors.join(", "))
-            .replace("@POOL@", ceph::POOL)
-            .replace("@USER@", ceph::USER);
-        self.apply("volume", &volume)?;
-        self.apply("database", include_str!("database/writer.yaml"))?;
-        self.await_database(|_| true)
-    }
-
-    fn await_database(&self, good: impl Fn(&Pod) -> bool) -> Result<Pod> {
-        let pods = self.kubectl.await_pods(SELECTOR, 1, POD_LIMIT, good);
-        let pods = pods.with_context(|| self.troubles())?;
-        pods.into_iter().next().context("one pod")
-    }
-
-    /// What the cluster says about the volume.
-    fn troubles(&self) -> String {
-        let said = |args: &[&str]| self.kubectl.run(args).unwrap_or_else(|err| format!("{err:#}"));
-        let describe = said(&["describe", "pods", "-l", SELECTOR]);
-        format!("{describe}\n{}", said(&["get", "volumeattachments,pv,pvc", "-o", "yaml"]))
-    }
-
-    fn ask(&self, pod: &Pod, path: &str) -> Result<String> {
-        let address: Ipv4Addr =
-            pod.address.parse().with_context(|| format!("{} has no address", pod.name))?;
-        let answer = self.rig.ask(SocketAddrV4::new(address, 8080), path, None)?;
-        ensure!(answer.status == 200, "{} answers {}: {}", pod.name, answer.status, answer.body);
-        Ok(answer.body)
-    }
-
-    /// Lets the database keep more records, each asked for until it is acknowledged.
-    fn keep(&self, pod: &Pod, kept: &mut Kept, count: u32) -> Result<()> {
-        for number in kept.next..kept.next.saturating_add(count) {
-            await_until(&format!("record {number} to be kept"), PUT_LIMIT, || {
-                let said = self.ask(pod, &format!("/cgi-bin/put?{number}"))?;
-                let good = said.trim() == format!("kept {number}");
-                Ok(if good { Seen::There(()) } else { Seen::NotYet(said) })
-            })?;
-            kept.records.insert(number);
-        }
-        kept.next = kept.next.saturating_add(count);
-        Ok(())
-    }
-
-    /// Every record that was acknowledged is there.
-    fn has_all(&self, pod: &Pod, kept: &Kept) -> Result<()> {
-        let all = await_until("all records", PUT_LIMIT, || {
-            self.ask(pod, "/cgi-bin/all").map(Seen::There)
-        })?;
-        let there: BTreeSet<u32> =
-            all.lines().filter_map(|line| line.trim().parse().ok()).collect();
-        let lost: Vec<&u32> = kept.records.difference(&there).collect();
-        ensure!(lost.is_empty(), "{} acknowledged records are lost: {lost:?}", lost.len());
-        Ok(())
-    }
-
     fn moves_to_another_node(&self, from: &Pod, kept: &mut Kept) -> Result<Pod> {
         self.kubectl.run(&["cordon", &from.node])?;
         self.kubectl.run(&["delete", "pod", &from.name, "--wait=false"])?;
         let pod = self.await_database(|pod| pod.node != from.node)?;
-        self.has_all(&pod, kept)?;
-        self.keep(&pod, kept, 5)?;
+        self.has_all(kept, None)?;
+        self.keep(kept, 5, None)?;
         self.kubectl.run(&["uncordon", &from.node])?;
         let (there, count) = (&pod.node, kept.records.len());
         self.story
@@ -170,9 +91,9 @@ impl Site<'_> {
     }
 
     /// The cable of its node is pulled while it writes.
-    fn is_cut_off(&self, from: &Pod, kept: &mut Kept) -> Result<Pod> {
-        self.keep(from, kept, 10)?;
-        let client = self.client(&from.node)?;
+    fn is_cut_off(&self, from: &Pod, image: &str, kept: &mut Kept) -> Result<Pod> {
+        self.keep(kept, 10, None)?;
+        let client = self.client(&from.node, image)?;
         self.rig.cut_cable(&from.node)?;
         self.story.say(format_args!("the cable of {} is cut while it writes", from.node))?;
         let pod = self.goes_on_elsewhere(from, kept)?;
@@ -194,23 +115,58 @@ impl Site<'_> {
             })
         })?;
         self.story.ok(format_args!("back again, its late writes fail: {refused}"))?;
-        self.lets_go(&from.node)?;
-        self.has_all(&pod, kept)?;
-        self.keep(&pod, kept, 5)?;
+        self.lets_go(&from.node, image)?;
+        self.has_all(kept, None)?;
+        self.keep(kept, 5, None)?;
         Ok(pod)
     }
 
     /// Its node loses power with the volume mounted, and comes back as a new boot.
-    fn loses_power(&self, from: &Pod, kept: &mut Kept) -> Result<()> {
+    fn loses_power(&self, from: &Pod, image: &str, kept: &mut Kept) -> Result<Pod> {
+        let client = self.client(&from.node, image)?;
         self.rig.power_cut(&from.node)?;
         self.story.say(format_args!("the power of {} is cut while it writes", from.node))?;
         let pod = self.goes_on_elsewhere(from, kept)?;
         self.rig.power_on(&from.node)?;
         self.kubectl
             .await_node(&from.node, "to come back", RETURN_LIMIT, |ready| ready == "True")?;
-        self.lets_go(&from.node)?;
-        self.story.ok(format_args!("{} came back and claims nothing", from.node))?;
-        self.moves_to_another_node(&pod, kept).map(drop)
+        self.lets_go(&from.node, image)?;
+        await_until("the fence of a client that is gone to be lifted", RETURN_LIMIT, || {
+            let fenced = self.ceph.fenced()?;
+            let there = fenced.contains(&client);
+            Ok(if there { Seen::NotYet(format!("{fenced:?}")) } else { Seen::There(()) })
+        })?;
+        self.story.ok(format_args!(
+            "{} came back and claims nothing; its old client's fence is lifted",
+            from.node
+        ))?;
+        Ok(pod)
+    }
+
+    /// Its node is switched off at the button, with the volume mounted, and on again.
+    fn is_restarted(&self, from: &Pod, kept: &mut Kept) -> Result<Pod> {
+        let before = self.console(&from.node)?.len();
+        let start = Instant::now();
+        let off = self.rig.press_power(&from.node, OFF_LIMIT)?;
+        let seconds = start.elapsed().as_secs();
+        if !off {
+            let console = self.console(&from.node)?;
+            let fresh = crate::machine::tail(console.get(before..).unwrap_or_default(), 20);
+            bail!("{} does not go off by itself in {seconds} s:\n{fresh}", from.node);
+        }
+        self.story.ok(format_args!(
+            "{} with the volume mounted goes off by itself in {seconds} s",
+            from.node
+        ))?;
+        self.rig.power_on(&from.node)?;
+        self.kubectl
+            .await_node(&from.node, "to come back", RETURN_LIMIT, |ready| ready == "True")?;
+        let pod = self.await_database(|_| true)?;
+        self.has_all(kept, None)?;
+        self.keep(kept, 5, None)?;
+        self.story
+            .ok(format_args!("after the restart it runs on {} with all records", pod.node))?;
+        Ok(pod)
     }
 
     /// The database is written elsewhere, with every record it acknowledged.
@@ -219,9 +175,9 @@ impl Site<'_> {
             .await_node(&from.node, "to be missed", MISSED_LIMIT, |ready| ready != "True")?;
         let missed = Instant::now();
         let pod = self.await_database(|pod| pod.node != from.node)?;
-        self.keep(&pod, kept, 1)?;
+        self.keep(kept, 1, Some(&from.node))?;
         let seconds = missed.elapsed().as_secs_f64();
-        self.has_all(&pod, kept)?;
+        self.has_all(kept, Some(&from.node))?;
         let (there, count) = (&pod.node, kept.records.len());
         self.story.ok(format_args!(
             "{seconds:.1} s after {} was missed a record is kept on {there}; all {count} are there",
@@ -230,42 +186,87 @@ impl Site<'_> {
         Ok(pod)
     }
 
-    /// The client a node says it writes the image with.
-    fn client(&self, node: &str) -> Result<String> {
-        let node = self.kubectl.json(&["get", "node", node])?;
-        let path = "/metadata/annotations/storage.muster.dev~1rbd-clients";
-        let text = node.pointer(path).and_then(Value::as_str).context("no clients are recorded")?;
-        let all: Value = serde_json::from_str(text).context("reading the clients")?;
-        let client = all.get(IMAGE).and_then(Value::as_str);
-        Ok(client.with_context(|| format!("{IMAGE} is not in {text}"))?.to_owned())
+    /// The cluster loses one of everything under the database's writes, and gets it back.
+    fn loses_monitor_and_store(&self, kept: &mut Kept) -> Result<()> {
+        let usual = self.keep(kept, 10, None)?;
+        self.ceph.kill("mon.m1");
+        let monitor = self.keep(kept, 10, None)?;
+        self.ceph.kill("osd.0");
+        let store = self.keep(kept, 10, None)?;
+        self.story.ok(format_args!(
+            "a monitor and a store are killed while it writes: the longest record took {:.1} s \
+             and {:.1} s, {:.1} s before",
+            monitor.as_secs_f64(),
+            store.as_secs_f64(),
+            usual.as_secs_f64()
+        ))?;
+        self.ceph.restart("mon.m1")?;
+        self.ceph.restart("osd.0")?;
+        self.ceph.await_stores()?;
+        self.keep(kept, 5, None)?;
+        self.has_all(kept, None)?;
+        self.story.ok("both are back, and every record is there")
     }
 
-    /// A node says that it has nothing of the image any more.
-    fn lets_go(&self, node: &str) -> Result<()> {
-        await_until(&format!("{node} to unmap the image"), RETURN_LIMIT, || {
-            Ok(match self.client(node) {
-                Ok(client) => Seen::NotYet(format!("mapped by {client}")),
-                Err(_) => Seen::There(()),
-            })
-        })
+    /// The volume grows under the running database.
+    fn grows(&self, pod: &Pod, kept: &mut Kept) -> Result<()> {
+        let patch =
+            format!("{{\"spec\":{{\"resources\":{{\"requests\":{{\"storage\":\"{GROWN}\"}}}}}}}}");
+        self.kubectl.run(&["patch", "pvc", "records", "--type=merge", "-p", &patch])?;
+        await_until("the claim to have what it asks for", POD_LIMIT, || {
+            let claim = self.kubectl.json(&["get", "pvc", "records"])?;
+            let has = claim.pointer("/status/capacity/storage").and_then(|one| one.as_str());
+            let pending = claim
+                .pointer("/status/conditions")
+                .is_some_and(|all| all != &serde_json::json!([]));
+            let done = has == Some(GROWN) && !pending;
+            Ok(if done { Seen::There(()) } else { Seen::NotYet(claim.to_string()) })
+        })?;
+        let name = self.await_database(|one| one.node == pod.node)?.name;
+        ensure!(name == pod.name, "growing took {} and made {name}", pod.name);
+        let df = self.kubectl.run(&["exec", &name, "--", "df", "-k", "/data"])?;
+        let blocks = df.lines().last().and_then(|line| line.split_whitespace().nth(1));
+        let blocks: u64 = blocks.and_then(|one| one.parse().ok()).context("df says nothing")?;
+        ensure!(blocks > GROWN_BLOCKS, "the file system did not grow: {df}");
+        self.keep(kept, 5, None)?;
+        self.story.ok(format_args!("the volume grew to {GROWN} under the running database"))
     }
 
-    fn console(&self, node: &str) -> Result<String> {
-        let path = self.rig.console(node)?;
-        let bytes = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    /// A snapshot is taken under the running database; a second database starts from it.
+    fn goes_back_in_time(&self, kept: &mut Kept) -> Result<()> {
+        self.apply("snapshot", include_str!("database/snapshot.yaml"))?;
+        await_until("the snapshot to be ready", POD_LIMIT, || {
+            let one = self.kubectl.json(&["get", "volumesnapshot", "records"])?;
+            let ready = one.pointer("/status/readyToUse") == Some(&serde_json::json!(true));
+            Ok(if ready { Seen::There(()) } else { Seen::NotYet(one.to_string()) })
+        })?;
+        let then = kept.records.clone();
+        self.keep(kept, 5, None)?;
+        self.apply("restored-claim", include_str!("database/restored.yaml"))?;
+        self.apply("restored", &site::database("restored", "restored"))?;
+        self.kubectl.await_pods("app=restored", 1, POD_LIMIT, |_| true)?;
+        let there = self.records("/at/restored/all", None)?;
+        ensure!(there == then, "the snapshot has {there:?}, at its time there were {then:?}");
+        self.has_all(kept, None)?;
+        let (count, now) = (then.len(), kept.records.len());
+        self.story.ok(format_args!(
+            "a second database, restored from a snapshot, has the {count} records of that time; \
+             the first has {now}"
+        ))
     }
 
     /// The database is stopped; what is on the image is whole.
-    fn is_clean_at_the_end(&self) -> Result<()> {
-        self.kubectl.run(&["scale", "deployment", "database", "--replicas=0"])?;
+    fn is_clean_at_the_end(&self, image: &str) -> Result<()> {
+        for name in ["database", "restored"] {
+            self.kubectl.run(&["scale", "deployment", name, "--replicas=0"])?;
+        }
         await_until("the volume to be attached nowhere", POD_LIMIT, || {
             let said = self.kubectl.run(&["get", "volumeattachments", "--no-headers"])?;
             Ok(if said.trim().is_empty() { Seen::There(()) } else { Seen::NotYet(said) })
         })?;
         let copy = self.story.dir().join("records.img");
         let path = copy.to_str().context("a path that is no UTF-8")?;
-        self.ceph.rbd(&["export", "--no-progress", IMAGE, path])?;
+        self.ceph.rbd(&["export", "--no-progress", image, path])?;
         let said =
             process::run("e2fsck", &["-f", "-n", path]).context("the file system is torn")?;
         let last = said.lines().last().unwrap_or_default().to_owned();

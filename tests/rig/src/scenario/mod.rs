@@ -4,6 +4,7 @@
 //! plays the world around them: power, cables, captures. Every check prints a line. The first
 //! that fails ends the story with all that the rig can see.
 
+mod archive;
 mod database;
 mod faults;
 mod first_light;
@@ -77,8 +78,8 @@ pub const NAMED: &[Scenario] = &[
     },
     Scenario {
         name: "database",
-        summary: "a database on a real Ceph: moved, cut off while it writes, nothing is lost",
-        plan: "examples/lab/rack.yaml",
+        summary: "MariaDB on a real Ceph: cut off while it writes, grown, restored: nothing is lost",
+        plan: "examples/database/rack.yaml",
         run: database::run,
     },
 ];

@@ -170,6 +170,34 @@ async fn undo(shared: &Shared, name: &str, note: &Note, path: &Path) -> Result<(
     remove_file(path)
 }
 
+/// Makes a driver take up a volume's growth; nothing for drivers that leave that to their
+/// controller.
+pub(crate) async fn expand(
+    shared: &Shared,
+    pod: &Pod,
+    (remote, volume): (&Remote, &Csi),
+    (target, bytes): (&Path, i64),
+) -> Result<(), RemoteError> {
+    let missing =
+        || RemoteError::NoDriver { name: remote.name.clone(), driver: volume.driver.clone() };
+    let driver = shared.disks.drivers.get(&volume.driver).ok_or_else(missing)?;
+    if !driver.can(capability::NODE_EXPAND_VOLUME) {
+        return Ok(());
+    }
+    let job = Job { shared, pod, remote, volume, driver: &driver, context: BTreeMap::new() };
+    let staging = driver.can(STAGES).then(|| staging(shared, remote, volume));
+    let request = NodeExpandVolumeRequest {
+        volume_id: volume.handle.clone(),
+        volume_path: text(outside(shared, target)),
+        capacity_range: Some(CapacityRange { required_bytes: bytes, limit_bytes: 0 }),
+        staging_target_path: staging.map(text).unwrap_or_default(),
+        volume_capability: Some(job.capability()),
+        secrets: BTreeMap::new(),
+    };
+    let failed = |source| RemoteError::Driver { name: remote.name.clone(), source };
+    driver.client.node_expand_volume(request).await.map(drop).map_err(failed)
+}
+
 /// What the cluster was told about how a driver wants to be treated.
 #[derive(Debug, Clone)]
 struct Wishes {

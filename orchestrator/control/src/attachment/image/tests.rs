@@ -125,3 +125,36 @@ fn volumes_that_many_read_are_not_attached() {
         assert_eq!(attachment(&world), None);
     }
 }
+
+#[test]
+fn a_fence_is_lifted_when_the_node_is_back_and_its_client_has_ended() {
+    let mut world = site();
+    run(&mut world, "one", "a", &[]);
+    says(&mut world, "a", json!("10.0.0.9:0/7"), &[]);
+    world.pass(460, &["a"]);
+    assert_eq!(world.fenced, ["10.0.0.9:0/7"]);
+    world.pass(60, &[]);
+    assert_eq!(world.fenced, ["10.0.0.9:0/7"], "it is back, and still has the image mapped");
+    says(&mut world, "a", Value::Null, &[]);
+    assert_eq!(world.fenced, [""; 0]);
+    let node = world.all::<Node>().into_iter().find(|node| node.metadata.name == "a").unwrap();
+    assert_eq!(fenced(&node), BTreeMap::new());
+}
+
+#[test]
+fn a_client_the_node_never_named_is_fenced_until_the_next_boot() {
+    let lifted = |boot: &str, named: bool| {
+        let mut world = site();
+        let client = "[fd00::9]:0/8".to_owned();
+        world.fenced.push(client.clone());
+        let one = Fenced { client, volume: "v".into(), boot: "one".into(), named };
+        assert_eq!(one.key(), "fenced.storage.muster.dev/fd00..9..0.8");
+        let text = serde_json::to_string(&one).unwrap();
+        let patch = json!({"metadata": {"annotations": {one.key().as_str(): text}},
+            "status": {"nodeInfo": {"bootID": boot}}});
+        world.change(&kind::NODE, "", "a", &patch);
+        world.settle(&[]);
+        world.fenced.is_empty()
+    };
+    assert!(!lifted("one", false) && lifted("two", false) && lifted("one", true));
+}

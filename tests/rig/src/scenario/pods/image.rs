@@ -1,12 +1,11 @@
 //! Images that nodes can only have from the master: the racks have no way to a registry.
 
-use std::fs::File;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 
+use crate::scenario::archive;
 use crate::scenario::workloads::{LIMIT, Site};
 
 const NAME: &str = "lab.example/carried:1";
@@ -43,35 +42,17 @@ fn write_archive(path: &Path) -> Result<()> {
     let busybox = std::fs::read(BUSYBOX)
         .with_context(|| format!("reading {BUSYBOX} (Debian package busybox-static)"))?;
     let mut layer = tar::Builder::new(Vec::new());
-    add(&mut layer, "bin/busybox", &busybox)?;
-    add(&mut layer, "word", b"carried in by hand\n")?;
+    archive::add(&mut layer, "bin/busybox", &busybox)?;
+    archive::add(&mut layer, "word", b"carried in by hand\n")?;
     for name in ["sh", "cat", "sleep"] {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(tar::EntryType::Symlink);
         header.set_size(0);
         layer.append_link(&mut header, format!("bin/{name}"), "busybox")?;
     }
-    let layer = layer.into_inner()?;
-    let digest = format!("sha256:{}", hex::encode(Sha256::digest(&layer)));
     let config = json!({
-        "architecture": "amd64", "os": "linux",
-        "config": {"Cmd": ["sh", "-c", "cat /word; trap exit TERM; while :; do sleep 1; done"],
-            "Env": ["PATH=/bin"]},
-        "rootfs": {"type": "layers", "diff_ids": [digest]},
+        "Cmd": ["sh", "-c", "cat /word; trap exit TERM; while :; do sleep 1; done"],
+        "Env": ["PATH=/bin"],
     });
-    let list = json!([{"Config": "c.json", "RepoTags": [NAME], "Layers": ["layer.tar"]}]);
-    let mut archive = tar::Builder::new(File::create(path)?);
-    add(&mut archive, "c.json", config.to_string().as_bytes())?;
-    add(&mut archive, "layer.tar", &layer)?;
-    add(&mut archive, "manifest.json", list.to_string().as_bytes())?;
-    archive.into_inner()?;
-    Ok(())
-}
-
-fn add<W: std::io::Write>(tar: &mut tar::Builder<W>, name: &str, bytes: &[u8]) -> Result<()> {
-    let mut header = tar::Header::new_gnu();
-    header.set_size(u64::try_from(bytes.len())?);
-    header.set_mode(0o755);
-    tar.append_data(&mut header, name, bytes)?;
-    Ok(())
+    archive::write(path, NAME, &layer.into_inner()?, &config)
 }
