@@ -71,7 +71,14 @@ impl Beat {
     /// Waits for the next round; not so long when the node becomes ready meanwhile.
     async fn pause(&self) {
         let end = Instant::now() + BEAT;
-        while !self.ready && Instant::now() < end {
+        if self.ready {
+            tokio::select! { biased;
+                () = self.shared.hurry.notified() => {}
+                () = tokio::time::sleep_until(end) => {}
+            }
+            return;
+        }
+        while Instant::now() < end {
             tokio::time::sleep(UNREADY_BEAT).await;
             if facts::problems(&self.shared).await.is_empty() {
                 return;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use cri::message::ContainerStatus;
 use kernel::mount::{Access, MountError, mount, unmount};
-use node::names::{TERMINATION_POLICY, log_directory};
+use node::names::{TERMINATION_POLICY, log_directory, log_file};
 use objects::pod::Pod;
 use runtime::report;
 use thiserror::Error;
@@ -24,6 +24,8 @@ use crate::remote::{self, RemoteError};
 
 /// The longest last words taken, in bytes; upstream's.
 const WORDS_BYTES_MAX: usize = 4096;
+/// The longest name of a link to a log, without its ending.
+const LINK_BYTES_MAX: usize = 251;
 /// What a file system for secrets holds at most, in bytes.
 const SECRET_BYTES_MAX: i64 = 16 << 20;
 
@@ -85,7 +87,41 @@ pub(crate) fn words_path(shared: &Shared, uid: &str, container: &str, attempt: u
 /// The directory of a pod's logs.
 pub(crate) fn log_dir(shared: &Shared, pod: &Pod) -> PathBuf {
     let meta = &pod.metadata;
-    shared.config.log_dir.join(log_directory(&meta.namespace, &meta.name, &meta.uid))
+    let uid = node::manifest::local_uid(pod);
+    shared.config.log_dir.join(log_directory(&meta.namespace, &meta.name, uid))
+}
+
+/// Links a container's log under the name by which collectors of logs find it.
+///
+/// Spec: upstream's `/var/log/containers/POD_NAMESPACE_CONTAINER-ID.log`. A link that cannot be
+/// made is only told: the log itself is there.
+pub(crate) fn link_log(shared: &Shared, pod: &Pod, (name, attempt): (&str, u32), id: &str) {
+    let meta = &pod.metadata;
+    let mut link = format!("{}_{}_{name}-{id}", meta.name, meta.namespace);
+    link.truncate(LINK_BYTES_MAX);
+    let link = links_dir(shared).join(format!("{link}.log"));
+    let target = log_dir(shared, pod).join(log_file(name, attempt));
+    let made = fs::create_dir_all(links_dir(shared)).and_then(|()| symlink(target, &link));
+    if let Err(err) = made {
+        warn!(link = %link.display(), err = report(&err), "cannot link a log");
+    }
+}
+
+fn links_dir(shared: &Shared) -> PathBuf {
+    shared.config.log_dir.with_file_name("containers")
+}
+
+/// Removes links to logs that are gone.
+fn sweep_links(dir: &Path) {
+    for name in names(dir) {
+        let link = dir.join(name);
+        if fs::symlink_metadata(&link).is_ok_and(|meta| meta.is_symlink())
+            && !link.exists()
+            && let Err(err) = fs::remove_file(&link)
+        {
+            warn!(link = %link.display(), err = report(&err), "cannot remove a dead link");
+        }
+    }
 }
 
 /// Makes the volumes of a pod; may be done again at any time, and then refreshes their files.
@@ -163,6 +199,21 @@ pub(crate) async fn write(path: PathBuf, text: String, mode: u32) -> Result<(), 
     .await
 }
 
+/// Writes a file of the agent's own in one step: whoever reads it sees all of it or what was.
+///
+/// # Errors
+///
+/// When the directory cannot be written.
+pub(crate) fn replace(path: &Path, text: &str) -> io::Result<()> {
+    let beside = path.with_extension("new");
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    fs::write(&beside, text)?;
+    fs::File::open(&beside)?.sync_all()?;
+    fs::rename(&beside, path)
+}
+
 /// Removes everything of a pod, the mounts first.
 pub(crate) async fn remove(shared: &Shared, uid: &str) -> Result<(), DiskError> {
     remote::release(shared, uid).await?;
@@ -192,6 +243,8 @@ pub(crate) async fn sweep(shared: &Shared, known: &(dyn Fn(&str) -> bool + Sync)
             warn!(uid, err = report(&err), "cannot remove the files of a pod that is gone");
         }
     }
+    let links = links_dir(shared);
+    blocking(move || sweep_links(&links)).await;
     if let Err(err) = remote::collect(shared).await {
         warn!(err = report(&err), "cannot take a disk away that no pod sees");
     }
@@ -455,6 +508,19 @@ mod tests {
         assert_eq!(names(&path).len(), 3, "{:?}", names(&path));
         remove_tree(&path).unwrap();
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn links_to_logs_that_are_gone_go_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("0.log");
+        fs::write(&log, "").unwrap();
+        symlink(&log, dir.path().join("a.log")).unwrap();
+        symlink(dir.path().join("gone"), dir.path().join("b.log")).unwrap();
+        sweep_links(dir.path());
+        let mut left = names(dir.path());
+        left.sort();
+        assert_eq!(left, ["0.log", "a.log"]);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use cri::message::{ListImagesRequest, RuntimeCondition, StatusRequest, VersionRequest};
 use node::field::Allocatable;
+use node::ledger::Amounts;
 use node::machine::{Facts, Ids, Versions};
 use node::pressure::Reading;
 use runtime::report;
@@ -33,6 +34,22 @@ pub(crate) async fn learn_runtime(shared: &Shared) {
     }
 }
 
+/// What all pods of the node together may ask for.
+pub(crate) fn room(shared: &Shared) -> Amounts {
+    let settings = &shared.config.settings;
+    let (disk, _) = disk(&shared.config.data_dir);
+    let Allocatable { cpu_milli, memory_bytes } = shared.allocatable;
+    let held = settings.held(memory_bytes, disk);
+    let mut room = Amounts::from([
+        ("cpu".to_owned(), cpu_milli),
+        ("memory".to_owned(), memory_bytes),
+        ("ephemeral-storage".to_owned(), disk.saturating_sub(held.disk_bytes).max(0)),
+        ("pods".to_owned(), settings.pods_max),
+    ]);
+    room.extend(shared.devices.amounts().into_iter().map(|(name, (_, healthy))| (name, healthy)));
+    room
+}
+
 /// Reads everything the node's status tells.
 pub(crate) async fn observe(
     shared: &Shared,
@@ -54,6 +71,7 @@ pub(crate) async fn observe(
         disk_bytes,
         held: settings.held(memory_bytes, disk_bytes),
         pods_max: settings.pods_max,
+        devices: shared.devices.amounts(),
         pressures,
         ids: Ids {
             machine: text("/etc/machine-id").await,
@@ -82,6 +100,9 @@ pub(crate) async fn problems(shared: &Shared) -> Vec<String> {
     };
     if !shared.imports.are_done() {
         problems.push("the node's own images are still being imported".to_owned());
+    }
+    if shared.leaving.load(std::sync::atomic::Ordering::Relaxed) {
+        problems.push("node is shutting down".to_owned());
     }
     shared.problems.send_if_modified(|have| {
         let changed = *have != problems;

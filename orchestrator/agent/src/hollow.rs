@@ -243,6 +243,7 @@ impl Hollow {
             memory_bytes: self.config.memory_bytes,
             disk_bytes: 1 << 40,
             held: Settings::default().held(self.config.memory_bytes, 1 << 40),
+            devices: std::collections::BTreeMap::new(),
             pods_max: node::machine::PODS_MAX,
             pressures: BTreeSet::new(),
             ids: Ids { machine: format!("{number:032x}"), ..Ids::default() },

@@ -5,8 +5,8 @@
 //! container runtime, and their logs are served. What to do is decided in `node` and `volumes`.
 //!
 //! Tasks of [`run`]: `pods` (cache of this node's pods), `workers` (one task per pod, woken by
-//! the cache and by the runtime), `services` (their variables), `figures` (readings of what is
-//! used), `pressure` (room on the node), `relist` and `events` (the runtime's news), `beat` (lease and
+//! the cache and by the runtime), `services` (their variables), `manifests` (static pods), `devices` (their plugins),
+//! `figures` (readings of what is used), `pressure` (room on the node), `relist` and `events` (the runtime's news), `beat` (lease and
 //! node status), `logs` (HTTPS), `tell` (events for people), `renew` (certificate).
 //!
 //! A stopped or killed agent leaves everything running; started again, it finds its pods by the
@@ -21,12 +21,15 @@ pub mod services;
 pub mod tables;
 
 mod beat;
+mod cores;
+mod devices;
 mod disk;
 mod facts;
 mod figures;
 mod hook;
 mod image;
 mod logs;
+mod manifests;
 mod mirror;
 mod modules;
 mod news;
@@ -37,6 +40,7 @@ mod pressure;
 mod probe;
 mod proxy;
 mod remote;
+mod shutdown;
 mod start;
 mod started;
 mod streams;
@@ -47,7 +51,8 @@ mod worker;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, OnceLock};
 
 use cri::Runtime;
 use objects::network::Service;
@@ -83,8 +88,15 @@ pub struct Config {
     pub mirror_dir: Option<PathBuf>,
     /// Where the HTTPS server listens.
     pub listen: SocketAddr,
+    /// Where device plugins register; `None` takes none.
+    pub device_dir: Option<PathBuf>,
     /// Where people watching the machine read; `None` keeps quiet.
     pub console: Option<PathBuf>,
+    /// The program that knows whether the whole machine stops, as `systemctl` does.
+    pub machine_state: PathBuf,
+    /// Cancelled when the process is asked to stop: pods are ended first if the machine stops
+    /// too, and then the agent's own signal is pulled. Whoever pulls that one ends no pod.
+    pub asked: CancellationToken,
     /// What the operator set for this node.
     pub settings: Settings,
     /// The cluster's DNS servers, as `services` tells them; empty while there are none.
@@ -106,7 +118,10 @@ impl Default for Config {
             // Only who owns the whole node may change what its runtime asks.
             mirror_dir: None,
             listen: SocketAddr::from(([0, 0, 0, 0], node::machine::AGENT_PORT)),
+            device_dir: None,
             console: Some("/dev/console".into()),
+            machine_state: "systemctl".into(),
+            asked: CancellationToken::new(),
             settings: Settings::default(),
             cluster_dns: watch::channel(Vec::new()).1,
             gate: Gate::default(),
@@ -152,6 +167,18 @@ struct Shared {
     /// The runtime's own name, once it has told it: what container ids begin with.
     runtime_name: OnceLock<String>,
     figures: figures::Figures,
+    /// The pods of the node's own files.
+    fixed: watch::Sender<Arc<Vec<Arc<Pod>>>>,
+    /// The processors of containers.
+    cores: cores::Manager,
+    /// The devices that plugins brought.
+    devices: devices::Manager,
+    /// Wakes whoever tells about the node: something of it has changed.
+    hurry: tokio::sync::Notify,
+    /// Set when the machine shuts down: nothing new begins.
+    leaving: AtomicBool,
+    /// What the node's pods were promised.
+    ledger: Mutex<node::ledger::Ledger>,
     told: pressure::Told,
     started: jiff::Timestamp,
     /// Why no pod can run here now; empty when all is well.
@@ -201,6 +228,8 @@ pub async fn run_joined(
     imports.begin(&config);
     mirror::apply(&config, &joined).await;
     let (problems, _) = watch::channel(vec!["the runtime was not looked at yet".to_owned()]);
+    let cores = cores::Manager::recall(&config);
+    let recalled = devices::Manager::recall(&config.data_dir);
     let shared = Arc::new(Shared {
         config,
         node,
@@ -213,6 +242,12 @@ pub async fn run_joined(
         services,
         runtime_name: OnceLock::new(),
         figures: figures::Figures::default(),
+        fixed: watch::Sender::default(),
+        leaving: AtomicBool::new(false),
+        ledger: Mutex::default(),
+        cores,
+        devices: recalled,
+        hurry: tokio::sync::Notify::new(),
         told: pressure::Told::default(),
         started: jiff::Timestamp::now(),
         problems,
@@ -227,6 +262,10 @@ pub async fn run_joined(
     tasks.spawn("services", links.run(stop.clone()));
     tasks.spawn("figures", figures::run(stop.clone(), Arc::clone(&shared)));
     tasks.spawn("pressure", pressure::run(stop.clone(), Arc::clone(&shared)));
+    tasks.spawn("shutdown", shutdown::run(stop.clone(), Arc::clone(&shared)));
+    tasks.spawn("cores", cores::run(stop.clone(), Arc::clone(&shared)));
+    tasks.spawn("devices", devices::run(stop.clone(), Arc::clone(&shared)));
+    tasks.spawn("manifests", manifests::run(stop.clone(), Arc::clone(&shared)));
     tasks.spawn("tell", teller.run(stop.clone()));
     tasks.spawn("relist", news::relist(stop.clone(), Arc::clone(&shared), wakes.clone()));
     tasks.spawn("events", news::events(stop.clone(), Arc::clone(&shared), wakes));

@@ -10,6 +10,7 @@ use cri::message::{
 use cri::{CallError, Runtime};
 use jiff::Timestamp;
 use node::names::{CONTAINER_HASH, CONTAINER_NAME, POD_NAME, POD_NAMESPACE, POD_UID};
+use node::resize::{SIZE, Size};
 use node::seen::{Container, Exit, Life, Sandbox, Seen};
 
 use crate::Shared;
@@ -160,6 +161,7 @@ async fn container(
         image: status.image.map(|image| image.image).unwrap_or_default(),
         image_id: status.image_ref,
         hash: status.annotations.remove(CONTAINER_HASH).unwrap_or_default(),
+        size: status.annotations.get(SIZE).and_then(|text| Size::parse(text)),
     }
 }
 

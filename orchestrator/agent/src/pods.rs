@@ -1,10 +1,15 @@
 //! One worker per pod: started when the pod or something of it appears, woken when either the
 //! API or the runtime has news of it, ended when nothing of it is left.
+//!
+//! Pods of the node's own files run before the API has answered. Their mirrors in the API are
+//! no pods of their own: a change of one only wakes the worker of the pod it shows.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use node::manifest::{is_mirror, local_uid};
+use objects::Time;
 use objects::pod::Pod;
 use tokio::sync::{Notify, watch};
 use tokio::task::{Id, JoinSet};
@@ -13,7 +18,7 @@ use tracing::{error, info};
 
 use crate::news::Listing;
 use crate::worker::Worker;
-use crate::{Shared, disk};
+use crate::{Shared, disk, manifests};
 
 /// How often everything is compared although nobody called: lost wake-ups heal within this.
 const BEAT: Duration = Duration::from_secs(30);
@@ -22,6 +27,10 @@ const BEAT: Duration = Duration::from_secs(30);
 struct Handle {
     pod: watch::Sender<Option<Arc<Pod>>>,
     wake: Arc<Notify>,
+    /// The pod itself when it is one of the node's files.
+    fixed: Option<Arc<Pod>>,
+    /// The version of its mirror that it was woken for.
+    mirror: String,
 }
 
 /// All workers of the node.
@@ -34,6 +43,8 @@ struct Workers {
     /// Pods that are gone here, while the API still has them.
     done: BTreeSet<String>,
     seen: Arc<Listing>,
+    /// Whether the API has told which pods are wanted; before, none is taken for an orphan.
+    synced: bool,
 }
 
 /// Keeps a worker for each pod until `stop`; then waits for the steps in hand.
@@ -42,12 +53,11 @@ pub(crate) async fn run(
     shared: Arc<Shared>,
     mut news: watch::Receiver<Arc<Listing>>,
 ) {
-    // Before the API has told which pods are wanted, none may be taken for an orphan.
-    tokio::select! { biased;
-        () = stop.cancelled() => return,
-        () = async { tokio::join!(shared.pods.wait_synced(), shared.services.wait_synced()); } => {}
-    }
+    let caches = Arc::clone(&shared);
+    let synced = async { tokio::join!(caches.pods.wait_synced(), caches.services.wait_synced()) };
+    let mut synced = std::pin::pin!(synced);
     let mut changes = shared.pods.changes();
+    let mut fixed = shared.fixed.subscribe();
     let mut workers = Workers {
         stop: stop.clone(),
         shared,
@@ -56,12 +66,15 @@ pub(crate) async fn run(
         owners: BTreeMap::new(),
         done: BTreeSet::new(),
         seen: Arc::default(),
+        synced: false,
     };
     loop {
+        fixed.mark_unchanged();
         let listing = Arc::clone(&news.borrow_and_update());
         workers.reconcile(listing);
         tokio::select! { biased;
             () = stop.cancelled() => break,
+            _ = synced.as_mut(), if !workers.synced => workers.synced = true,
             Some(ended) = workers.tasks.join_next_with_id() => {
                 let id = match &ended {
                     Ok((id, ())) => *id,
@@ -71,6 +84,7 @@ pub(crate) async fn run(
             }
             Ok(()) = changes.changed() => {}
             Ok(()) = news.changed() => {}
+            Ok(()) = fixed.changed() => {}
             () = tokio::time::sleep(BEAT) => workers.sweep().await,
         }
     }
@@ -79,13 +93,7 @@ pub(crate) async fn run(
 
 impl Workers {
     fn reconcile(&mut self, listing: Arc<Listing>) {
-        let wanted: BTreeMap<String, Arc<Pod>> = self
-            .shared
-            .pods
-            .list()
-            .into_iter()
-            .map(|pod| (pod.metadata.uid.clone(), pod))
-            .collect();
+        let wanted = self.wanted();
         self.done.retain(|uid| wanted.contains_key(uid) || listing.contains_key(uid));
         for (uid, pod) in &wanted {
             match self.handles.get(uid) {
@@ -94,11 +102,25 @@ impl Workers {
                 None => {}
             }
         }
-        for (uid, handle) in &self.handles {
-            if !wanted.contains_key(uid) {
+        for (uid, handle) in &mut self.handles {
+            // Before the API has answered, a pod of it that is here is as it was.
+            if !wanted.contains_key(uid) && self.synced {
                 tell(handle, None);
             }
-            if self.seen.get(uid) != listing.get(uid) {
+            let mirror = handle.fixed.as_ref().and_then(|pod| {
+                let meta = &pod.metadata;
+                Some(
+                    self.shared
+                        .pods
+                        .get(&meta.namespace, &meta.name)?
+                        .metadata
+                        .resource_version
+                        .clone(),
+                )
+            });
+            let mirror = mirror.unwrap_or_default();
+            if self.seen.get(uid) != listing.get(uid) || handle.mirror != mirror {
+                handle.mirror = mirror;
                 handle.wake.notify_one();
             }
         }
@@ -106,7 +128,8 @@ impl Workers {
         let known = |uid: &String| {
             wanted.contains_key(uid) || self.handles.contains_key(uid) || self.done.contains(uid)
         };
-        let orphans: Vec<String> = listing.keys().filter(|uid| !known(uid)).cloned().collect();
+        let orphans = listing.keys().filter(|uid| self.synced && !known(uid));
+        let orphans: Vec<String> = orphans.cloned().collect();
         for uid in orphans {
             info!(uid, "the API does not know this pod; it is removed");
             self.spawn(&uid, None);
@@ -114,14 +137,57 @@ impl Workers {
         self.seen = listing;
     }
 
+    /// The pods that are to be here, by uid: the API's and the files'.
+    fn wanted(&self) -> BTreeMap<String, Arc<Pod>> {
+        let mut wanted = BTreeMap::new();
+        if self.synced {
+            let pods = self.shared.pods.list().into_iter().filter(|pod| !is_mirror(pod));
+            wanted.extend(pods.map(|pod| (pod.metadata.uid.clone(), pod)));
+        }
+        // One whose file is gone ends in its own time.
+        let fixed = Arc::clone(&self.shared.fixed.borrow());
+        let kept: BTreeSet<&str> = fixed.iter().map(|pod| pod.metadata.uid.as_str()).collect();
+        let mut ending = BTreeSet::new();
+        for (uid, handle) in &self.handles {
+            let Some(pod) = handle.fixed.as_ref().filter(|_| !kept.contains(uid.as_str())) else {
+                continue;
+            };
+            ending.insert((pod.metadata.namespace.clone(), pod.metadata.name.clone()));
+            wanted.insert(uid.clone(), Arc::new(ended(pod)));
+        }
+        for pod in fixed.iter() {
+            let (meta, uid) = (&pod.metadata, &pod.metadata.uid);
+            let name = (meta.namespace.clone(), meta.name.clone());
+            if self.handles.contains_key(uid) || !ending.contains(&name) {
+                wanted.insert(uid.clone(), Arc::clone(pod));
+            }
+        }
+        wanted
+    }
+
+    /// A static pod as its mirror knew it: when it started, how often its containers did.
+    fn recalled(&self, pod: Arc<Pod>) -> Arc<Pod> {
+        let meta = &pod.metadata;
+        match self.shared.pods.get(&meta.namespace, &meta.name) {
+            // One that ended with the machine begins anew with it.
+            Some(mirror) if local_uid(&mirror) == meta.uid && !mirror.is_finished() => {
+                Arc::new(Pod { status: mirror.status.clone(), ..Pod::clone(&pod) })
+            }
+            _ => pod,
+        }
+    }
+
     fn spawn(&mut self, uid: &str, pod: Option<Arc<Pod>>) {
+        let fixed = pod.clone().filter(|pod| node::manifest::is_static(pod));
+        let pod = if fixed.is_some() { pod.map(|pod| self.recalled(pod)) } else { pod };
         let (sender, receiver) = watch::channel(pod);
         let wake = Arc::new(Notify::new());
         let worker =
             Worker::new(Arc::clone(&self.shared), uid.to_owned(), receiver, Arc::clone(&wake));
         let task = self.tasks.spawn(worker.run(self.stop.clone()));
         self.owners.insert(task.id(), uid.to_owned());
-        self.handles.insert(uid.to_owned(), Handle { pod: sender, wake });
+        self.handles
+            .insert(uid.to_owned(), Handle { pod: sender, wake, fixed, mirror: String::new() });
     }
 
     fn ended(&mut self, id: Id, panicked: bool) {
@@ -137,6 +203,10 @@ impl Workers {
 
     /// Removes directories of pods that nobody knows.
     async fn sweep(&self) {
+        if !self.synced {
+            return;
+        }
+        manifests::sweep(&self.shared, &|uid| self.handles.contains_key(uid)).await;
         let wanted: BTreeSet<String> =
             self.shared.pods.list().iter().map(|pod| pod.metadata.uid.clone()).collect();
         let known = |uid: &str| {
@@ -144,6 +214,14 @@ impl Workers {
         };
         disk::sweep(&self.shared, &known).await;
     }
+}
+
+/// A pod that is to end, as the API would say it.
+fn ended(pod: &Pod) -> Pod {
+    let mut pod = pod.clone();
+    pod.metadata.deletion_timestamp = Some(Time::from(jiff::Timestamp::now()));
+    "2".clone_into(&mut pod.metadata.resource_version);
+    pod
 }
 
 fn tell(handle: &Handle, pod: Option<&Arc<Pod>>) {

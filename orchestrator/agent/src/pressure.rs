@@ -18,6 +18,7 @@ use cri::message::{
 };
 use jiff::{SignedDuration, Timestamp};
 use node::images::{History, Image};
+use node::manifest::is_mirror;
 use node::names::POD_UID;
 use node::pressure::{
     Judgement, Pressure, Reading, Relief, Signal, Usage, Watch, choose, evict, is_limited,
@@ -194,7 +195,8 @@ impl Housekeeper {
     /// The pods that could end: neither ended nor ending.
     fn active(&self) -> Vec<Arc<Pod>> {
         let mut pods = self.shared.pods.list();
-        pods.retain(|pod| !pod.is_finished() && pod.metadata.deletion_timestamp.is_none());
+        // A mirror only shows a pod that the node itself wants.
+        pods.retain(|pod| !pod.is_finished() && !pod.metadata.is_deleting() && !is_mirror(pod));
         pods
     }
 

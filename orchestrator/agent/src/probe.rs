@@ -1,18 +1,13 @@
 //! Asks containers how they are: by command, by HTTP, by gRPC, by opening a connection.
 //!
-//! Spec: upstream's probes: HTTP 200–399 is good, HTTPS certificates are not checked.
-//!
-//! *Limits*: HTTPS probes only open a connection; redirects to other hosts count as good.
+//! Spec: upstream's probes; what counts as a good page is said in `web`.
 
 mod grpc;
+mod web;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{Request, header};
-use http_body_util::Empty;
-use hyper_util::rt::TokioIo;
 use node::probe::{Kind, probe_of, timeout_seconds};
 use objects::IntOrString;
 use objects::pod::{Container, ExecAction, HttpGetAction};
@@ -105,43 +100,19 @@ pub(crate) async fn http(
     limit: Duration,
 ) -> Result<(), String> {
     let host = if action.host.is_empty() { address } else { &action.host };
-    let stream = tcp(container, host, action.port.as_ref(), limit).await?;
-    if action.scheme.eq_ignore_ascii_case("https") {
-        return Ok(());
-    }
-    let path = if action.path.is_empty() { "/" } else { &action.path };
-    let mut request = Request::builder()
-        .uri(path)
-        .header(header::HOST, host)
-        .header(header::USER_AGENT, "kube-probe/1.32")
-        .header(header::CONNECTION, "close");
-    for header in &action.http_headers {
+    let given = action.http_headers.iter().filter_map(|header| {
         let text = |name: &str| header.get(name).and_then(Value::as_str);
-        if let (Some(name), Some(value)) = (text("name"), text("value")) {
-            request = request.header(name, value);
-        }
-    }
-    let request = request.body(Empty::<Bytes>::new()).map_err(|err| report(&err))?;
-    let exchange = async {
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        // The connection ends with this future: a probe wants the head alone.
-        tokio::select! {
-            answer = sender.send_request(request) => answer,
-            ended = connection => match ended {
-                Ok(()) => std::future::pending().await,
-                Err(err) => Err(err),
-            },
-        }
+        Some((text("name")?, text("value")?))
+    });
+    let slash = if action.path.starts_with('/') { "" } else { "/" };
+    let page = web::Page {
+        encrypted: action.scheme.eq_ignore_ascii_case("https"),
+        host: host.to_owned(),
+        port: port_number(container, action.port.as_ref())?,
+        path: format!("{slash}{}", action.path),
+        headers: web::headers(&given.collect::<Vec<_>>()),
     };
-    match tokio::time::timeout(limit, exchange).await {
-        Err(_) => Err(format!("no answer within {} s", limit.as_secs())),
-        Ok(Err(err)) => Err(report(&err)),
-        Ok(Ok(answer)) if (200..400).contains(&answer.status().as_u16()) => Ok(()),
-        Ok(Ok(answer)) => {
-            Err(format!("HTTP probe failed with statuscode: {}", answer.status().as_u16()))
-        }
-    }
+    web::check(page, limit).await
 }
 
 async fn tcp(
@@ -150,6 +121,19 @@ async fn tcp(
     port: Option<&IntOrString>,
     limit: Duration,
 ) -> Result<TcpStream, String> {
+    let number = port_number(container, port)?;
+    match tokio::time::timeout(limit, connect(host, number)).await {
+        Ok(connected) => connected,
+        Err(_) => Err(format!("dial tcp {host}:{number}: i/o timeout")),
+    }
+}
+
+async fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
+    let connected = TcpStream::connect((host, port)).await;
+    connected.map_err(|err| format!("dial tcp {host}:{port}: {}", report(&err)))
+}
+
+fn port_number(container: &Container, port: Option<&IntOrString>) -> Result<u16, String> {
     let number = match port {
         Some(IntOrString::Int(number)) => u16::try_from(*number).ok(),
         Some(IntOrString::String(name)) => {
@@ -158,10 +142,5 @@ async fn tcp(
         }
         None => None,
     };
-    let number = number.ok_or_else(|| format!("no such port: {port:?}"))?;
-    match tokio::time::timeout(limit, TcpStream::connect((host, number))).await {
-        Ok(Ok(stream)) => Ok(stream),
-        Ok(Err(err)) => Err(format!("dial tcp {host}:{number}: {}", report(&err))),
-        Err(_) => Err(format!("dial tcp {host}:{number}: i/o timeout")),
-    }
+    number.ok_or_else(|| format!("no such port: {port:?}"))
 }

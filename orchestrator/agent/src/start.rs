@@ -3,20 +3,23 @@
 //! A step that fails is noted in the worker's memory and told as an event; when it is tried
 //! again is decided in `node`.
 
+mod rights;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use cri::device::Allocation;
 use cri::message::{
-    Capability, ContainerConfig, ContainerMetadata, CreateContainerRequest, Device, DnsConfig,
-    Int64Value, KeyValue, LinuxContainerConfig, LinuxContainerResources,
-    LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, Mount,
-    MountPropagation, NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata,
-    PodSandboxStatusRequest, PortMapping, ProfileType, Protocol, RunPodSandboxRequest,
-    SecurityProfile, StartContainerRequest,
+    ContainerConfig, ContainerMetadata, CreateContainerRequest, Device, DnsConfig, Int64Value,
+    KeyValue, LinuxContainerConfig, LinuxContainerResources, LinuxPodSandboxConfig,
+    LinuxSandboxSecurityContext, Mount, MountPropagation, NamespaceMode, PodSandboxConfig,
+    PodSandboxMetadata, PodSandboxStatusRequest, PortMapping, Protocol, RunPodSandboxRequest,
+    StartContainerRequest, UpdateContainerResourcesRequest,
 };
 use jiff::Timestamp;
 use node::config::{
-    Names, Profile, Rights, dns, parse_resolv, refuse_root, render_hosts, rights, sysctls,
+    Names, Profile, Rights, dns, parse_resolv, refuse_root, render_hosts, rights, stop_signal,
+    sysctls,
 };
 use node::dns::DOMAIN;
 use node::env::{Sources, expand, resolve};
@@ -24,6 +27,7 @@ use node::field::{field_value, resource_value};
 use node::links::service_env;
 use node::names;
 use node::plan::CONFIG_ERROR;
+use node::resize::{SIZE, Size};
 use node::resources::{Limits, limits, overhead, pod_limits};
 use node::seen::Volumes;
 use objects::meta::Object;
@@ -34,6 +38,7 @@ use serde::de::DeserializeOwned;
 use tracing::{info, warn};
 use volumes::{Facts, Problem, Propagation, Source, plan_devices, plan_mounts, plan_volumes};
 
+use crate::start::rights::{namespaces, seccomp, security};
 use crate::token::Tokens;
 use crate::worker::Worker;
 use crate::{Shared, disk, hook, image, observe, policy};
@@ -41,23 +46,6 @@ use crate::{Shared, disk, hook, image, observe, policy};
 /// The kinds of sandbox there are.
 const RUNTIME_CLASSES: resource::Resource =
     resource::Resource::cluster("node.k8s.io", "v1", "RuntimeClass", "runtimeclasses");
-/// What an unprivileged container must not see of `/proc` and `/sys`; the usual list.
-const MASKED: [&str; 11] = [
-    "/proc/asound",
-    "/proc/acpi",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/sys/firmware",
-    "/sys/devices/virtual/powercap",
-];
-/// What it must not write.
-const READ_ONLY: [&str; 5] =
-    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// What was fetched for a pod's volumes and variables.
 #[derive(Debug, Default)]
@@ -264,6 +252,7 @@ async fn try_start(
         .await
         .map_err(|err| Failed("CreateContainerError", report(&err)))?
         .container_id;
+    disk::link_log(shared, pod, (&container.name, attempt), &id);
     shared.events.normal(pod, name, "Created", "Container created");
     // A start that fails leaves a container that has ended with an error, and so is seen.
     match shared.runtime.start_container(StartContainerRequest { container_id: id.clone() }).await {
@@ -327,19 +316,6 @@ async fn sandbox_config(shared: &Shared, pod: &Pod, attempt: u32) -> PodSandboxC
     }
 }
 
-fn namespaces(pod: &Pod) -> NamespaceOption {
-    let mode =
-        |host: bool, own: NamespaceMode| i32::from(if host { NamespaceMode::Node } else { own });
-    let shared = pod.spec.share_process_namespace == Some(true);
-    let pid = if shared { NamespaceMode::Pod } else { NamespaceMode::Container };
-    NamespaceOption {
-        network: mode(pod.spec.host_network, NamespaceMode::Pod),
-        pid: mode(pod.spec.host_pid, pid),
-        ipc: mode(pod.spec.host_ipc, NamespaceMode::Pod),
-        target_id: String::new(),
-    }
-}
-
 fn port_mappings(pod: &Pod) -> Vec<PortMapping> {
     if pod.spec.host_network {
         return Vec::new();
@@ -398,11 +374,12 @@ async fn container_config(
         namespaces.target_id = id.ok_or_else(missing)?;
         security.namespace_options = Some(namespaces);
     }
+    let allocations = shared.devices.allocate(shared, &known, container).await.map_err(failed)?;
     let linux = LinuxContainerConfig {
-        resources: Some(resources(shared, pod, container)),
+        resources: Some(resources(shared, pod, container)?),
         security_context: Some(security),
     };
-    Ok(ContainerConfig {
+    let mut config = ContainerConfig {
         metadata: Some(ContainerMetadata { name: container.name.clone(), attempt }),
         image: Some(image::spec(&container.image)),
         command: words(&container.command),
@@ -425,7 +402,24 @@ async fn container_config(
         stdin_once: container.stdin_once,
         tty: container.tty,
         linux: Some(linux),
-    })
+        stop_signal: stop_signal(container),
+        ..ContainerConfig::default()
+    };
+    let size = limits(&pod.spec, container, shared.allocatable.memory_bytes);
+    config.annotations.insert(SIZE.to_owned(), Size::of(&size).render());
+    add_devices(&mut config, allocations);
+    Ok(config)
+}
+
+/// Adds what a container's devices need.
+fn add_devices(config: &mut ContainerConfig, allocations: Vec<Allocation>) {
+    for allocation in allocations {
+        config.envs.extend(allocation.render_envs());
+        config.mounts.extend(allocation.render_mounts());
+        config.devices.extend(allocation.devices);
+        config.annotations.extend(allocation.annotations);
+        config.cdi_devices.extend(allocation.cdi_devices);
+    }
 }
 
 /// Makes sure that a container which must not run as root does not.
@@ -527,8 +521,38 @@ fn mount(host: PathBuf, container_path: String, readonly: bool) -> Mount {
     Mount { container_path, host_path, readonly, ..Mount::default() }
 }
 
-fn resources(shared: &Shared, pod: &Pod, container: &Container) -> LinuxContainerResources {
-    amounts(limits(&pod.spec, container, shared.allocatable.memory_bytes))
+fn resources(
+    shared: &Shared,
+    pod: &Pod,
+    container: &Container,
+) -> Result<LinuxContainerResources, Failed> {
+    let cpuset_cpus = shared.cores.give(shared, pod, container);
+    let cpuset_cpus = cpuset_cpus.map_err(|why| Failed("CreateContainerError", why))?;
+    let limits = limits(&pod.spec, container, shared.allocatable.memory_bytes);
+    Ok(LinuxContainerResources { cpuset_cpus, ..amounts(limits) })
+}
+
+/// Tells the runtime what a running container may use from now on.
+pub(crate) async fn resize(worker: &mut Worker, pod: &Pod, (id, name): (String, &str)) {
+    let Some(container) = node::plan::containers(pod).find(|one| one.name == name) else { return };
+    let shared = &worker.shared;
+    let limits = limits(&pod.spec, container, shared.allocatable.memory_bytes);
+    let container_id = id.clone();
+    let linux = Some(amounts(limits));
+    let request = UpdateContainerResourcesRequest { container_id, linux, ..Default::default() };
+    match shared.runtime.update_container_resources(request).await {
+        Ok(_) => {
+            info!(pod = pod.key(), container = name, "container resized");
+            worker.memory.resize_failure = None;
+            worker.memory.sizes.insert(id, Size::of(&limits));
+        }
+        Err(err) => {
+            let message = report(&err);
+            warn!(pod = pod.key(), container = name, err = message, "cannot resize; retrying");
+            shared.events.warning(pod, Some(name), "FailedResize", &message);
+            worker.memory.fail_resize(message, Timestamp::now());
+        }
+    }
 }
 
 fn amounts(limits: Limits) -> LinuxContainerResources {
@@ -540,59 +564,4 @@ fn amounts(limits: Limits) -> LinuxContainerResources {
         oom_score_adj: limits.oom_score_adj,
         ..LinuxContainerResources::default()
     }
-}
-
-fn security(shared: &Shared, pod: &Pod, rights: &Rights) -> LinuxContainerSecurityContext {
-    let list = |paths: &[&str]| {
-        if rights.unmasked_proc {
-            Vec::new()
-        } else {
-            paths.iter().map(|path| (*path).to_owned()).collect()
-        }
-    };
-    let unsaid = if shared.config.settings.seccomp_default {
-        Profile::RuntimeDefault
-    } else {
-        Profile::Unconfined
-    };
-    let filter = rights.seccomp.as_ref().unwrap_or(&unsaid);
-    LinuxContainerSecurityContext {
-        capabilities: Some(Capability {
-            add_capabilities: rights.add.clone(),
-            drop_capabilities: rights.drop.clone(),
-            add_ambient_capabilities: Vec::new(),
-        }),
-        privileged: rights.privileged,
-        namespace_options: Some(namespaces(pod)),
-        run_as_user: rights.user.map(|value| Int64Value { value }),
-        // CRI refuses a group without a user.
-        run_as_group: rights.user.and(rights.group).map(|value| Int64Value { value }),
-        run_as_username: String::new(),
-        readonly_rootfs: rights.read_only_root,
-        supplemental_groups: rights.groups.clone(),
-        no_new_privs: rights.no_new_privileges,
-        masked_paths: list(&MASKED),
-        readonly_paths: list(&READ_ONLY),
-        seccomp: Some(seccomp(shared, filter)),
-        apparmor: rights.app_armor.as_ref().map(security_profile),
-    }
-}
-
-/// A filter of the node is a file below the agent's own directory.
-fn seccomp(shared: &Shared, profile: &Profile) -> SecurityProfile {
-    let mut profile = security_profile(profile);
-    if !profile.localhost_ref.is_empty() {
-        let path = shared.config.data_dir.join("seccomp").join(&profile.localhost_ref);
-        profile.localhost_ref = path.to_string_lossy().into_owned();
-    }
-    profile
-}
-
-fn security_profile(profile: &Profile) -> SecurityProfile {
-    let (kind, localhost_ref) = match profile {
-        Profile::Unconfined => (ProfileType::Unconfined, String::new()),
-        Profile::RuntimeDefault => (ProfileType::RuntimeDefault, String::new()),
-        Profile::Localhost(path) => (ProfileType::Localhost, path.clone()),
-    };
-    SecurityProfile { profile_type: i32::from(kind), localhost_ref }
 }

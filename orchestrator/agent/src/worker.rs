@@ -7,25 +7,29 @@
 //!
 //! When the agent stops, the step in hand is finished and the containers are left as they are.
 
+mod told;
+
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use cri::message::{RemoveContainerRequest, RemovePodSandboxRequest, StopPodSandboxRequest};
 use futures_util::future::join_all;
 use jiff::Timestamp;
 use node::config::refuse_sysctls;
+use node::ledger::Ledger;
+use node::manifest::is_static;
 use node::plan::{Action, Plan, StopCause, plan_orphan, plan_pod, remember};
 use node::pressure::refuse;
 use node::probe;
 use node::seen::{Memory, Seen, Volumes};
-use node::status::{Place, compute_status};
+use node::shutdown;
 use objects::meta::Object;
-use objects::pod::{ContainerStatus, Pod, PodStatus};
+use objects::pod::{Pod, PodSpec, PodStatus};
 use runtime::backoff::Backoff;
-use runtime::client::{DeleteParams, Patch};
+use runtime::client::DeleteParams;
 use runtime::{report, resource};
-use serde_json::{Value, json};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -35,7 +39,8 @@ use tracing::{debug, info, warn};
 use crate::pressure::Evictions;
 use crate::probe::Verdict;
 use crate::start::Materials;
-use crate::{Shared, disk, facts, hook, observe, start};
+use crate::worker::told::Told;
+use crate::{Shared, disk, facts, hook, manifests, observe, start};
 
 /// A full round happens this often although nothing happened; volumes are refreshed then.
 const RESYNC: Duration = Duration::from_secs(60);
@@ -54,16 +59,6 @@ enum Round {
     Failed,
     /// Nothing is left of the pod.
     Gone,
-}
-
-/// What came of a status on its way to the API.
-enum Told {
-    /// The API has it; its pod as it is now.
-    Written(PodStatus, Arc<Pod>),
-    /// The API will never take it: the pod is another one, or gone.
-    Refused(PodStatus),
-    /// The API cannot be reached, or was busy.
-    Failed,
 }
 
 /// The worker of one pod.
@@ -125,7 +120,7 @@ impl Worker {
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
         while !stop.is_cancelled() {
             let pause = match self.round().await {
-                Round::Gone => return,
+                Round::Gone => return self.release(),
                 Round::Again => {
                     backoff.reset();
                     continue;
@@ -179,6 +174,7 @@ impl Worker {
             self.shared.events.normal(&pod, None, &verdict.reason, &verdict.message);
         }
         self.take_verdict(&pod, &seen);
+        let pod = self.settle(pod);
         self.refresh(&pod).await;
         self.adopt_probes(&pod, &seen);
         let told = self.tell(&pod, &seen, now);
@@ -199,8 +195,16 @@ impl Worker {
 
     /// Takes the API's pod, unless our own write is newer.
     fn take_news(&mut self) {
+        let changed = self.news.has_changed().unwrap_or(false);
         let latest = self.news.borrow_and_update().clone();
         let newer = match (&latest, &self.pod) {
+            // A file knows no status; that is told by us alone.
+            (Some(latest), Some(have)) if is_static(have) => {
+                let status = have.status.clone();
+                let fresh = changed.then(|| Arc::new(Pod { status, ..Pod::clone(latest) }));
+                self.pod = fresh.or_else(|| self.pod.take());
+                false
+            }
             (Some(latest), Some(have)) => latest.metadata.revision() >= have.metadata.revision(),
             _ => true,
         };
@@ -212,6 +216,9 @@ impl Worker {
     /// Takes what was decided about the pod elsewhere, and refuses it when the node is too short
     /// of something to begin with it.
     fn take_verdict(&mut self, pod: &Pod, seen: &Seen) {
+        if pod.is_finished() {
+            self.release();
+        }
         if self.memory.verdict.is_some() || pod.is_finished() || pod.metadata.is_deleting() {
             return;
         }
@@ -219,12 +226,50 @@ impl Worker {
         let is_new = pod.status.start_time.is_none() && *seen == Seen::default();
         self.memory.verdict = evicted.or_else(|| {
             let allowed = &self.shared.config.settings.sysctls;
-            let refused = refuse_sysctls(&pod.spec, allowed);
+            let leaving = self.shared.leaving.load(Ordering::Relaxed);
+            let refused = leaving.then(shutdown::refuse);
+            let refused = refused.or_else(|| refuse_sysctls(&pod.spec, allowed));
             let refused = refused.or_else(|| refuse(pod, &self.shared.told.pressures.borrow()));
-            let verdict = refused.filter(|_| is_new)?;
+            let verdict = refused.filter(|_| is_new).or_else(|| self.promise(pod, is_new))?;
             self.shared.events.warning(pod, None, &verdict.reason, &verdict.message);
             Some(verdict)
         });
+    }
+
+    /// The pod with what its containers were promised, where it asks for more than there is.
+    fn settle(&mut self, pod: Arc<Pod>) -> Arc<Pod> {
+        if self.memory.verdict.is_some() || pod.is_finished() || pod.metadata.is_deleting() {
+            return pod;
+        }
+        let shared = Arc::clone(&self.shared);
+        let promise = |spec: &PodSpec| {
+            let mut ledger = shared.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+            ledger.promise(&self.uid, spec, &facts::room(&shared))
+        };
+        node::resize::settle(&pod, &mut self.memory, promise).map_or(pod, Arc::new)
+    }
+
+    /// Promises a pod what it asks for; a new one that asks for too much is refused.
+    fn promise(&self, pod: &Pod, is_new: bool) -> Option<node::seen::Verdict> {
+        let mut ledger = self.ledger();
+        if !is_new || is_static(pod) {
+            ledger.note(&self.uid, &pod.spec);
+            return None;
+        }
+        let room = facts::room(&self.shared);
+        ledger.promise(&self.uid, &pod.spec, &room).err().map(|lack| lack.verdict())
+    }
+
+    /// Takes back what a pod had that needs it no more.
+    fn release(&self) {
+        self.ledger().release(&self.uid);
+        self.shared.devices.release(&self.shared, &self.uid);
+        self.shared.cores.release(&self.shared, &self.uid);
+    }
+
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        // A poisoned lock still guards a whole value.
+        self.shared.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Reads config maps and secrets again from time to time, and renews the files made of them.
@@ -236,77 +281,6 @@ impl Worker {
         self.refreshed = Instant::now();
         if let Err(err) = start::prepare_volumes(self, pod).await {
             debug!(pod = pod.key(), err, "volumes not refreshed");
-        }
-    }
-
-    /// Begins to write the status when it differs; tells whether the API has it already.
-    fn tell(&mut self, pod: &Arc<Pod>, seen: &Seen, now: Timestamp) -> bool {
-        let runtime = self.shared.runtime_name.get().map_or("containerd", String::as_str);
-        let place = Place { host: self.shared.node.address, runtime, now };
-        let status = compute_status(pod, seen, &self.memory, place);
-        // An API that keeps less than it was told must not make us tell it for ever.
-        let version = &pod.metadata.resource_version;
-        let told = self.written.as_ref().is_some_and(|(s, v)| *s == status && v == version);
-        if status == pod.status || told {
-            return self.telling.is_empty();
-        }
-        if !self.telling.is_empty() || self.untold.is_some_and(|then| Instant::now() < then) {
-            return false;
-        }
-        self.tell_back_offs(pod, &status);
-        let (shared, pod) = (Arc::clone(&self.shared), Arc::clone(pod));
-        self.telling.spawn(async move { write_status(&shared, &pod, status).await });
-        false
-    }
-
-    fn take_told(&mut self, told: Option<Told>) {
-        self.untold = None;
-        match told {
-            Some(Told::Written(status, answer)) if answer.metadata.uid == self.uid => {
-                self.written = Some((status, answer.metadata.resource_version.clone()));
-                let newer =
-                    |have: &Arc<Pod>| have.metadata.revision() <= answer.metadata.revision();
-                if self.pod.as_ref().is_some_and(newer) {
-                    self.pod = Some(answer);
-                }
-            }
-            // The pod is gone, or another one has its name; the watch says so soon.
-            Some(Told::Written(status, _) | Told::Refused(status)) => {
-                let version = self.pod.as_ref().map(|pod| pod.metadata.resource_version.clone());
-                self.written = Some((status, version.unwrap_or_default()));
-            }
-            Some(Told::Failed) | None => self.untold = Some(Instant::now() + UNTOLD),
-        }
-    }
-
-    /// Tells people once when a container begins to wait for its next try.
-    fn tell_back_offs(&self, pod: &Pod, status: &PodStatus) {
-        let reason = |status: &ContainerStatus| {
-            let waiting = status.state.waiting.as_ref()?;
-            waiting.reason.ends_with("BackOff").then(|| waiting.clone())
-        };
-        let all = status.init_container_statuses.iter().chain(&status.container_statuses);
-        let before =
-            || pod.status.init_container_statuses.iter().chain(&pod.status.container_statuses);
-        for container in all {
-            let Some(waiting) = reason(container) else { continue };
-            let told = before().find(|c| c.name == container.name).and_then(reason);
-            if told.is_some_and(|told| told.reason == waiting.reason) {
-                continue;
-            }
-            let (name, events) = (Some(container.name.as_str()), &self.shared.events);
-            if waiting.reason == "CrashLoopBackOff" {
-                let message = format!(
-                    "Back-off restarting failed container {} in pod {}_{}({})",
-                    container.name, pod.metadata.name, pod.metadata.namespace, self.uid
-                );
-                events.warning(pod, name, "BackOff", &message);
-            } else {
-                let image = container.image.as_deref().unwrap_or_default();
-                let message = format!("Back-off pulling image \"{image}\"");
-                events.normal(pod, name, "BackOff", &message);
-                events.warning(pod, name, "Failed", &format!("Error: {}", waiting.reason));
-            }
         }
     }
 
@@ -345,6 +319,12 @@ impl Worker {
                 shared.runtime.remove_pod_sandbox(request).await.map(drop).map_err(|e| report(&e))
             }
             Action::Remove { id } => self.remove(id).await,
+            Action::Resize { id, container } => {
+                if let Some(pod) = pod {
+                    start::resize(self, pod, (id, &container)).await;
+                }
+                Ok(())
+            }
             Action::PrepareVolumes => {
                 if let Some(pod) = pod {
                     start::volumes(self, pod).await;
@@ -413,6 +393,12 @@ impl Worker {
             return Round::Failed;
         }
         let Some(pod) = pod else { return Round::Gone };
+        if is_static(pod) {
+            return match manifests::hide(&self.shared, pod).await {
+                Ok(()) => Round::Gone,
+                Err(_) => Round::Failed,
+            };
+        }
         let meta = &pod.metadata;
         let params = DeleteParams::uid(&self.uid).grace(0);
         let client = &self.shared.client;
@@ -487,24 +473,6 @@ impl Worker {
     }
 }
 
-/// Writes a status to the API.
-async fn write_status(shared: &Shared, pod: &Pod, status: PodStatus) -> Told {
-    let meta = &pod.metadata;
-    let Some(body) = status_patch(&meta.uid, &status) else { return Told::Refused(status) };
-    let patch = Patch::merge(body).on("status");
-    let answer =
-        shared.client.patch(&resource::PODS, Some(&meta.namespace), &meta.name, &patch).await;
-    match answer.map(|answer| Pod::decode(&answer)) {
-        Ok(Ok(answer)) => Told::Written(status, Arc::new(answer)),
-        Ok(Err(_)) => Told::Refused(status),
-        Err(err) if err.is_not_found() || err.is_conflict() => Told::Refused(status),
-        Err(err) => {
-            warn!(pod = pod.key(), err = report(&err), "cannot write a pod's status; retrying");
-            Told::Failed
-        }
-    }
-}
-
 /// Seconds a pod may take to end; less when it is being deleted, none when it is gone.
 fn patience(pod: Option<&Pod>) -> i64 {
     let Some(pod) = pod else { return -1 };
@@ -523,6 +491,7 @@ async fn stop_one(shared: &Shared, pod: Option<&Pod>, action: Action) -> bool {
             StopCause::SpecChanged => {
                 format!("Container {container} definition changed, will be restarted")
             }
+            StopCause::Resized => format!("Container {container} resize requires restart"),
             StopCause::Unhealthy(kind) => {
                 let word = if kind == probe::Kind::Startup { "startup" } else { "liveness" };
                 format!("Container {container} failed {word} probe, will be restarted")
@@ -543,23 +512,6 @@ async fn stop_one(shared: &Shared, pod: Option<&Pod>, action: Action) -> bool {
             false
         }
     }
-}
-
-/// A merge patch of the status that also takes away what is no longer there.
-fn status_patch(uid: &str, status: &PodStatus) -> Option<Value> {
-    let mut value = serde_json::to_value(status).ok()?;
-    let fields = value.as_object_mut()?;
-    for name in [
-        "podIP",
-        "podIPs",
-        "reason",
-        "message",
-        "initContainerStatuses",
-        "ephemeralContainerStatuses",
-    ] {
-        fields.entry(name).or_insert(Value::Null);
-    }
-    Some(json!({"metadata": {"uid": uid}, "status": value}))
 }
 
 fn until(now: Timestamp, then: Timestamp) -> Duration {

@@ -9,10 +9,20 @@
     reason = "a test program"
 )]
 
+#[path = "pods/amounts.rs"]
+mod amounts;
+#[path = "pods/conformance.rs"]
+mod conformance;
 #[path = "../../cri/tests/support/mod.rs"]
 mod containerd;
+#[path = "pods/devices.rs"]
+mod devices;
 #[path = "pods/driver.rs"]
 mod driver;
+#[path = "pods/manifests.rs"]
+mod manifests;
+#[path = "pods/shutdown.rs"]
+mod shutdown;
 mod support;
 
 use std::time::{Duration, Instant};
@@ -45,14 +55,21 @@ struct Node {
     containerd: Containerd,
     authority: Authority,
     agent: JoinSet<()>,
+    /// Cancelled when the agent's process is asked to stop.
+    asked: CancellationToken,
 }
 
 impl Node {
     async fn start() -> Option<Self> {
         let containerd = Containerd::start()?;
         let authority = Authority::generate("test", DAY).unwrap();
-        let mut node =
-            Self { api: Api::start().await, containerd, authority, agent: JoinSet::new() };
+        let mut node = Self {
+            api: Api::start().await,
+            containerd,
+            authority,
+            agent: JoinSet::new(),
+            asked: CancellationToken::new(),
+        };
         node.start_agent();
         Some(node)
     }
@@ -69,19 +86,28 @@ impl Node {
     }
 
     fn start_agent_with(&mut self, settings: Settings) {
-        let dir = self.containerd.dir();
+        let server = format!("http://{}", self.api.address);
+        self.start_agent_at(&server, settings);
+    }
+
+    fn start_agent_at(&mut self, server: &str, settings: Settings) {
+        let dir = self.containerd.dir().to_owned();
+        self.asked = CancellationToken::new();
         let config = Config {
+            asked: self.asked.clone(),
+            machine_state: dir.join("systemctl"),
             pki_dir: dir.join("pki"),
             cri_socket: self.containerd.socket(),
             data_dir: dir.join("data"),
             log_dir: dir.join("logs"),
             image_dir: dir.join("none"),
+            device_dir: Some(dir.join("plugins")),
             listen: "127.0.0.1:0".parse().unwrap(),
             console: None,
             settings,
             ..Config::default()
         };
-        let server = format!("http://{}", self.api.address);
+        let server = server.to_owned();
         let node: NodeInfo = serde_json::from_value(json!({"name": "w1", "mac": "02:00:00:00:00:01",
             "address": "127.0.0.1", "api": server, "caFingerprint": "", "boot": "http://127.0.0.1:1"}))
         .unwrap();
@@ -153,6 +179,18 @@ impl Node {
         };
         let key = "io.kubernetes.pod.name";
         all.containers.iter().filter(|c| c.labels.get(key).is_some_and(|n| n == name)).count()
+    }
+
+    async fn await_count(&self, name: &str, wanted: usize) {
+        let limit = Instant::now() + LIMIT;
+        loop {
+            let count = self.count(name).await;
+            if count == wanted {
+                return;
+            }
+            assert!(Instant::now() < limit, "{name} has {count} containers, not {wanted}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     async fn await_log(&self, name: &str, wanted: &str) {

@@ -80,7 +80,11 @@ impl CallError {
         self.code == Code::Unimplemented
     }
 
-    fn new(call: &'static str, status: &Status) -> Self {
+    pub(crate) fn unavailable(call: &'static str, message: String) -> Self {
+        Self { call, message, code: Code::Unavailable }
+    }
+
+    pub(crate) fn new(call: &'static str, status: &Status) -> Self {
         // A broken connection has a cause of its own; tonic gives it the code Unknown.
         let broke = std::error::Error::source(status).is_some();
         // containerd listens before it can answer, and says so with the code Unknown too.
@@ -167,6 +171,8 @@ calls! {
     list_containers "RuntimeService" "ListContainers" ListContainersRequest => ListContainersResponse, READ;
     /// Reads one container.
     container_status "RuntimeService" "ContainerStatus" ContainerStatusRequest => ContainerStatusResponse, READ;
+    /// Changes what a running container may use.
+    update_container_resources "RuntimeService" "UpdateContainerResources" UpdateContainerResourcesRequest => UpdateContainerResourcesResponse, READ;
     /// Makes the runtime open the container's log file again, after it was moved away.
     reopen_container_log "RuntimeService" "ReopenContainerLog" ReopenContainerLogRequest => ReopenContainerLogResponse, READ;
     /// Reads what containers use.

@@ -5,6 +5,7 @@
 //! should run is `node`'s business, when to ask is `agent`'s.
 //!
 //! [`Runtime::import_archive`] goes beyond CRI: it brings image archives into containerd.
+//! [`device`] is the other door: plugins that bring devices to a node.
 //!
 //! Spec: Kubernetes CRI v1 (`runtime.v1.RuntimeService`, `runtime.v1.ImageService`).
 //!
@@ -13,6 +14,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod device;
 pub mod message;
 
 mod archive;

@@ -119,10 +119,15 @@ pub(crate) fn agent(args: AgentArgs) -> Result<()> {
         gate: gate.clone(),
         mirror_dir: Some("/etc/containerd/certs.d".into()),
         settings: node_settings(args.config.as_deref())?,
+        // The plugins of every vendor look there.
+        device_dir: Some("/var/lib/kubelet/device-plugins".into()),
         ..agent::Config::default()
     };
-    serve(|stop| async move {
-        let Some(joined) = agent::join(&stop, &config).await? else { return Ok(()) };
+    serve(|asked| async move {
+        let Some(joined) = agent::join(&asked, &config).await? else { return Ok(()) };
+        // The agent passes the signal on, after the pods when the machine shuts down.
+        let stop = tokio_util::sync::CancellationToken::new();
+        let config = agent::Config { asked, ..config };
         let (client, node) = (joined.client_config.clone(), joined.node.name.clone());
         let mut tasks: Supervisor<ServiceError> = Supervisor::new(stop.clone());
         // The largest lists a node knows: one copy for routes, packets and names.

@@ -316,9 +316,56 @@ fn profile(value: Option<&Value>) -> Profile {
     }
 }
 
+/// The runtime's number of the signal a container wants to be stopped by; 0 is the image's own.
+///
+/// Spec: CRI's `Signal`, whose numbers are not the kernel's.
+#[must_use]
+pub fn stop_signal(container: &Container) -> i32 {
+    /// In the order of CRI; the first has number 1.
+    const NAMES: [&str; 34] = [
+        "ABRT", "ALRM", "BUS", "CHLD", "CLD", "CONT", "FPE", "HUP", "ILL", "INT", "IO", "IOT",
+        "KILL", "PIPE", "POLL", "PROF", "PWR", "QUIT", "SEGV", "STKFLT", "STOP", "SYS", "TERM",
+        "TRAP", "TSTP", "TTIN", "TTOU", "URG", "USR1", "USR2", "VTALRM", "WINCH", "XCPU", "XFSZ",
+    ];
+    let lifecycle = container.lifecycle.as_ref();
+    let name = lifecycle.and_then(|all| all.get("stopSignal")?.as_str()).unwrap_or_default();
+    let Some(name) = name.strip_prefix("SIG") else { return 0 };
+    if let Some(more) = name.strip_prefix("RTMIN") {
+        return more.trim_start_matches('+').parse().map_or(35, |more: i32| 35 + more.clamp(0, 15));
+    }
+    if let Some(less) = name.strip_prefix("RTMAX") {
+        return less.trim_start_matches('-').parse().map_or(65, |less: i32| 65 - less.clamp(0, 14));
+    }
+    let index = NAMES.iter().position(|known| *known == name);
+    index.and_then(|index| i32::try_from(index).ok()).map_or(0, |index| index + 1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn signals_have_the_runtimes_numbers() {
+        for (name, number) in [
+            ("SIGABRT", 1),
+            ("SIGHUP", 8),
+            ("SIGKILL", 13),
+            ("SIGTERM", 23),
+            ("SIGUSR1", 29),
+            ("SIGXFSZ", 34),
+            ("SIGRTMIN", 35),
+            ("SIGRTMIN+15", 50),
+            ("SIGRTMAX-14", 51),
+            ("SIGRTMAX", 65),
+            ("TERM", 0),
+            ("", 0),
+        ] {
+            let container: Container =
+                serde_json::from_value(serde_json::json!({"lifecycle": {"stopSignal": name}}))
+                    .unwrap();
+            assert_eq!(stop_signal(&container), number, "{name}");
+        }
+    }
     use serde_json::json;
 
     #[test]

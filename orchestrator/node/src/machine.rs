@@ -12,6 +12,7 @@ use objects::node::{
     ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeDaemonEndpoints, NodeStatus,
     NodeSystemInfo,
 };
+use objects::pod::ResourceList;
 use objects::{Condition, Quantity, Time};
 
 use crate::pressure::Pressure;
@@ -45,6 +46,8 @@ pub struct Facts {
     pub held: Held,
     /// Pods the node takes.
     pub pods_max: i64,
+    /// Devices of plugins: how many there are of each resource, and how many are healthy.
+    pub devices: BTreeMap<String, (i64, i64)>,
     /// What runs short.
     pub pressures: BTreeSet<Pressure>,
     /// Machine id, SMBIOS UUID, boot id.
@@ -145,6 +148,12 @@ pub fn shall_restart(node: &Node, boot: &str) -> bool {
 #[must_use]
 pub fn compute_node_status(before: &NodeStatus, facts: &Facts, now: Timestamp) -> NodeStatus {
     let mut status = before.clone();
+    // What somebody else told of this node (`example.org/dongle`) is theirs to change.
+    let foreign = |name: &String| name.contains('/') && !facts.devices.contains_key(name);
+    let kept = |list: &ResourceList| -> ResourceList {
+        list.iter().filter(|(name, _)| foreign(name)).map(|(n, v)| (n.clone(), *v)).collect()
+    };
+    let (capacity, allocatable) = (kept(&before.capacity), kept(&before.allocatable));
     status.capacity = BTreeMap::from([
         ("cpu".to_owned(), Quantity::from_whole(facts.cpus)),
         ("memory".to_owned(), kibibytes(facts.memory_bytes)),
@@ -163,6 +172,12 @@ pub fn compute_node_status(before: &NodeStatus, facts: &Facts, now: Timestamp) -
         ("ephemeral-storage", kibibytes(disk)),
     ] {
         status.allocatable.insert(name.to_owned(), amount);
+    }
+    status.capacity.extend(capacity);
+    status.allocatable.extend(allocatable);
+    for (name, (all, healthy)) in &facts.devices {
+        status.capacity.insert(name.clone(), Quantity::from_whole(*all));
+        status.allocatable.insert(name.clone(), Quantity::from_whole(*healthy));
     }
     let address = |kind: &str, address: String| NodeAddress {
         kind: kind.to_owned(),
@@ -278,6 +293,7 @@ mod tests {
             disk_bytes: 1 << 30,
             held: Held { cpu_milli: 100, memory_bytes: 100 << 20, disk_bytes: 0 },
             pods_max: PODS_MAX,
+            devices: BTreeMap::from([("example.org/card".into(), (2, 1))]),
             pressures: BTreeSet::new(),
             ids: Ids::default(),
             versions: Versions::default(),
@@ -339,5 +355,12 @@ mod tests {
         assert_eq!(first.capacity["memory"].to_string(), "1Gi");
         assert_eq!(first.allocatable["memory"].to_string(), "924Mi");
         assert_eq!(first.allocatable["cpu"].to_string(), "1900m");
+        assert_eq!(first.capacity["example.org/card"].to_string(), "2");
+        assert_eq!(first.allocatable["example.org/card"].to_string(), "1");
+        // What somebody told the API by hand stays.
+        let mut told = first.clone();
+        told.capacity.insert("example.org/dongle".into(), Quantity::from_whole(4));
+        let after = compute_node_status(&told, &facts(), later);
+        assert_eq!(after.capacity["example.org/dongle"].to_string(), "4");
     }
 }

@@ -12,10 +12,13 @@
 //! Spec: upstream's kubelet: pod lifecycle, restart policy, init and sidecar containers,
 //! CrashLoopBackOff (10 s, doubling, at most 5 min, forgotten after a run of 10 min).
 
+mod keep;
+
 use jiff::{SignedDuration, Timestamp};
 use objects::pod::{Container, Pod};
 
 use crate::names::{container_hash, grace_seconds};
+use crate::plan::keep::{plan_resizes, plan_sweep};
 use crate::probe::Kind;
 use crate::seen::{self, Failure, Life, Memory, Seen, Verdict, Volumes};
 
@@ -28,8 +31,6 @@ const LONG_RUN: i64 = 600;
 /// The longest pause before a sandbox or volumes are tried again, in seconds: what they wait
 /// for (network, config maps) usually comes soon.
 const SETUP_BACKOFF_MAX: i64 = 30;
-/// Lives of a container kept for its logs: the present and the one before.
-const LIVES_KEPT: usize = 2;
 /// Why a container waits whose variables cannot be resolved.
 pub const CONFIG_ERROR: &str = "CreateContainerConfigError";
 /// Seconds a failure is shown by its own name before it is shown as a back-off.
@@ -77,6 +78,13 @@ pub enum Action {
         /// Why, for the event.
         cause: StopCause,
     },
+    /// Changes what a running container may use.
+    Resize {
+        /// Its id.
+        id: String,
+        /// Its name.
+        container: String,
+    },
     /// Removes a dead container and its log.
     Remove {
         /// Its id.
@@ -93,6 +101,8 @@ pub enum StopCause {
     PodEnds,
     /// The container's image changed.
     SpecChanged,
+    /// It is resized, and has to be restarted for it.
+    Resized,
     /// The liveness or startup probe failed.
     Unhealthy(Kind),
     /// It is in a sandbox that is no longer the pod's, or in an unknown state.
@@ -158,7 +168,11 @@ pub fn plan_pod(pod: &Pod, seen: &Seen, memory: &Memory, now: Timestamp) -> Plan
         let given = memory.verdict.as_ref().and_then(|verdict| verdict.grace_seconds);
         return plan_end(pod, seen, given.unwrap_or(grace_seconds(pod)));
     }
-    plan_run(pod, seen, memory, now)
+    let mut plan = plan_run(pod, seen, memory, now);
+    if let (Some(limit), Some(start)) = (pod.spec.active_deadline_seconds, pod.status.start_time) {
+        plan.wait(later(start.0, limit));
+    }
+    plan
 }
 
 /// Plans the end of a pod that the API no longer knows: at once, and without a trace.
@@ -218,6 +232,7 @@ pub fn remember(pod: &Pod, seen: &Seen, memory: &mut Memory, now: Timestamp) {
     }
     let running = |id: &String| seen.containers.iter().any(|c| &c.id == id && c.life.is_running());
     memory.probes.retain(|id, _| running(id));
+    memory.sizes.retain(|id, _| running(id));
     if let (Some(limit), Some(start)) = (pod.spec.active_deadline_seconds, pod.status.start_time)
         && memory.verdict.is_none()
         && outcome(pod, seen).is_none()
@@ -418,6 +433,7 @@ fn plan_run(pod: &Pod, seen: &Seen, memory: &Memory, now: Timestamp) -> Plan {
         return plan;
     };
     plan_kills(pod, seen, memory, &mut plan);
+    plan_resizes(pod, seen, memory, now, &mut plan);
     if plan.actions.is_empty() {
         plan_starts(pod, seen, memory, (sandbox, now), &mut plan);
     }
@@ -504,30 +520,6 @@ fn plan_starts(
     }
     for container in &pod.spec.containers {
         plan.start(pod, seen, memory, (container, policy, &sandbox.id), now);
-    }
-}
-
-/// Removes lives and sandboxes that nobody asks for any more.
-fn plan_sweep(seen: &Seen, plan: &mut Plan) {
-    let mut names: Vec<&str> = seen.containers.iter().map(|c| c.name.as_str()).collect();
-    names.sort_unstable();
-    names.dedup();
-    let mut kept: Vec<&str> = Vec::new();
-    for name in names {
-        let lives = seen.lives(name);
-        for (index, container) in lives.iter().enumerate() {
-            if index >= LIVES_KEPT && container.life.exit().is_some() {
-                plan.actions.push(Action::Remove { id: container.id.clone() });
-            } else {
-                kept.push(&container.sandbox);
-            }
-        }
-    }
-    let newest = seen.sandbox().map_or("", |sandbox| sandbox.id.as_str());
-    for sandbox in &seen.sandboxes {
-        if !sandbox.ready && sandbox.id != newest && !kept.contains(&sandbox.id.as_str()) {
-            plan.actions.push(Action::RemoveSandbox { id: sandbox.id.clone() });
-        }
     }
 }
 

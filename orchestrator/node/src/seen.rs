@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 
 use crate::probe::ProbeState;
+use crate::resize::{Pending, Promise, Size};
 
 /// A pod in the runtime.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -50,6 +51,8 @@ pub struct Container {
     pub image_id: String,
     /// Digest of the spec it was made from; empty when made by someone else.
     pub hash: String,
+    /// What it was made to use; `None` when made by someone else.
+    pub size: Option<Size>,
 }
 
 /// Where a container is in its life.
@@ -98,6 +101,14 @@ pub struct Memory {
     pub base: BTreeMap<String, u32>,
     /// How the running containers answer, by container id.
     pub probes: BTreeMap<String, ProbeState>,
+    /// What the containers were promised, by name.
+    pub promised: BTreeMap<String, Promise>,
+    /// What containers were told to use since they were made, by id.
+    pub sizes: BTreeMap<String, Size>,
+    /// A change of what they may use that has to wait.
+    pub pending: Option<Pending>,
+    /// Why a container could not be resized, the last time.
+    pub resize_failure: Option<Failure>,
     /// Set once the pod must end although nobody deleted it.
     pub verdict: Option<Verdict>,
 }
@@ -142,7 +153,7 @@ impl Verdict {
     /// Tells whether the node ends a pod that it had taken, for its own sake.
     #[must_use]
     pub fn is_eviction(&self) -> bool {
-        self.reason == "Evicted" && self.grace_seconds.is_some()
+        matches!(self.reason.as_str(), "Evicted" | "Terminated") && self.grace_seconds.is_some()
     }
 }
 
@@ -205,6 +216,12 @@ impl Memory {
     pub fn fail_sandbox(&mut self, message: String, now: Timestamp) {
         let count = self.sandbox_failure.as_ref().map_or(0, |failure| failure.count);
         self.sandbox_failure = Some(Failure::new("FailedCreatePodSandBox", message, now, count));
+    }
+
+    /// Notes a container that could not be resized.
+    pub fn fail_resize(&mut self, message: String, now: Timestamp) {
+        let count = self.resize_failure.as_ref().map_or(0, |failure| failure.count);
+        self.resize_failure = Some(Failure::new("Error", message, now, count));
     }
 
     /// Notes volumes that cannot be had.

@@ -45,6 +45,9 @@ pub struct Settings {
     pub shutdown: SignedDuration,
     /// The part of it that is kept for critical pods: `shutdownGracePeriodCriticalPods`.
     pub shutdown_critical: SignedDuration,
+    /// From which priority on pods end together, and how long that may take, in seconds:
+    /// `shutdownGracePeriodByPodPriority`, instead of the two above.
+    pub shutdown_phases: Vec<(i64, i64)>,
 }
 
 /// What of a node's amounts is not for pods.
@@ -98,6 +101,15 @@ struct Raw {
     seccomp_default: bool,
     shutdown_grace_period: Option<String>,
     shutdown_grace_period_critical_pods: Option<String>,
+    shutdown_grace_period_by_pod_priority: Vec<RawPhase>,
+}
+
+/// One entry of `shutdownGracePeriodByPodPriority`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct RawPhase {
+    priority: i64,
+    shutdown_grace_period_seconds: i64,
 }
 
 impl Default for Settings {
@@ -117,6 +129,7 @@ impl Default for Settings {
             seccomp_default: false,
             shutdown: SignedDuration::ZERO,
             shutdown_critical: SignedDuration::ZERO,
+            shutdown_phases: Vec::new(),
         }
     }
 }
@@ -207,6 +220,11 @@ impl Reader {
             seccomp_default: raw.seccomp_default,
             shutdown,
             shutdown_critical,
+            shutdown_phases: raw
+                .shutdown_grace_period_by_pod_priority
+                .iter()
+                .map(|phase| (phase.priority, phase.shutdown_grace_period_seconds.max(0)))
+                .collect(),
         }
     }
 

@@ -20,6 +20,7 @@ use crate::plan::{
     self, FRESH_SECONDS, Outcome, Step, Why, is_sidecar, lost_attempt, lost_code, outcome,
     policy_of,
 };
+use crate::resize;
 use crate::resources::qos_class;
 use crate::seen::{self, Exit, Failure, Life, Memory, Seen, Volumes};
 
@@ -59,6 +60,7 @@ pub fn compute_status(pod: &Pod, seen: &Seen, memory: &Memory, place: Place<'_>)
     status.host_ip = host;
     set_phase(&mut status, pod, seen, memory);
     set_conditions(&mut status, pod, seen, place.now);
+    resize::tell_pod(&mut status, pod, seen, memory, place.now);
     status.observed_generation = pod.metadata.generation;
     if let Some(verdict) = memory.verdict.as_ref().filter(|verdict| verdict.is_eviction()) {
         let kind = "DisruptionTarget";
@@ -255,6 +257,9 @@ fn container_status(
         status.state.waiting = Some(waiting(default_wait(pod, role), ""));
     }
     let life = lives.first().filter(|c| c.life.is_running());
+    if let Some(life) = life {
+        resize::tell_container(&mut status, pod, (container, life), memory);
+    }
     let probes = life.and_then(|life| memory.probes.get(&life.id));
     let unasked = life.is_some() && !crate::probe::has_probes(container);
     status.started = Some(unasked || probes.is_some_and(|p| p.is_started(container)));

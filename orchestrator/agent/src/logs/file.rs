@@ -48,7 +48,7 @@ impl Log {
             dir: disk::log_dir(shared, pod).join(container),
             namespace: pod.metadata.namespace.clone(),
             pod: pod.metadata.name.clone(),
-            uid: pod.metadata.uid.clone(),
+            uid: node::manifest::local_uid(pod).to_owned(),
             container: container.to_owned(),
             attempt: 0,
         }

@@ -66,6 +66,11 @@ impl Api {
         self.state.lock().unwrap().patch(path, &patch);
     }
 
+    /// Changes an object by a merge patch.
+    pub(crate) fn change(&self, path: &str, patch: &Value) {
+        self.state.lock().unwrap().patch(path, patch);
+    }
+
     /// Removes an object without asking anyone.
     pub(crate) fn remove(&self, path: &str) {
         self.state.lock().unwrap().remove(path);
@@ -185,6 +190,10 @@ async fn answer(
         }
         Method::POST => {
             let name = body["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+            let mut body = body;
+            if body["metadata"]["uid"].as_str().unwrap_or_default().is_empty() {
+                body["metadata"]["uid"] = json!(format!("made-{}", state.revision));
+            }
             Some(state.put(&format!("{path}/{name}"), body))
         }
         Method::PATCH => state.patch(&path, &body),

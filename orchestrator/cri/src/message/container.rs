@@ -153,6 +153,11 @@ pub struct ContainerConfig {
     pub tty: bool,
     #[prost(message, optional, tag = "15")]
     pub linux: Option<LinuxContainerConfig>,
+    #[prost(message, repeated, tag = "17")]
+    pub cdi_devices: Vec<CdiDevice>,
+    /// A signal as CRI numbers them; 0 is the image's own.
+    #[prost(int32, tag = "18")]
+    pub stop_signal: i32,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -305,6 +310,26 @@ pub struct ContainerStatus {
     #[prost(string, tag = "17")]
     pub image_id: String,
 }
+
+/// A device by the name the runtime has for it: `vendor.com/class=name`.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct CdiDevice {
+    #[prost(string, tag = "1")]
+    pub name: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct UpdateContainerResourcesRequest {
+    #[prost(string, tag = "1")]
+    pub container_id: String,
+    #[prost(message, optional, tag = "2")]
+    pub linux: Option<LinuxContainerResources>,
+    #[prost(btree_map = "string, string", tag = "4")]
+    pub annotations: BTreeMap<String, String>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct UpdateContainerResourcesResponse {}
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ExecSyncRequest {

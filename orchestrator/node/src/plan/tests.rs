@@ -58,6 +58,7 @@ pub(crate) fn seen(text: &str) -> Seen {
             image: String::new(),
             image_id: String::new(),
             hash: String::new(),
+            size: None,
         });
     }
     seen
@@ -75,6 +76,7 @@ fn told(plan: &Plan) -> String {
         Action::Stop { id, grace_seconds, cause, .. } => {
             format!("stop {id} {grace_seconds}s {cause:?}")
         }
+        Action::Resize { id, .. } => format!("resize {id}"),
         Action::Remove { id } => format!("remove {id}"),
         Action::Forget => "forget".to_owned(),
     };
@@ -126,6 +128,19 @@ fn a_pod_comes_up_step_by_step() {
     check("Always", "ab", "+0 a0:run", "start b0@s0");
     check("Always", "ab", "+0 a0:run b0:run", "");
     check("Always", "a", "+0 a0:new", "remove a0; start a0@s0");
+}
+
+#[test]
+fn a_deadline_is_waited_for() {
+    let mut spec = spec("Never", "a");
+    spec["activeDeadlineSeconds"] = json!(100);
+    let pod = pod(spec, json!({"startTime": Time::from(at(NOW - 40))}));
+    let mut memory = ready();
+    let seen = seen("+0 a0:run");
+    remember(&pod, &seen, &mut memory, at(NOW));
+    assert_eq!(told(&plan_pod(&pod, &seen, &memory, at(NOW))), "wait 60");
+    remember(&pod, &seen, &mut memory, at(NOW + 60));
+    assert_eq!(memory.verdict.unwrap().reason, "DeadlineExceeded");
 }
 
 #[test]
@@ -330,6 +345,7 @@ impl World {
                     image: String::new(),
                     image_id: String::new(),
                     hash: String::new(),
+                    size: None,
                 });
             }
             Action::Stop { id, .. } => {
@@ -338,7 +354,7 @@ impl World {
                 }
             }
             Action::Remove { id } => self.seen.containers.retain(|c| &c.id != id),
-            Action::PrepareVolumes | Action::Forget => {}
+            Action::PrepareVolumes | Action::Resize { .. } | Action::Forget => {}
         }
     }
 }
