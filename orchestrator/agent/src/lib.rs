@@ -167,6 +167,8 @@ struct Shared {
     /// The runtime's own name, once it has told it: what container ids begin with.
     runtime_name: OnceLock<String>,
     figures: figures::Figures,
+    /// Whether the node's own files of pods were read at all; true when there is no such directory.
+    files_read: watch::Sender<bool>,
     /// The pods of the node's own files.
     fixed: watch::Sender<Arc<Vec<Arc<Pod>>>>,
     /// The processors of containers.
@@ -228,6 +230,7 @@ pub async fn run_joined(
     imports.begin(&config);
     mirror::apply(&config, &joined).await;
     let (problems, _) = watch::channel(vec!["the runtime was not looked at yet".to_owned()]);
+    let files_read = watch::Sender::new(config.settings.static_pods.is_none());
     let cores = cores::Manager::recall(&config);
     let recalled = devices::Manager::recall(&config.data_dir);
     let shared = Arc::new(Shared {
@@ -242,6 +245,7 @@ pub async fn run_joined(
         services,
         runtime_name: OnceLock::new(),
         figures: figures::Figures::default(),
+        files_read,
         fixed: watch::Sender::default(),
         leaving: AtomicBool::new(false),
         ledger: Mutex::default(),

@@ -39,6 +39,7 @@ pub(crate) async fn run(stop: CancellationToken, shared: Arc<Shared>) {
             let pods = disk::blocking(move || read(&listing, &node)).await;
             info!(dir = %dir.display(), pods = pods.len(), "static pods were read");
             shared.fixed.send_replace(Arc::new(pods));
+            shared.files_read.send_replace(true);
             before = Some(found);
         }
         tokio::select! { biased;

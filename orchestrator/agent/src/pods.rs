@@ -54,7 +54,13 @@ pub(crate) async fn run(
     mut news: watch::Receiver<Arc<Listing>>,
 ) {
     let caches = Arc::clone(&shared);
-    let synced = async { tokio::join!(caches.pods.wait_synced(), caches.services.wait_synced()) };
+    // Neither may a pod of the node's own files be taken for an orphan.
+    let mut read = caches.files_read.subscribe();
+    let synced = async {
+        tokio::join!(caches.pods.wait_synced(), caches.services.wait_synced(), async {
+            drop(read.wait_for(|read| *read).await)
+        })
+    };
     let mut synced = std::pin::pin!(synced);
     let mut changes = shared.pods.changes();
     let mut fixed = shared.fixed.subscribe();

@@ -220,6 +220,7 @@ mod tests {
                 };
                 let answer = format!("HTTP/1.1 {head}\r\ncontent-length: 0\r\n\r\n");
                 stream.write_all(answer.as_bytes()).await.unwrap();
+                stream.flush().await.unwrap();
             }
         };
         let ask = async {

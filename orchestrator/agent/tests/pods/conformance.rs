@@ -120,7 +120,7 @@ async fn pods_behave_as_upstreams_conformance_tests_expect() {
     let Some(mut node) = Node::start().await else { return };
     let peer = Peer::start().await;
     std::fs::create_dir(node.containerd.dir().join("host")).unwrap();
-    let words = json!({"data": {"data-1": "value-1", "data-2": "value-2"}});
+    let words = json!({"data": {"data_1": "value-1", "data_2": "value-2"}});
     node.api.put("/api/v1/namespaces/default/configmaps/words", words);
     let letters = json!({"data": {"a": "c2VjcmV0LWE="}});
     node.api.put("/api/v1/namespaces/default/secrets/letters", letters);
