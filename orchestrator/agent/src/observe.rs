@@ -1,6 +1,7 @@
 //! Reads one pod from the runtime.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use cri::message::{
     ContainerFilter, ContainerState, ContainerStatus, ContainerStatusRequest,
@@ -8,7 +9,7 @@ use cri::message::{
     PodSandboxStatusRequest,
 };
 use cri::{CallError, Runtime};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use node::names::{CONTAINER_HASH, CONTAINER_NAME, POD_NAME, POD_NAMESPACE, POD_UID};
 use node::resize::{SIZE, Size};
 use node::seen::{Container, Exit, Life, Sandbox, Seen};
@@ -16,17 +17,34 @@ use node::seen::{Container, Exit, Life, Sandbox, Seen};
 use crate::Shared;
 use crate::disk;
 
+/// How long a container's end by SIGKILL waits for its cause: the runtime hears of memory that
+/// ran out by another way than of ends, and often later.
+const CAUSE_LIMIT: SignedDuration = SignedDuration::from_secs(1);
+/// Between looks for it.
+const CAUSE_BEAT: Duration = Duration::from_millis(50);
+/// The exit code of a container that was killed.
+const KILLED: i32 = 137;
+/// The runtime's and upstream's word for memory that ran out.
+const OUT_OF_MEMORY: &str = "OOMKilled";
+
 /// What cannot change any more and need not be asked for again, by id.
 #[derive(Debug, Default)]
 pub(crate) struct Known {
     ended: BTreeMap<String, Container>,
     addresses: BTreeMap<String, Vec<String>>,
+    /// Containers that the agent itself stopped: who killed them is known.
+    stopped: BTreeSet<String>,
 }
 
 impl Known {
     /// The addresses of a sandbox that was looked at.
     pub(crate) fn addresses(&self, sandbox: &str) -> Option<&[String]> {
         self.addresses.get(sandbox).map(Vec::as_slice)
+    }
+
+    /// Notes a container that is about to be stopped.
+    pub(crate) fn stop(&mut self, id: &str) {
+        self.stopped.insert(id.to_owned());
     }
 }
 
@@ -51,13 +69,7 @@ pub(crate) async fn pod(shared: &Shared, uid: &str, known: &mut Known) -> Result
             seen.containers.push(ended.clone());
             continue;
         }
-        let request = ContainerStatusRequest { container_id: found.id.clone(), verbose: false };
-        let status = match runtime.container_status(request).await {
-            Ok(answer) => answer.status.unwrap_or_default(),
-            // Removed since it was listed.
-            Err(err) if err.is_not_found() => continue,
-            Err(err) => return Err(err),
-        };
+        let Some(status) = status(runtime, &found.id, known).await? else { continue };
         let sandbox = found.pod_sandbox_id;
         let container = container(shared, uid, sandbox, status).await;
         if container.life.exit().is_some() {
@@ -67,7 +79,36 @@ pub(crate) async fn pod(shared: &Shared, uid: &str, known: &mut Known) -> Result
     }
     known.ended.retain(|id, _| seen.containers.iter().any(|c| &c.id == id));
     known.addresses.retain(|id, _| seen.sandboxes.iter().any(|s| &s.id == id));
+    known.stopped.retain(|id| seen.containers.iter().any(|c| &c.id == id));
     Ok(seen)
+}
+
+/// The state of a container, with the cause of its end; `None` when it was removed meanwhile.
+async fn status(
+    runtime: &Runtime,
+    id: &str,
+    known: &Known,
+) -> Result<Option<ContainerStatus>, CallError> {
+    loop {
+        let request = ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
+        let status = match runtime.container_status(request).await {
+            Ok(answer) => answer.status.unwrap_or_default(),
+            Err(err) if err.is_not_found() => return Ok(None),
+            Err(err) => return Err(err),
+        };
+        let killed = status.state() == ContainerState::Exited
+            && status.exit_code == KILLED
+            && status.reason != OUT_OF_MEMORY
+            && !known.stopped.contains(id);
+        let fresh = instant(status.finished_at).is_some_and(|end| {
+            let age = Timestamp::now().duration_since(end);
+            !age.is_negative() && age < CAUSE_LIMIT
+        });
+        if !killed || !fresh {
+            return Ok(Some(status));
+        }
+        tokio::time::sleep(CAUSE_BEAT).await;
+    }
 }
 
 /// The ready sandbox of a pod.

@@ -360,6 +360,11 @@ impl Worker {
     /// Stops containers side by side; a change of the pod ends the wait, not the stopping.
     async fn stop_all(&mut self, pod: Option<&Pod>, stops: Vec<Action>) -> Round {
         let shared = Arc::clone(&self.shared);
+        for stop in &stops {
+            if let Action::Stop { id, .. } = stop {
+                self.known.stop(id);
+            }
+        }
         let work = join_all(stops.into_iter().map(|action| stop_one(&shared, pod, action)));
         let before = patience(pod);
         let sooner = async {

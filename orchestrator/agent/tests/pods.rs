@@ -298,7 +298,9 @@ async fn ends_are_told_with_their_reasons() {
     node.create("absent", absent);
     node.create("crash", one("exit 1"));
 
-    let mut greedy = one("exec dd if=/dev/zero of=/dev/null bs=256M count=1");
+    // The kernel kills what takes the memory; the shell outlives it by what a runtime needs to
+    // hear of that (containerd's shim asks a cgroup v1 that is gone in vain).
+    let mut greedy = one("dd if=/dev/zero of=/dev/null bs=256M count=1; c=$?; sleep 1; exit $c");
     greedy["restartPolicy"] = json!("Never");
     greedy["containers"][0]["resources"] = json!({"limits": {"memory": "32Mi"}});
     node.create("greedy", greedy);
