@@ -44,12 +44,15 @@ struct Beat {
     labels: BTreeMap<String, String>,
     leased: Option<Instant>,
     told: Option<Instant>,
+    /// The node's object as it came back from our last word.
+    written: Option<Node>,
     ready: bool,
 }
 
 /// Registers the node and keeps it alive until `stop`.
 pub(crate) async fn run(stop: CancellationToken, shared: Arc<Shared>) {
-    let mut beat = Beat { shared, labels: BTreeMap::new(), leased: None, told: None, ready: false };
+    let labels = BTreeMap::new();
+    let mut beat = Beat { shared, labels, leased: None, told: None, written: None, ready: false };
     tokio::select! { biased;
         () = stop.cancelled() => (),
         () = beat.keep() => (),
@@ -126,20 +129,23 @@ impl Beat {
     }
 
     /// The node's object, made when it is not there, with our labels on it.
-    async fn register(&self, facts: &Facts) -> Result<Node, ClientError> {
+    async fn register(&mut self, facts: &Facts) -> Result<Node, ClientError> {
         let client = &self.shared.client;
-        let found = match client.get(&resource::NODES, None, &facts.name).await {
+        let found = match self.latest() {
+            Some(known) => Ok(known),
+            None => client.get(&resource::NODES, None, &facts.name).await.and_then(decode),
+        };
+        let node = match found {
             Ok(found) => found,
             Err(err) if err.is_not_found() => {
                 let object =
                     render_node(facts).encode().map_err(|source| ClientError::Encode { source })?;
                 let made = client.create(&resource::NODES, None, &object).await?;
                 info!(node = facts.name, "registered");
-                made
+                decode(made)?
             }
             Err(err) => return Err(err),
         };
-        let node = decode(found)?;
         let wanted = labels(facts);
         let missing: BTreeMap<_, _> = wanted
             .into_iter()
@@ -149,7 +155,20 @@ impl Beat {
             return Ok(node);
         }
         let patch = Patch::merge(json!({"metadata": {"labels": missing}}));
-        decode(client.patch(&resource::NODES, None, &facts.name, &patch).await?)
+        let node = decode(client.patch(&resource::NODES, None, &facts.name, &patch).await?)?;
+        self.written = Some(node.clone());
+        Ok(node)
+    }
+
+    /// The node's object as it is known: the watch may be behind our own last word. `None` while
+    /// it is not known, or was deleted.
+    fn latest(&self) -> Option<Node> {
+        let seen = self.shared.nodes.get("", &self.shared.node.name)?;
+        let newer = |written: &&Node| {
+            written.metadata.uid == seen.metadata.uid
+                && written.metadata.revision() > seen.metadata.revision()
+        };
+        Some(self.written.as_ref().filter(newer).cloned().unwrap_or_else(|| Node::clone(&seen)))
     }
 
     async fn tell(&mut self, node: &Node, facts: &Facts) -> Result<(), ClientError> {
@@ -165,7 +184,9 @@ impl Beat {
         let due = self.told.is_none_or(|at| at.elapsed() >= STATUS_BEAT);
         if due || differs(&node.status, &status) {
             let patch = Patch::merge(json!({"status": status})).on("status");
-            self.shared.client.patch(&resource::NODES, None, &facts.name, &patch).await?;
+            let answer =
+                self.shared.client.patch(&resource::NODES, None, &facts.name, &patch).await?;
+            self.written = Some(decode(answer)?);
             self.told = Some(Instant::now());
         }
         if ready && !self.ready {

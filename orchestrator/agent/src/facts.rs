@@ -85,6 +85,7 @@ pub(crate) async fn observe(
             agent: VERSION.to_owned(),
         },
         runtime_problems: problems(shared).await,
+        handlers: shared.users.handlers(),
         images: images(shared).await,
     }
 }
@@ -93,6 +94,7 @@ pub(crate) async fn observe(
 pub(crate) async fn problems(shared: &Shared) -> Vec<String> {
     let mut problems = match shared.runtime.status(StatusRequest::default()).await {
         Ok(answer) => {
+            shared.users.learn(answer.runtime_handlers);
             let conditions = answer.status.unwrap_or_default().conditions;
             conditions.into_iter().filter(stops_pods).map(words).collect()
         }
@@ -143,7 +145,7 @@ async fn text(path: &str) -> String {
     text.trim().to_owned()
 }
 
-fn cpus() -> i64 {
+pub(crate) fn cpus() -> i64 {
     std::thread::available_parallelism().map_or(1, |n| i64::try_from(n.get()).unwrap_or(1))
 }
 

@@ -254,6 +254,7 @@ impl Hollow {
                 agent: crate::facts::VERSION.to_owned(),
             },
             runtime_problems: Vec::new(),
+            handlers: Vec::new(),
             images: Vec::new(),
         }
     }

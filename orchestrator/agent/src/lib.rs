@@ -4,7 +4,7 @@
 //! beats, archives of images are imported, pods bound to this node are driven through the
 //! container runtime, and their logs are served. What to do is decided in `node` and `volumes`.
 //!
-//! Tasks of [`run`]: `pods` (cache of this node's pods), `workers` (one task per pod, woken by
+//! Tasks of [`run`]: `pods` (cache of this node's pods), `node` (its own object), `slices` (control groups), `workers` (one task per pod, woken by
 //! the cache and by the runtime), `services` (their variables), `manifests` (static pods), `devices` (their plugins),
 //! `figures` (readings of what is used), `pressure` (room on the node), `relist` and `events` (the runtime's news), `beat` (lease and
 //! node status), `logs` (HTTPS), `tell` (events for people), `renew` (certificate).
@@ -41,11 +41,13 @@ mod probe;
 mod proxy;
 mod remote;
 mod shutdown;
+mod slices;
 mod start;
 mod started;
 mod streams;
 mod tell;
 mod token;
+mod users;
 mod web;
 mod worker;
 
@@ -56,6 +58,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use cri::Runtime;
 use objects::network::Service;
+use objects::node::Node;
 use objects::pod::Pod;
 use runtime::cache::{Cache, CacheParams};
 use runtime::{Client, Supervisor, resource};
@@ -86,6 +89,8 @@ pub struct Config {
     pub image_dir: PathBuf,
     /// Where the runtime reads which mirrors registries have; `None` leaves that to the operator.
     pub mirror_dir: Option<PathBuf>,
+    /// Where the kernel shows its control groups.
+    pub cgroups: PathBuf,
     /// Where the HTTPS server listens.
     pub listen: SocketAddr,
     /// Where device plugins register; `None` takes none.
@@ -117,6 +122,7 @@ impl Default for Config {
             image_dir: "/usr/share/muster/images".into(),
             // Only who owns the whole node may change what its runtime asks.
             mirror_dir: None,
+            cgroups: "/sys/fs/cgroup".into(),
             listen: SocketAddr::from(([0, 0, 0, 0], node::machine::AGENT_PORT)),
             device_dir: None,
             console: Some("/dev/console".into()),
@@ -160,6 +166,8 @@ struct Shared {
     client: Client,
     runtime: Runtime,
     pods: Cache<Pod>,
+    /// The node's own object.
+    nodes: Cache<Node>,
     events: tell::Teller,
     allocatable: node::field::Allocatable,
     imports: Imports,
@@ -173,6 +181,10 @@ struct Shared {
     fixed: watch::Sender<Arc<Vec<Arc<Pod>>>>,
     /// The processors of containers.
     cores: cores::Manager,
+    /// The control groups of pods.
+    slices: slices::Manager,
+    /// Which ids of the node the users in pods are.
+    users: users::Manager,
     /// The devices that plugins brought.
     devices: devices::Manager,
     /// Wakes whoever tells about the node: something of it has changed.
@@ -220,6 +232,8 @@ pub async fn run_joined(
     let runtime = Runtime::at(&config.cri_socket).map_err(RunError::Runtime)?;
     let params = CacheParams::fields(format!("spec.nodeName={}", joined.node.name));
     let (pods, reflector) = Cache::new(client.clone(), resource::PODS, params);
+    let own = CacheParams::fields(format!("metadata.name={}", joined.node.name));
+    let (nodes, followed) = Cache::new(client.clone(), resource::NODES, own);
     let (services, links) = Cache::new(client.clone(), resource::SERVICES, CacheParams::default());
     let (events, teller) = tell::Teller::new(client.clone(), &joined.node.name);
     let allocatable = facts::allocatable(&config).await;
@@ -232,6 +246,8 @@ pub async fn run_joined(
     let (problems, _) = watch::channel(vec!["the runtime was not looked at yet".to_owned()]);
     let files_read = watch::Sender::new(config.settings.static_pods.is_none());
     let cores = cores::Manager::recall(&config);
+    let slices = slices::Manager::find(&config);
+    let users = users::Manager::recall(&config);
     let recalled = devices::Manager::recall(&config.data_dir);
     let shared = Arc::new(Shared {
         config,
@@ -239,6 +255,7 @@ pub async fn run_joined(
         client,
         runtime,
         pods,
+        nodes,
         events,
         allocatable,
         imports,
@@ -250,6 +267,8 @@ pub async fn run_joined(
         leaving: AtomicBool::new(false),
         ledger: Mutex::default(),
         cores,
+        slices,
+        users,
         devices: recalled,
         hurry: tokio::sync::Notify::new(),
         told: pressure::Told::default(),
@@ -263,20 +282,13 @@ pub async fn run_joined(
     let mut tasks: Supervisor<RunError> = Supervisor::new(stop.clone());
     let (wakes, woken) = news::channel();
     tasks.spawn("pods", reflector.run(stop.clone()));
+    tasks.spawn("node", followed.run(stop.clone()));
     tasks.spawn("services", links.run(stop.clone()));
-    tasks.spawn("figures", figures::run(stop.clone(), Arc::clone(&shared)));
-    tasks.spawn("pressure", pressure::run(stop.clone(), Arc::clone(&shared)));
-    tasks.spawn("shutdown", shutdown::run(stop.clone(), Arc::clone(&shared)));
-    tasks.spawn("cores", cores::run(stop.clone(), Arc::clone(&shared)));
-    tasks.spawn("devices", devices::run(stop.clone(), Arc::clone(&shared)));
-    tasks.spawn("manifests", manifests::run(stop.clone(), Arc::clone(&shared)));
+    begin(&mut tasks, &stop, &shared);
     tasks.spawn("tell", teller.run(stop.clone()));
     tasks.spawn("relist", news::relist(stop.clone(), Arc::clone(&shared), wakes.clone()));
     tasks.spawn("events", news::events(stop.clone(), Arc::clone(&shared), wakes));
-    tasks.spawn("beat", beat::run(stop.clone(), Arc::clone(&shared)));
-    tasks.spawn("storage drivers", remote::run_drivers(stop.clone(), Arc::clone(&shared)));
     tasks.spawn("logs", server.run(stop.clone()));
-    tasks.spawn("rotate", logs::rotate(stop.clone(), Arc::clone(&shared)));
     tasks.spawn("workers", pods::run(stop.clone(), Arc::clone(&shared), woken));
     tasks.spawn_fallible("renew", join::renew(stop.clone(), Arc::clone(&shared), joined));
     match tasks.join().await {
@@ -284,4 +296,18 @@ pub async fn run_joined(
         Err(runtime::supervise::TaskFailed::Failed { source, .. }) => Err(source),
         Err(err) => Err(RunError::Task(Box::new(err))),
     }
+}
+
+/// Begins the tasks that need nothing but what all share.
+fn begin(tasks: &mut Supervisor<RunError>, stop: &CancellationToken, shared: &Arc<Shared>) {
+    tasks.spawn("figures", figures::run(stop.clone(), Arc::clone(shared)));
+    tasks.spawn("pressure", pressure::run(stop.clone(), Arc::clone(shared)));
+    tasks.spawn("shutdown", shutdown::run(stop.clone(), Arc::clone(shared)));
+    tasks.spawn("cores", cores::run(stop.clone(), Arc::clone(shared)));
+    tasks.spawn("slices", slices::run(stop.clone(), Arc::clone(shared)));
+    tasks.spawn("devices", devices::run(stop.clone(), Arc::clone(shared)));
+    tasks.spawn("manifests", manifests::run(stop.clone(), Arc::clone(shared)));
+    tasks.spawn("beat", beat::run(stop.clone(), Arc::clone(shared)));
+    tasks.spawn("storage drivers", remote::run_drivers(stop.clone(), Arc::clone(shared)));
+    tasks.spawn("rotate", logs::rotate(stop.clone(), Arc::clone(shared)));
 }

@@ -32,6 +32,8 @@ const OUT_OF_MEMORY: &str = "OOMKilled";
 pub(crate) struct Known {
     ended: BTreeMap<String, Container>,
     addresses: BTreeMap<String, Vec<String>>,
+    /// How often memory had run out in the pod when it was looked at last, where that is known.
+    kills: Option<u64>,
     /// Containers that the agent itself stopped: who killed them is known.
     stopped: BTreeSet<String>,
 }
@@ -55,6 +57,10 @@ pub(crate) async fn pod(shared: &Shared, uid: &str, known: &mut Known) -> Result
     let filter = PodSandboxFilter { label_selector: label_selector.clone(), ..Default::default() };
     let request = ListPodSandboxRequest { filter: Some(filter) };
     let mut seen = Seen::default();
+    if known.kills.is_none() {
+        known.kills = shared.slices.kills(uid);
+    }
+    let mut kills = known.kills;
     for found in runtime.list_pod_sandbox(request).await?.items {
         let ready = found.state() == PodSandboxState::Ready;
         let addresses =
@@ -69,7 +75,9 @@ pub(crate) async fn pod(shared: &Shared, uid: &str, known: &mut Known) -> Result
             seen.containers.push(ended.clone());
             continue;
         }
-        let Some(status) = status(runtime, &found.id, known).await? else { continue };
+        let Some(status) = status(shared, uid, (&found.id, known), &mut kills).await? else {
+            continue;
+        };
         let sandbox = found.pod_sandbox_id;
         let container = container(shared, uid, sandbox, status).await;
         if container.life.exit().is_some() {
@@ -77,6 +85,7 @@ pub(crate) async fn pod(shared: &Shared, uid: &str, known: &mut Known) -> Result
         }
         seen.containers.push(container);
     }
+    known.kills = kills;
     known.ended.retain(|id, _| seen.containers.iter().any(|c| &c.id == id));
     known.addresses.retain(|id, _| seen.sandboxes.iter().any(|s| &s.id == id));
     known.stopped.retain(|id| seen.containers.iter().any(|c| &c.id == id));
@@ -85,13 +94,15 @@ pub(crate) async fn pod(shared: &Shared, uid: &str, known: &mut Known) -> Result
 
 /// The state of a container, with the cause of its end; `None` when it was removed meanwhile.
 async fn status(
-    runtime: &Runtime,
-    id: &str,
-    known: &Known,
+    shared: &Shared,
+    uid: &str,
+    (id, known): (&str, &Known),
+    kills: &mut Option<u64>,
 ) -> Result<Option<ContainerStatus>, CallError> {
+    let runtime = &shared.runtime;
     loop {
         let request = ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
-        let status = match runtime.container_status(request).await {
+        let mut status = match runtime.container_status(request).await {
             Ok(answer) => answer.status.unwrap_or_default(),
             Err(err) if err.is_not_found() => return Ok(None),
             Err(err) => return Err(err),
@@ -100,6 +111,15 @@ async fn status(
             && status.exit_code == KILLED
             && status.reason != OUT_OF_MEMORY
             && !known.stopped.contains(id);
+        // The kernel counts before it kills. The count is the pod's: of two containers of which one
+        // is killed for its memory and the other otherwise in the same moment, both are told so.
+        if killed && let Some(count) = shared.slices.kills(uid) {
+            if known.kills.is_some_and(|before| before < count) {
+                OUT_OF_MEMORY.clone_into(&mut status.reason);
+            }
+            *kills = Some(count);
+            return Ok(Some(status));
+        }
         let fresh = instant(status.finished_at).is_some_and(|end| {
             let age = Timestamp::now().duration_since(end);
             !age.is_negative() && age < CAUSE_LIMIT

@@ -219,6 +219,7 @@ impl Workers {
             wanted.contains(uid) || self.handles.contains_key(uid) || self.seen.contains_key(uid)
         };
         disk::sweep(&self.shared, &known).await;
+        self.shared.slices.sweep(&known).await;
     }
 }
 

@@ -14,7 +14,7 @@ use cri::message::{
     KeyValue, LinuxContainerConfig, LinuxContainerResources, LinuxPodSandboxConfig,
     LinuxSandboxSecurityContext, Mount, MountPropagation, NamespaceMode, PodSandboxConfig,
     PodSandboxMetadata, PodSandboxStatusRequest, PortMapping, Protocol, RunPodSandboxRequest,
-    StartContainerRequest, UpdateContainerResourcesRequest,
+    StartContainerRequest, UpdateContainerResourcesRequest, UserNamespace,
 };
 use jiff::Timestamp;
 use node::config::{
@@ -25,6 +25,7 @@ use node::dns::DOMAIN;
 use node::env::{Sources, expand, resolve};
 use node::field::{field_value, resource_value};
 use node::links::service_env;
+use node::manifest::local_uid;
 use node::names;
 use node::plan::CONFIG_ERROR;
 use node::resize::{SIZE, Size};
@@ -35,9 +36,10 @@ use objects::pod::{Container, Pod};
 use objects::storage::{PersistentVolume, PersistentVolumeClaim};
 use runtime::{ClientError, report, resource};
 use serde::de::DeserializeOwned;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use volumes::{Facts, Problem, Propagation, Source, plan_devices, plan_mounts, plan_volumes};
 
+use crate::slices::Size as Group;
 use crate::start::rights::{namespaces, seccomp, security};
 use crate::token::Tokens;
 use crate::worker::Worker;
@@ -158,15 +160,7 @@ pub(crate) async fn sandbox(worker: &mut Worker, pod: &Pod, attempt: u32) {
         let message = "Pod sandbox changed, it will be killed and re-created.";
         worker.shared.events.normal(pod, None, "SandboxChanged", message);
     }
-    let made = match runtime_handler(&worker.shared, pod).await {
-        Ok(runtime_handler) => {
-            let request = RunPodSandboxRequest { config: Some(config), runtime_handler };
-            let made = worker.shared.runtime.run_pod_sandbox(request).await;
-            made.map(drop).map_err(|err| report(&err))
-        }
-        Err(why) => Err(why),
-    };
-    match made {
+    match run_sandbox(&worker.shared, pod, config).await {
         Ok(()) => info!(pod = pod.key(), uid = worker.uid, attempt, "sandbox runs"),
         Err(err) => {
             let message = format!("Failed to create pod sandbox: {err}");
@@ -175,6 +169,24 @@ pub(crate) async fn sandbox(worker: &mut Worker, pod: &Pod, attempt: u32) {
             worker.memory.fail_sandbox(message, Timestamp::now());
         }
     }
+}
+
+async fn run_sandbox(
+    shared: &Shared,
+    pod: &Pod,
+    mut config: PodSandboxConfig,
+) -> Result<(), String> {
+    let runtime_handler = runtime_handler(shared, pod).await?;
+    let users = shared.users.give(shared, pod, &runtime_handler)?;
+    let linux = config.linux.as_mut();
+    let security = linux.and_then(|linux| linux.security_context.as_mut());
+    if let Some(options) = security.and_then(|security| security.namespace_options.as_mut()) {
+        options.userns_options = users;
+    }
+    shared.slices.apply(shared, pod, Group::Planned).map_err(|err| report(&err))?;
+    let request = RunPodSandboxRequest { config: Some(config), runtime_handler };
+    let made = shared.runtime.run_pod_sandbox(request).await;
+    made.map(drop).map_err(|err| report(&err))
 }
 
 /// The runtime's own name for the pod's class; empty for the default.
@@ -307,11 +319,11 @@ async fn sandbox_config(shared: &Shared, pod: &Pod, attempt: u32) -> PodSandboxC
         labels: names::sandbox_labels(pod),
         annotations: meta.annotations.clone(),
         linux: Some(LinuxPodSandboxConfig {
+            cgroup_parent: shared.slices.parent(pod),
             security_context: Some(security),
             sysctls: sysctls(&pod.spec).into_iter().collect(),
             overhead: Some(amounts(overhead(&pod.spec))),
             resources: Some(amounts(pod_limits(&pod.spec))),
-            ..LinuxPodSandboxConfig::default()
         }),
     }
 }
@@ -408,7 +420,23 @@ async fn container_config(
     let size = limits(&pod.spec, container, shared.allocatable.memory_bytes);
     config.annotations.insert(SIZE.to_owned(), Size::of(&size).render());
     add_devices(&mut config, allocations);
+    if let Some(users) = shared.users.of(local_uid(pod)) {
+        set_users(&mut config, users);
+    }
     Ok(config)
+}
+
+/// Lets a container's users be those of its pod, in what is mounted into it too.
+fn set_users(config: &mut ContainerConfig, users: UserNamespace) {
+    for mount in &mut config.mounts {
+        mount.uid_mappings.clone_from(&users.uids);
+        mount.gid_mappings.clone_from(&users.gids);
+    }
+    let linux = config.linux.as_mut();
+    let security = linux.and_then(|linux| linux.security_context.as_mut());
+    if let Some(options) = security.and_then(|security| security.namespace_options.as_mut()) {
+        options.userns_options = Some(users);
+    }
 }
 
 /// Adds what a container's devices need.
@@ -537,6 +565,10 @@ pub(crate) async fn resize(worker: &mut Worker, pod: &Pod, (id, name): (String, 
     let Some(container) = node::plan::containers(pod).find(|one| one.name == name) else { return };
     let shared = &worker.shared;
     let limits = limits(&pod.spec, container, shared.allocatable.memory_bytes);
+    // A pod that grows does so before its containers; one that shrinks does so after them.
+    if let Err(err) = shared.slices.apply(shared, pod, Group::AtLeastPlanned) {
+        debug!(pod = pod.key(), err = report(&err), "cannot write a control group");
+    }
     let container_id = id.clone();
     let linux = Some(amounts(limits));
     let request = UpdateContainerResourcesRequest { container_id, linux, ..Default::default() };

@@ -38,6 +38,7 @@ use tracing::{debug, info, warn};
 
 use crate::pressure::Evictions;
 use crate::probe::Verdict;
+use crate::slices::Size;
 use crate::start::Materials;
 use crate::worker::told::Told;
 use crate::{Shared, disk, facts, hook, manifests, observe, start};
@@ -183,6 +184,13 @@ impl Worker {
         if plan.actions.contains(&Action::Forget) && !told {
             // Whoever waits for the pod's end reads how it ended before it is gone.
             return Round::Wait(UNTOLD);
+        }
+        let resizes = |action: &Action| matches!(action, Action::Resize { .. });
+        if seen.ready_sandbox().is_some()
+            && !plan.actions.iter().any(resizes)
+            && let Err(err) = self.shared.slices.apply(&self.shared, &pod, Size::Planned)
+        {
+            debug!(pod = pod.key(), err = report(&err), "cannot write a control group");
         }
         if !plan.actions.is_empty() {
             return self.apply(Some(&pod), &seen, plan).await;
@@ -395,6 +403,11 @@ impl Worker {
         }
         if let Err(err) = disk::remove(&self.shared, &self.uid).await {
             warn!(uid = self.uid, err = report(&err), "cannot remove a pod's files; retrying");
+            return Round::Failed;
+        }
+        self.shared.users.release(&self.uid);
+        if let Err(err) = self.shared.slices.remove(&self.uid).await {
+            warn!(uid = self.uid, err = report(&err), "cannot remove a control group; retrying");
             return Round::Failed;
         }
         let Some(pod) = pod else { return Round::Gone };

@@ -23,8 +23,11 @@ mod driver;
 mod manifests;
 #[path = "pods/shutdown.rs"]
 mod shutdown;
+#[path = "pods/slices.rs"]
+mod slices;
 mod support;
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use agent::{Config, Imports, Joined, NodeInfo, Settings};
@@ -55,6 +58,8 @@ struct Node {
     containerd: Containerd,
     authority: Authority,
     agent: JoinSet<()>,
+    /// Where control groups of pods are made; `None` leaves that to the runtime.
+    cgroups: Option<PathBuf>,
     /// Cancelled when the agent's process is asked to stop.
     asked: CancellationToken,
 }
@@ -68,6 +73,7 @@ impl Node {
             containerd,
             authority,
             agent: JoinSet::new(),
+            cgroups: None,
             asked: CancellationToken::new(),
         };
         node.start_agent();
@@ -96,6 +102,7 @@ impl Node {
         let config = Config {
             asked: self.asked.clone(),
             machine_state: dir.join("systemctl"),
+            cgroups: self.cgroups.clone().unwrap_or_else(|| dir.join("none")),
             pki_dir: dir.join("pki"),
             cri_socket: self.containerd.socket(),
             data_dir: dir.join("data"),
@@ -169,6 +176,11 @@ impl Node {
     }
 
     async fn count(&self, name: &str) -> usize {
+        self.containers(name).await.len()
+    }
+
+    /// The states of a pod's containers in the runtime.
+    async fn containers(&self, name: &str) -> Vec<i32> {
         let runtime = Runtime::at(&self.containerd.socket()).unwrap();
         let all = loop {
             match runtime.list_containers(ListContainersRequest::default()).await {
@@ -178,7 +190,8 @@ impl Node {
             tokio::time::sleep(Duration::from_millis(50)).await;
         };
         let key = "io.kubernetes.pod.name";
-        all.containers.iter().filter(|c| c.labels.get(key).is_some_and(|n| n == name)).count()
+        let ours = all.containers.iter().filter(|c| c.labels.get(key).is_some_and(|n| n == name));
+        ours.map(|container| container.state).collect()
     }
 
     async fn await_count(&self, name: &str, wanted: usize) {
@@ -189,6 +202,18 @@ impl Node {
                 return;
             }
             assert!(Instant::now() < limit, "{name} has {count} containers, not {wanted}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn await_running(&self, name: &str, wanted: usize) {
+        let limit = Instant::now() + LIMIT;
+        loop {
+            let states = self.containers(name).await;
+            if states.iter().filter(|state| **state == 1).count() == wanted {
+                return;
+            }
+            assert!(Instant::now() < limit, "{name} has containers {states:?}");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
@@ -310,6 +335,9 @@ async fn ends_are_told_with_their_reasons() {
     let mut sysctl = one("true");
     sysctl["securityContext"] = json!({"sysctls": [{"name": "kernel.sem", "value": "1"}]});
     node.create("sysctl", sysctl);
+    let mut users = one("sleep 1000");
+    users["hostUsers"] = json!(false);
+    node.create("users", users);
     let mut class = one("sleep 1000");
     class["runtimeClassName"] = json!("plain");
     node.create("class", class);
@@ -330,6 +358,15 @@ async fn ends_are_told_with_their_reasons() {
     assert!(words.starts_with("container has runAsNonRoot and image will run as root"), "{words}");
     let sysctl = node.await_pod("sysctl", |pod| pod["status"]["phase"] == "Failed").await;
     assert_eq!(sysctl["status"]["reason"], "SysctlForbidden");
+    // A runtime that does not say it can keep users apart is not believed to.
+    let handlers = node.api.get("/api/v1/nodes/w1").unwrap()["status"]["runtimeHandlers"].clone();
+    if handlers.is_null() {
+        node.await_pod("users", |pod| {
+            let words = first(pod)["state"]["waiting"]["message"].as_str();
+            words == Some("Failed to create pod sandbox: the handler \"\" is not known")
+        })
+        .await;
+    }
     // The pod waits for its class, and the class names the runtime's own word.
     node.await_pod("class", |pod| {
         let words = first(pod)["state"]["waiting"]["message"].as_str();

@@ -77,6 +77,7 @@ impl Cluster {
         let dir = self.containerd.dir();
         let config = Config {
             pki_dir: dir.join("pki"),
+            cgroups: dir.join("none"),
             cri_socket: self.containerd.socket(),
             data_dir: dir.join("data"),
             log_dir: dir.join("logs"),

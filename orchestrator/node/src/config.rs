@@ -287,7 +287,7 @@ pub fn parse_resolv(text: &str) -> Dns {
 #[must_use]
 pub fn render_hosts(pod: &Pod, addresses: &[String], host_name: &str, domain: &str) -> String {
     let mut out = String::from(
-        "# Managed by muster.\n127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n\
+        "# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n\
          fe00::0\tip6-localnet\nfe00::0\tip6-mcastprefix\nfe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n",
     );
     for address in addresses {

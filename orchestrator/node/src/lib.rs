@@ -6,7 +6,7 @@
 //! lines say ([`log`]), who must go when the node runs short ([`pressure`], [`images`]), what
 //! stands behind which service ([`behind`]), whose packets go where ([`service`]), who may speak
 //! with whom ([`policy`]), what names mean ([`dns`]), what was promised to whom ([`ledger`],
-//! [`devices`], [`cores`]), which pods are the node's own ([`manifest`]), and in which order they
+//! [`devices`], [`cores`], [`slices`]), which pods are the node's own ([`manifest`]), and in which order they
 //! end with it ([`shutdown`]). `agent` sees and does; nothing here touches a socket, disk or clock.
 //!
 //! Spec: upstream's kubelet, whose reasons, names and times are kept wherever a user can see them.
@@ -41,4 +41,6 @@ pub mod seen;
 pub mod service;
 pub mod settings;
 pub mod shutdown;
+pub mod slices;
 pub mod status;
+pub mod users;

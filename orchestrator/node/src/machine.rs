@@ -14,6 +14,7 @@ use objects::node::{
 };
 use objects::pod::ResourceList;
 use objects::{Condition, Quantity, Time};
+use serde_json::{Value, json};
 
 use crate::pressure::Pressure;
 use crate::settings::Held;
@@ -56,8 +57,21 @@ pub struct Facts {
     pub versions: Versions,
     /// What the runtime says of itself: problems in words, empty when it is well.
     pub runtime_problems: Vec<String>,
+    /// What the runtime's handlers can do.
+    pub handlers: Vec<Handler>,
     /// Images on the node: names and bytes.
     pub images: Vec<(Vec<String>, i64)>,
+}
+
+/// A kind of sandbox that the runtime makes.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Handler {
+    /// Its name; empty for the runtime's own choice.
+    pub name: String,
+    /// Whether mounts can be read-only all the way down.
+    pub recursive_read_only_mounts: bool,
+    /// Whether a pod can have users of its own.
+    pub user_namespaces: bool,
 }
 
 /// What identifies the machine.
@@ -196,6 +210,7 @@ pub fn compute_node_status(before: &NodeStatus, facts: &Facts, now: Timestamp) -
         ..NodeDaemonEndpoints::default()
     });
     status.node_info = system_info(facts);
+    tell_handlers(&mut status, facts);
     let mut images: Vec<_> = facts.images.iter().collect();
     images.sort_by_key(|(names, size_bytes)| (std::cmp::Reverse(*size_bytes), names.clone()));
     status.images = images
@@ -212,6 +227,21 @@ pub fn compute_node_status(before: &NodeStatus, facts: &Facts, now: Timestamp) -
         set_condition(&mut status.conditions, condition, now);
     }
     status
+}
+
+fn tell_handlers(status: &mut NodeStatus, facts: &Facts) {
+    let handler = |handler: &Handler| {
+        json!({"name": handler.name, "features": {
+            "recursiveReadOnlyMounts": handler.recursive_read_only_mounts,
+            "userNamespaces": handler.user_namespaces}})
+    };
+    let handlers: Vec<Value> = facts.handlers.iter().map(handler).collect();
+    if !handlers.is_empty() {
+        status.extra.insert("runtimeHandlers".to_owned(), Value::Array(handlers));
+    } else if let Some(told) = status.extra.get_mut("runtimeHandlers") {
+        // What a patch does not name would stay.
+        *told = Value::Null;
+    }
 }
 
 /// Tells whether two statuses differ in more than their heartbeats and how much is free.
@@ -298,6 +328,7 @@ mod tests {
             ids: Ids::default(),
             versions: Versions::default(),
             runtime_problems: Vec::new(),
+            handlers: Vec::new(),
             images: vec![(vec!["small".into()], 1), (vec!["large".into()], 2)],
         }
     }

@@ -91,6 +91,16 @@ pub fn qos_class(spec: &PodSpec) -> &'static str {
     let all = || spec.containers.iter().chain(&spec.init_containers);
     let names = ["cpu", "memory"];
     let set = |list: &ResourceList| names.iter().any(|name| amount(list, name).is_some());
+    // What is said of the whole pod stands above what is said of its parts.
+    if let Some(own) = spec.resources.as_ref().filter(|own| set(&own.limits) || set(&own.requests))
+    {
+        let is_whole = |name: &&str| {
+            let limit = amount(&own.limits, name);
+            let request = amount(&own.requests, name);
+            limit.is_some_and(|limit| request.is_none_or(|request| request == limit))
+        };
+        return if names.iter().all(is_whole) { "Guaranteed" } else { "Burstable" };
+    }
     if !all().any(|c| set(&c.resources.limits) || set(&c.resources.requests)) {
         return "BestEffort";
     }

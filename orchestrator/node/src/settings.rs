@@ -26,6 +26,16 @@ pub struct Settings {
     pub reserved: Held,
     /// Pods the node takes: `maxPods`.
     pub pods_max: i64,
+    /// Whether each pod has a control group of its own, by its class: `cgroupsPerQOS`.
+    pub slices: bool,
+    /// The control group that all groups of pods are in: `cgroupRoot`.
+    pub cgroup_root: String,
+    /// Whether all pods together are kept below what the node has for them:
+    /// `enforceNodeAllocatable`.
+    pub enforce_pods: bool,
+    /// Control groups of others that are kept below what is set aside for them:
+    /// `systemReservedCgroup`, `kubeReservedCgroup`.
+    pub enforced: Vec<(String, Held)>,
     /// Process ids a pod may have; `None` for no limit: `podPidsLimit`.
     pub pod_pids_max: Option<i64>,
     /// How long a log may become, in bytes: `containerLogMaxSize`.
@@ -93,6 +103,13 @@ struct Raw {
     kube_reserved: BTreeMap<String, String>,
     max_pods: Option<i64>,
     pod_pids_limit: Option<i64>,
+    #[serde(rename = "cgroupsPerQOS")]
+    cgroups_per_qos: Option<bool>,
+    cgroup_root: String,
+    cgroup_driver: String,
+    enforce_node_allocatable: Option<Vec<String>>,
+    system_reserved_cgroup: String,
+    kube_reserved_cgroup: String,
     container_log_max_size: Option<Quantity>,
     container_log_max_files: Option<usize>,
     static_pod_path: String,
@@ -120,6 +137,10 @@ impl Default for Settings {
             marks: Marks::default(),
             reserved: Held::default(),
             pods_max: PODS_MAX,
+            slices: true,
+            cgroup_root: String::new(),
+            enforce_pods: true,
+            enforced: Vec::new(),
             pod_pids_max: None,
             log_bytes_max: 10 << 20,
             log_files_max: 5,
@@ -201,6 +222,12 @@ impl Reader {
                 false
             }
         };
+        let slices = raw.cgroups_per_qos.unwrap_or(before.slices);
+        if slices && !matches!(raw.cgroup_driver.as_str(), "" | "cgroupfs") {
+            let rule = "known only with cgroupsPerQOS: false";
+            self.wrong("cgroupDriver", &raw.cgroup_driver, rule);
+        }
+        let (enforce_pods, enforced) = self.enforced(&raw, (system, kube));
         let log = raw.container_log_max_size.map(|size| size.value());
         Settings {
             limits: self.limits(&raw),
@@ -211,6 +238,10 @@ impl Reader {
                 disk_bytes: system.disk_bytes.saturating_add(kube.disk_bytes),
             },
             pods_max: raw.max_pods.unwrap_or(before.pods_max),
+            slices,
+            cgroup_root: raw.cgroup_root,
+            enforce_pods,
+            enforced,
             pod_pids_max: raw.pod_pids_limit.filter(|limit| *limit > 0),
             log_bytes_max: log.and_then(|v| u64::try_from(v).ok()).unwrap_or(before.log_bytes_max),
             log_files_max: raw.container_log_max_files.unwrap_or(before.log_files_max).max(2),
@@ -226,6 +257,33 @@ impl Reader {
                 .map(|phase| (phase.priority, phase.shutdown_grace_period_seconds.max(0)))
                 .collect(),
         }
+    }
+
+    /// Whether pods are kept below their limit, and which other groups are.
+    fn enforced(&mut self, raw: &Raw, (system, kube): (Held, Held)) -> (bool, Vec<(String, Held)>) {
+        let Some(named) = &raw.enforce_node_allocatable else { return (true, Vec::new()) };
+        let (mut pods, mut enforced) = (false, Vec::new());
+        for name in named {
+            let (group, held) = match name.as_str() {
+                "none" => continue,
+                "pods" => {
+                    pods = true;
+                    continue;
+                }
+                "system-reserved" => (&raw.system_reserved_cgroup, system),
+                "kube-reserved" => (&raw.kube_reserved_cgroup, kube),
+                other => {
+                    self.wrong("enforceNodeAllocatable", other, "nothing that can be enforced");
+                    continue;
+                }
+            };
+            if group.is_empty() {
+                let rule = "without the control group it is about";
+                self.wrong("enforceNodeAllocatable", name, rule);
+            }
+            enforced.push((group.clone(), held));
+        }
+        (pods, enforced)
     }
 
     fn limits(&mut self, raw: &Raw) -> Limits {
@@ -350,6 +408,8 @@ mod tests {
             "systemReserved": {"cpu": "100m", "memory": "100Mi"}, "kubeReserved": {"cpu": "0.2"},
             "maxPods": 250, "containerLogMaxSize": "1Mi", "cpuManagerPolicy": "static",
             "shutdownGracePeriod": "30s", "shutdownGracePeriodCriticalPods": "10s",
+            "cgroupRoot": "/all", "enforceNodeAllocatable": ["kube-reserved"],
+            "kubeReservedCgroup": "/muster.slice",
         }))
         .unwrap();
         let reclaim = Amount::Whole(10 << 20);
@@ -366,6 +426,9 @@ mod tests {
         let held = settings.held(1 << 30, 1000);
         assert_eq!((held.cpu_milli, held.memory_bytes, held.disk_bytes), (300, 300 << 20, 75));
         assert!(settings.static_cpus && settings.pods_max == 250);
+        assert!(settings.slices && !settings.enforce_pods && settings.cgroup_root == "/all");
+        let kube = Held { cpu_milli: 200, ..Held::default() };
+        assert_eq!(settings.enforced, [("/muster.slice".to_owned(), kube)]);
         assert_eq!((settings.log_bytes_max, settings.log_files_max), (1 << 20, 5));
         assert_eq!(Settings::decode(&json!({})), Ok(Settings::default()));
     }
@@ -378,6 +441,7 @@ mod tests {
             "systemReserved": {"gpu": "1", "cpu": "x"},
             "imageGCHighThresholdPercent": 50, "imageMinimumGCAge": "soon",
             "cpuManagerPolicy": "dynamic", "shutdownGracePeriodCriticalPods": "1s",
+            "cgroupDriver": "systemd", "enforceNodeAllocatable": ["system-reserved", "all"],
         }))
         .unwrap_err();
         let told: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
@@ -390,6 +454,9 @@ mod tests {
                 "systemReserved: x is not a quantity",
                 "systemReserved: gpu is nothing that can be set aside",
                 "cpuManagerPolicy: dynamic is neither none nor static",
+                "cgroupDriver: systemd is known only with cgroupsPerQOS: false",
+                "enforceNodeAllocatable: system-reserved is without the control group it is about",
+                "enforceNodeAllocatable: all is nothing that can be enforced",
                 "evictionHard: memory.free is no signal of a node",
                 "evictionHard: many is neither a quantity nor a percentage",
                 "evictionSoft: nodefs.available is without an evictionSoftGracePeriod",

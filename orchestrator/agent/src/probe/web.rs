@@ -115,12 +115,11 @@ where
         .await
         .map_err(|err: hyper::Error| report(&err))?;
     // The connection ends with this future: a probe wants the head alone.
-    let answer = tokio::select! {
-        answer = sender.send_request(request) => answer,
-        ended = connection => match ended {
-            Ok(()) => std::future::pending().await,
-            Err(err) => Err(err),
-        },
+    let mut answer = std::pin::pin!(sender.send_request(request));
+    let answer = tokio::select! { biased;
+        answer = answer.as_mut() => answer,
+        // A server that closes at once has answered before; whoever has not is told as an error.
+        _ = connection => answer.await,
     };
     let answer = answer.map_err(|err| report(&err))?;
     let location = answer.headers().get(header::LOCATION);

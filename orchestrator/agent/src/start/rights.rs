@@ -37,6 +37,7 @@ pub(super) fn namespaces(pod: &Pod) -> NamespaceOption {
         pid: mode(pod.spec.host_pid, pid),
         ipc: mode(pod.spec.host_ipc, NamespaceMode::Pod),
         target_id: String::new(),
+        userns_options: None,
     }
 }
 

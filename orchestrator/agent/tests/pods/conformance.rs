@@ -1,8 +1,10 @@
 //! Upstream's conformance tests of a node, played from `testdata/conformance.yaml`.
 
 use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
 
+use futures_util::FutureExt;
 use futures_util::future::join_all;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -130,6 +132,12 @@ async fn pods_behave_as_upstreams_conformance_tests_expect() {
     let service = json!({"metadata": meta, "spec": spec});
     node.api.put("/api/v1/namespaces/default/services/fooservice", service);
     let here = stories.iter().enumerate().filter(|(_, story)| story.elsewhere.is_empty());
-    join_all(here.map(|(index, story)| play(&node, &peer, index, story))).await;
+    let played = join_all(here.map(|(index, story)| {
+        // Every story is played to its end, whatever became of the others.
+        let told = AssertUnwindSafe(play(&node, &peer, index, story)).catch_unwind();
+        told.map(|end| end.err().map(|_| story.name.clone()))
+    }));
+    let failed: Vec<String> = played.await.into_iter().flatten().collect();
     node.kill_agent().await;
+    assert!(failed.is_empty(), "{failed:#?}");
 }

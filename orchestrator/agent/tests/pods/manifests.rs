@@ -30,7 +30,8 @@ async fn a_pod_of_a_file_runs_without_the_api_and_is_shown_in_it() {
 
     // Nobody answers at this address; the pod runs nevertheless.
     node.start_agent_at("http://127.0.0.1:1", settings.clone());
-    node.await_count("web-w1", 1).await;
+    // A start that is cut off counts as one, so it is awaited.
+    node.await_running("web-w1", 1).await;
     node.kill_agent().await;
     assert!(node.api.get(&path("web-w1")).is_none());
 

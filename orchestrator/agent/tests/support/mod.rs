@@ -180,7 +180,7 @@ async fn answer(
     }
     let found = match head.method {
         Method::GET if state.objects.contains_key(&path) => state.objects.get(&path).cloned(),
-        Method::GET if path.ends_with("pods") || path.ends_with("services") => {
+        Method::GET if ["pods", "services", "nodes"].iter().any(|kind| path.ends_with(kind)) => {
             let items: Vec<_> =
                 state.objects.iter().filter(|(key, _)| is_in(key, &path)).map(|(_, v)| v).collect();
             let revision = state.revision.to_string();

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::{
-    FilesystemUsage, ImageSpec, Int64Value, NamespaceOption, PodSandboxConfig, SecurityProfile,
-    UInt64Value,
+    FilesystemUsage, IdMapping, ImageSpec, Int64Value, NamespaceOption, PodSandboxConfig,
+    SecurityProfile, UInt64Value,
 };
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -27,6 +27,10 @@ pub struct Mount {
     pub selinux_relabel: bool,
     #[prost(enumeration = "MountPropagation", tag = "5")]
     pub propagation: i32,
+    #[prost(message, repeated, tag = "6")]
+    pub uid_mappings: Vec<IdMapping>,
+    #[prost(message, repeated, tag = "7")]
+    pub gid_mappings: Vec<IdMapping>,
     #[prost(bool, tag = "8")]
     pub recursive_read_only: bool,
     #[prost(message, optional, tag = "9")]
