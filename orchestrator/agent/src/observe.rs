@@ -61,16 +61,18 @@ pub(crate) async fn pod(shared: &Shared, uid: &str, known: &mut Known) -> Result
         known.kills = shared.slices.kills(uid);
     }
     let mut kills = known.kills;
-    for found in runtime.list_pod_sandbox(request).await?.items {
+    let containers = ContainerFilter { label_selector, ..Default::default() };
+    let containers = ListContainersRequest { filter: Some(containers) };
+    let (sandboxes, containers) =
+        tokio::join!(runtime.list_pod_sandbox(request), runtime.list_containers(containers));
+    for found in sandboxes?.items {
         let ready = found.state() == PodSandboxState::Ready;
         let addresses =
             if ready { addresses(runtime, &found.id, known).await? } else { Vec::new() };
         let attempt = found.metadata.map_or(0, |metadata| metadata.attempt);
         seen.sandboxes.push(Sandbox { id: found.id, attempt, ready, addresses });
     }
-    let filter = ContainerFilter { label_selector, ..Default::default() };
-    let request = ListContainersRequest { filter: Some(filter) };
-    for found in runtime.list_containers(request).await?.containers {
+    for found in containers?.containers {
         if let Some(ended) = known.ended.get(&found.id) {
             seen.containers.push(ended.clone());
             continue;

@@ -3,10 +3,12 @@
 //! A step that fails is noted in the worker's memory and told as an event; when it is tried
 //! again is decided in `node`.
 
+mod fetch;
 mod rights;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use cri::device::Allocation;
 use cri::message::{
@@ -33,13 +35,12 @@ use node::resources::{Limits, limits, overhead, pod_limits};
 use node::seen::Volumes;
 use objects::meta::Object;
 use objects::pod::{Container, Pod};
-use objects::storage::{PersistentVolume, PersistentVolumeClaim};
-use runtime::{ClientError, report, resource};
-use serde::de::DeserializeOwned;
+use runtime::{report, resource};
 use tracing::{debug, info, warn};
-use volumes::{Facts, Problem, Propagation, Source, plan_devices, plan_mounts, plan_volumes};
+use volumes::{Facts, Propagation, plan_devices, plan_mounts, plan_volumes};
 
 use crate::slices::Size as Group;
+use crate::start::fetch::{claims, fetch};
 use crate::start::rights::{namespaces, seccomp, security};
 use crate::token::Tokens;
 use crate::worker::Worker;
@@ -73,11 +74,12 @@ pub(crate) async fn volumes(worker: &mut Worker, pod: &Pod) {
 
 /// Fetches what volumes and variables are made of and writes the volumes.
 pub(crate) async fn prepare_volumes(worker: &mut Worker, pod: &Pod) -> Result<(), String> {
-    let sources = fetch(&worker.shared, pod).await.map_err(|err| report(&err))?;
+    let shared = Arc::clone(&worker.shared);
+    let tokens = worker.materials.tokens.refresh(&shared, pod);
+    // The API answers them side by side.
+    let (sources, (), claims) = tokio::try_join!(fetch(&shared, pod), tokens, claims(&shared, pod))
+        .map_err(|err| report(&err))?;
     worker.materials.sources = sources;
-    let tokens = worker.materials.tokens.refresh(&worker.shared, pod).await;
-    tokens.map_err(|err| report(&err))?;
-    let claims = claims(&worker.shared, pod).await.map_err(|err| report(&err))?;
     let Materials { sources, tokens, .. } = &worker.materials;
     let node = worker.shared.allocatable;
     let facts = Facts {
@@ -92,65 +94,6 @@ pub(crate) async fn prepare_volumes(worker: &mut Worker, pod: &Pod) -> Result<()
     let places = disk::prepare(&worker.shared, pod, planned).await;
     worker.materials.places = places.map_err(|err| report(&err))?;
     Ok(())
-}
-
-/// Follows the claims of the pod's volumes to what they have.
-async fn claims(
-    shared: &Shared,
-    pod: &Pod,
-) -> Result<BTreeMap<String, Result<Source, Problem>>, ClientError> {
-    let mut found = BTreeMap::new();
-    for wanted in volumes::claim::wanted(pod) {
-        let namespace = &pod.metadata.namespace;
-        let claim: Option<PersistentVolumeClaim> =
-            get(shared, &resource::PERSISTENT_VOLUME_CLAIMS, namespace, &wanted.claim).await?;
-        let source = match volumes::claim::bound_to(pod, &wanted, claim.as_ref()) {
-            Err(problem) => Err(problem),
-            Ok(name) => {
-                let volume: Option<PersistentVolume> =
-                    get(shared, &resource::PERSISTENT_VOLUMES, "", &name).await?;
-                let claim = claim.unwrap_or_default();
-                volumes::claim::source_of(&wanted, &claim, volume.as_ref())
-            }
-        };
-        found.insert(wanted.volume, source);
-    }
-    Ok(found)
-}
-
-/// Fetches every config map and secret the pod refers to; one that is absent is left out.
-async fn fetch(shared: &Shared, pod: &Pod) -> Result<Sources, ClientError> {
-    let (files, env) = (volumes::references(pod), node::env::references(pod));
-    let namespace = &pod.metadata.namespace;
-    let mut sources = Sources::default();
-    for name in files.config_maps.union(&env.config_maps) {
-        if let Some(found) = get(shared, &resource::CONFIG_MAPS, namespace, name).await? {
-            sources.config_maps.insert(name.clone(), found);
-        }
-    }
-    for name in files.secrets.union(&env.secrets) {
-        if let Some(found) = get(shared, &resource::SECRETS, namespace, name).await? {
-            sources.secrets.insert(name.clone(), found);
-        }
-    }
-    Ok(sources)
-}
-
-async fn get<T: DeserializeOwned>(
-    shared: &Shared,
-    resource: &resource::Resource,
-    namespace: &str,
-    name: &str,
-) -> Result<Option<T>, ClientError> {
-    match shared.client.get(resource, Some(namespace), name).await {
-        Ok(value) => {
-            let path = format!("{namespace}/{name}");
-            let decoded = serde_json::from_value(value);
-            decoded.map(Some).map_err(|source| ClientError::Decode { path, source })
-        }
-        Err(err) if err.is_not_found() => Ok(None),
-        Err(err) => Err(err),
-    }
 }
 
 /// Makes the pod's sandbox and notes a failure.
@@ -242,10 +185,8 @@ async fn try_start(
     let shared = &worker.shared;
     let name = Some(container.name.as_str());
     let sandbox_config = sandbox_config(shared, pod, 0).await;
-    image::ensure(shared, (pod, container), &sandbox_config)
-        .await
-        .map_err(|err| Failed(err.reason(), report(&err)))?;
-
+    let ensured = image::ensure(shared, (pod, container), &sandbox_config).await;
+    ensured.map_err(|err| Failed(err.reason(), report(&err)))?;
     let addresses = addresses(worker, sandbox).await?;
     if !policy::pass(&shared.config.gate, pod, &addresses).await {
         let message = "network policies are not in force for the pod yet".to_owned();

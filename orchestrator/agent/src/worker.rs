@@ -307,9 +307,13 @@ impl Worker {
             if action == Action::Forget {
                 return self.forget(pod, seen).await;
             }
+            let prepares = action == Action::PrepareVolumes;
             if let Err(err) = self.step(pod, action).await {
                 warn!(uid = self.uid, err, "a step failed; retrying");
                 return Round::Failed;
+            }
+            if prepares && self.memory.volumes != Volumes::Ready {
+                return Round::Again;
             }
         }
         if stops.is_empty() { Round::Again } else { self.stop_all(pod, stops).await }

@@ -41,7 +41,7 @@ pub const LOST_CODE: i32 = 137;
 /// One step for the agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Makes the volumes and writes what is in them.
+    /// Makes the volumes and writes what is in them; without them nothing after it is done.
     PrepareVolumes,
     /// Makes a sandbox.
     RunSandbox {
@@ -425,6 +425,10 @@ fn plan_run(pod: &Pod, seen: &Seen, memory: &Memory, now: Timestamp) -> Plan {
         }
         Volumes::Unknown | Volumes::Failed(_) => {
             plan.actions.push(Action::PrepareVolumes);
+            // The sandbox is made right after them, if they could be had.
+            if keep.is_none() {
+                plan_sandbox(seen, memory, now, &mut plan);
+            }
             return plan;
         }
     }

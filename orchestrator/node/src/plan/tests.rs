@@ -122,7 +122,7 @@ fn check(policy: &str, containers: &str, state: &str, expected: &str) {
 fn a_pod_comes_up_step_by_step() {
     let wanted = pod(spec("Always", "a"), json!({}));
     let plan = plan_pod(&wanted, &Seen::default(), &Memory::default(), at(NOW));
-    assert_eq!(told(&plan), "volumes");
+    assert_eq!(told(&plan), "volumes; sandbox 0");
     check("Always", "ab", "", "sandbox 0");
     check("Always", "ab", "+0", "start a0@s0; start b0@s0");
     check("Always", "ab", "+0 a0:run", "start b0@s0");
@@ -259,7 +259,11 @@ fn failures_are_retried_with_patience() {
     check("", &|memory| memory.blocked = Some("network".into()), "wait 30");
     check("+0", &|memory| memory.blocked = Some("network".into()), "start a0@s0");
     check("", &|memory| memory.fail_volumes("FailedMount", "no".into(), at(NOW)), "wait 1");
-    check("", &|memory| memory.fail_volumes("FailedMount", "no".into(), at(NOW - 1)), "volumes");
+    check(
+        "",
+        &|memory| memory.fail_volumes("FailedMount", "no".into(), at(NOW - 1)),
+        "volumes; sandbox 0",
+    );
 }
 
 #[test]

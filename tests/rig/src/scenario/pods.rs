@@ -6,6 +6,7 @@
 //! answers by `faults`.
 
 mod eviction;
+mod groups;
 mod image;
 mod kill;
 mod policy;
