@@ -137,7 +137,8 @@ impl Default for Settings {
             marks: Marks::default(),
             reserved: Held::default(),
             pods_max: PODS_MAX,
-            slices: true,
+            // Unlike upstream's default: a node gets this when its operator asks for it.
+            slices: false,
             cgroup_root: String::new(),
             enforce_pods: true,
             enforced: Vec::new(),
@@ -408,7 +409,7 @@ mod tests {
             "systemReserved": {"cpu": "100m", "memory": "100Mi"}, "kubeReserved": {"cpu": "0.2"},
             "maxPods": 250, "containerLogMaxSize": "1Mi", "cpuManagerPolicy": "static",
             "shutdownGracePeriod": "30s", "shutdownGracePeriodCriticalPods": "10s",
-            "cgroupRoot": "/all", "enforceNodeAllocatable": ["kube-reserved"],
+            "cgroupsPerQOS": true, "cgroupRoot": "/all", "enforceNodeAllocatable": ["kube-reserved"],
             "kubeReservedCgroup": "/muster.slice",
         }))
         .unwrap();
@@ -441,7 +442,7 @@ mod tests {
             "systemReserved": {"gpu": "1", "cpu": "x"},
             "imageGCHighThresholdPercent": 50, "imageMinimumGCAge": "soon",
             "cpuManagerPolicy": "dynamic", "shutdownGracePeriodCriticalPods": "1s",
-            "cgroupDriver": "systemd", "enforceNodeAllocatable": ["system-reserved", "all"],
+            "cgroupsPerQOS": true, "cgroupDriver": "systemd", "enforceNodeAllocatable": ["system-reserved", "all"],
         }))
         .unwrap_err();
         let told: Vec<String> = mistakes.iter().map(ToString::to_string).collect();

@@ -40,9 +40,10 @@ pub(super) async fn claims(
 pub(super) async fn fetch(shared: &Shared, pod: &Pod) -> Result<Sources, ClientError> {
     let (files, env) = (volumes::references(pod), node::env::references(pod));
     let namespace = &pod.metadata.namespace;
+    let kinds = (resource::CONFIG_MAPS, resource::SECRETS);
     let (config_maps, secrets) = tokio::try_join!(
-        get_all(shared, &resource::CONFIG_MAPS, namespace, &files.config_maps | &env.config_maps),
-        get_all(shared, &resource::SECRETS, namespace, &files.secrets | &env.secrets),
+        get_all(shared, &kinds.0, namespace, &files.config_maps | &env.config_maps),
+        get_all(shared, &kinds.1, namespace, &files.secrets | &env.secrets),
     )?;
     Ok(Sources { config_maps, secrets })
 }
@@ -56,7 +57,7 @@ async fn get_all<T: DeserializeOwned>(
 ) -> Result<BTreeMap<String, T>, ClientError> {
     let one = |name: String| async move {
         let found: Option<T> = get(shared, resource, namespace, &name).await?;
-        Ok((name, found))
+        Ok::<_, ClientError>((name, found))
     };
     let found = try_join_all(names.into_iter().map(one)).await?;
     Ok(found.into_iter().filter_map(|(name, found)| Some((name, found?))).collect())

@@ -50,7 +50,7 @@ async fn pods_are_grouped_by_their_class_and_stay_so() {
     node.kill_agent().await;
     node.cgroups = Some(place.clone());
     let settings = json!({"evictionHard": {}, "imageGCHighThresholdPercent": 100,
-        "cgroupRoot": format!("/{root}"), "podPidsLimit": 100});
+        "cgroupsPerQOS": true, "cgroupRoot": format!("/{root}"), "podPidsLimit": 100});
     let settings = Settings::decode(&settings).unwrap();
     node.start_agent_with(settings.clone());
     let amounts = json!({"cpu": "100m", "memory": "32Mi"});

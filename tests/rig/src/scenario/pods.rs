@@ -6,7 +6,6 @@
 //! answers by `faults`.
 
 mod eviction;
-mod groups;
 mod image;
 mod kill;
 mod policy;

@@ -5,7 +5,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::scenario::pods::groups;
 use crate::scenario::workloads::{LIMIT, Site};
 use crate::wait::{Seen, await_until};
 
@@ -26,7 +25,6 @@ pub(super) fn a_full_disk_costs_the_greediest(site: &Site) -> Result<()> {
     site.exec(HAND, &["nsenter", "-t", "1", "-m", "--", "mount", "-o", &size, "/var"])?;
     site.apply("eaters", include_str!("eaters.yaml"))?;
     site.kubectl.await_pods("app=eaters", 3, LIMIT, |_| true)?;
-    groups::pods_are_grouped_by_class(site, HAND)?;
     let best = await_eviction(site, "best-effort")?;
     let pressed = |node: &Value| condition(node, "DiskPressure") == Some("True");
     site.await_object("the node's pressure", &["get", "node", "b-worker"], pressed)?;
