@@ -163,6 +163,8 @@ impl Worker {
         facts::learn_runtime(&self.shared).await;
         let now = Timestamp::now();
         let Some(pod) = self.pod.clone() else {
+            // The scheduler counts it no more either.
+            self.ledger().release(&self.uid);
             return self.apply(None, &seen, plan_orphan(&seen)).await;
         };
         // A pod with the node's own network needs no other.
