@@ -358,6 +358,7 @@ fn other(server: &Server, path: &str) -> Result<Answer, Status> {
                 .collect();
             let mut text = server.metrics.render(server.store.revision(), &objects);
             text.push_str(&server.fair.render());
+            text.push_str(&server.others.render());
             Ok(respond::whole(200, "text/plain; version=0.0.4", text))
         }
         "/openid/v1/jwks" | "/openid/v1/jwks/" => {

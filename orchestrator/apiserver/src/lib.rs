@@ -182,6 +182,11 @@ impl ApiServer {
         self.address
     }
 
+    /// Adds what another part of this process counts to `/metrics`, in Prometheus' text format.
+    pub fn measure_also(&self, render: impl Fn() -> String + Send + Sync + 'static) {
+        self.server.others.add(render);
+    }
+
     /// Serves until told to stop.
     ///
     /// # Errors

@@ -16,6 +16,23 @@ const BUCKETS: [f64; 23] = [
 /// Linux counts processor time in hundredths of a second for programs, on every architecture.
 const TICKS_PER_SECOND: f64 = 100.0;
 
+/// What other parts of the process count.
+#[derive(Default)]
+pub(crate) struct Others(Mutex<Vec<Box<dyn Fn() -> String + Send + Sync>>>);
+
+impl Others {
+    /// Adds one that renders itself.
+    pub(crate) fn add(&self, render: impl Fn() -> String + Send + Sync + 'static) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(render));
+    }
+
+    /// All of them, one after the other.
+    pub(crate) fn render(&self) -> String {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().map(|render| render()).collect()
+    }
+}
+
 /// What a request is counted under.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Series {

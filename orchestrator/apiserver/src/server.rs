@@ -73,6 +73,8 @@ pub(crate) struct Server {
     /// Held from reading quotas until they and what they count are written.
     pub(crate) quota_writes: tokio::sync::Mutex<()>,
     pub(crate) metrics: Metrics,
+    /// What other parts of the process count.
+    pub(crate) others: crate::metrics::Others,
     pub(crate) limiter: Limiter,
     pub(crate) port: u16,
     pub(crate) background: Background,
@@ -111,6 +113,7 @@ impl Server {
             services,
             quota_writes: tokio::sync::Mutex::new(()),
             metrics: Metrics::default(),
+            others: crate::metrics::Others::default(),
             limiter: Limiter::default(),
             port,
             background: Background::default(),

@@ -38,12 +38,14 @@ pub(crate) fn master(args: MasterArgs) -> Result<()> {
     serve(|stop| async move {
         let server = apiserver::ApiServer::open(stop.clone(), &config).await?;
         let mut tasks: Supervisor<ServiceError> = Supervisor::new(stop.clone());
-        tasks.spawn_fallible("api", async move { ServiceError::of(server.serve().await) });
         if manager.controllers != manager::Choice::none() {
+            let metrics = manager.metrics.clone();
+            server.measure_also(move || metrics.render());
             tasks.spawn_fallible("manager", async move {
                 ServiceError::of(manager::run(stop, manager).await)
             });
         }
+        tasks.spawn_fallible("api", async move { ServiceError::of(server.serve().await) });
         Ok(tasks.join().await?)
     })
 }

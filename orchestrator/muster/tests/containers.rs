@@ -13,6 +13,7 @@
 
 #[path = "../../cri/tests/support/mod.rs"]
 mod containerd;
+mod control;
 mod images;
 
 use std::path::{Path, PathBuf};
