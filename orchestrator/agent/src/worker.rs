@@ -205,12 +205,12 @@ impl Worker {
 
     /// Takes the API's pod, unless our own write is newer.
     fn take_news(&mut self) {
-        let changed = self.news.has_changed().unwrap_or(false);
         let latest = self.news.borrow_and_update().clone();
         let newer = match (&latest, &self.pod) {
             // A file knows no status; that is told by us alone.
             (Some(latest), Some(have)) if is_static(have) => {
                 let status = have.status.clone();
+                let changed = latest.metadata.resource_version != have.metadata.resource_version;
                 let fresh = changed.then(|| Arc::new(Pod { status, ..Pod::clone(latest) }));
                 self.pod = fresh.or_else(|| self.pod.take());
                 false
