@@ -11,14 +11,20 @@
 
 #[path = "pods/amounts.rs"]
 mod amounts;
+#[path = "pods/conformance.rs"]
+mod conformance;
 #[path = "../../cri/tests/support/mod.rs"]
 mod containerd;
 #[path = "pods/devices.rs"]
 mod devices;
 #[path = "pods/driver.rs"]
 mod driver;
+#[path = "pods/manifests.rs"]
+mod manifests;
 #[path = "pods/shutdown.rs"]
 mod shutdown;
+#[path = "pods/slices.rs"]
+mod slices;
 mod support;
 
 use std::path::PathBuf;
@@ -170,6 +176,11 @@ impl Node {
     }
 
     async fn count(&self, name: &str) -> usize {
+        self.containers(name).await.len()
+    }
+
+    /// The states of a pod's containers in the runtime.
+    async fn containers(&self, name: &str) -> Vec<i32> {
         let runtime = Runtime::at(&self.containerd.socket()).unwrap();
         let all = loop {
             match runtime.list_containers(ListContainersRequest::default()).await {
@@ -179,7 +190,32 @@ impl Node {
             tokio::time::sleep(Duration::from_millis(50)).await;
         };
         let key = "io.kubernetes.pod.name";
-        all.containers.iter().filter(|c| c.labels.get(key).is_some_and(|n| n == name)).count()
+        let ours = all.containers.iter().filter(|c| c.labels.get(key).is_some_and(|n| n == name));
+        ours.map(|container| container.state).collect()
+    }
+
+    async fn await_count(&self, name: &str, wanted: usize) {
+        let limit = Instant::now() + LIMIT;
+        loop {
+            let count = self.count(name).await;
+            if count == wanted {
+                return;
+            }
+            assert!(Instant::now() < limit, "{name} has {count} containers, not {wanted}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn await_running(&self, name: &str, wanted: usize) {
+        let limit = Instant::now() + LIMIT;
+        loop {
+            let states = self.containers(name).await;
+            if states.iter().filter(|state| **state == 1).count() == wanted {
+                return;
+            }
+            assert!(Instant::now() < limit, "{name} has containers {states:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     async fn await_log(&self, name: &str, wanted: &str) {
