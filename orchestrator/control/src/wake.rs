@@ -56,10 +56,12 @@ impl Touch {
         self.sides().filter_map(|side| side.as_any().downcast_ref::<T>())
     }
 
-    /// Is one side there and the other not?
+    /// Is an object there that was not, or one gone that was? One that took the other's name
+    /// between two looks is both.
     #[must_use]
     pub fn came_or_went(&self) -> bool {
-        self.before.is_some() != self.after.is_some()
+        let uid = |side: &Option<Arc<dyn Seen>>| side.as_ref().map(|one| one.meta().uid.clone());
+        uid(&self.before) != uid(&self.after)
     }
 }
 
