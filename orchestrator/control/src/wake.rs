@@ -60,8 +60,8 @@ impl Touch {
     /// between two looks is both.
     #[must_use]
     pub fn came_or_went(&self) -> bool {
-        let uid = |side: &Option<Arc<dyn Seen>>| side.as_ref().map(|one| one.meta().uid.clone());
-        uid(&self.before) != uid(&self.after)
+        let before = self.before.as_ref().map(|one| &one.meta().uid);
+        before != self.after.as_ref().map(|one| &one.meta().uid)
     }
 }
 
