@@ -323,15 +323,8 @@ impl Runtime {
     }
 
     async fn ready(&self, call: &'static str) -> Result<Grpc<Channel>, CallError> {
-        let mut client =
-            Grpc::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX);
-        match client.ready().await {
-            Ok(()) => Ok(client),
-            Err(err) => {
-                let message = format!("cannot be reached: {err}");
-                Err(CallError { call, message, code: Code::Unavailable })
-            }
-        }
+        let client = Grpc::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX);
+        ready(call, client).await
     }
 
     async fn unary<Q, A>(
@@ -359,18 +352,36 @@ impl Runtime {
         Q: prost::Message + Send + Sync + 'static,
         A: prost::Message + Default + Send + Sync + 'static,
     {
-        let work = async {
-            let mut client = self.ready(call).await?;
-            let codec = ProstCodec::<Q, A>::default();
-            let path = PathAndQuery::from_static(path);
-            client
-                .unary(request, path, codec)
-                .await
-                .map(tonic::Response::into_inner)
-                .map_err(|status| CallError::new(call, &status))
-        };
+        let work = async { ask(call, self.ready(call).await?, path, request).await };
         within(call, limit, work).await
     }
+}
+
+/// Waits until a call can be sent.
+pub(crate) async fn ready(
+    call: &'static str,
+    mut client: Grpc<Channel>,
+) -> Result<Grpc<Channel>, CallError> {
+    match client.ready().await {
+        Ok(()) => Ok(client),
+        Err(err) => Err(CallError::unavailable(call, format!("cannot be reached: {err}"))),
+    }
+}
+
+/// Sends a request and takes its one answer.
+pub(crate) async fn ask<Q, A>(
+    call: &'static str,
+    mut client: Grpc<Channel>,
+    path: &'static str,
+    request: Request<Q>,
+) -> Result<A, CallError>
+where
+    Q: prost::Message + Send + Sync + 'static,
+    A: prost::Message + Default + Send + Sync + 'static,
+{
+    let codec = ProstCodec::<Q, A>::default();
+    let answer = client.unary(request, PathAndQuery::from_static(path), codec).await;
+    answer.map(tonic::Response::into_inner).map_err(|status| CallError::new(call, &status))
 }
 
 /// Gives an answer so much time.

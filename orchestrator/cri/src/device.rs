@@ -24,7 +24,7 @@ use tonic_prost::ProstCodec;
 use tower::service_fn;
 use tracing::debug;
 
-use crate::client::{CallError, ConnectError};
+use crate::client::{CallError, ConnectError, ask, ready};
 use crate::message::{CdiDevice, Device as ContainerDevice, KeyValue, Mount};
 
 /// The version of the API that is spoken.
@@ -326,11 +326,7 @@ impl Plugin {
     }
 
     async fn ready(&self, call: &'static str) -> Result<Grpc<Channel>, CallError> {
-        let mut client = Grpc::new(self.channel.clone());
-        match client.ready().await {
-            Ok(()) => Ok(client),
-            Err(err) => Err(CallError::unavailable(call, format!("cannot be reached: {err}"))),
-        }
+        ready(call, Grpc::new(self.channel.clone())).await
     }
 
     async fn unary<Q, A>(
@@ -343,13 +339,7 @@ impl Plugin {
         Q: prost::Message + Send + Sync + 'static,
         A: prost::Message + Default + Send + Sync + 'static,
     {
-        let work = async {
-            let mut client = self.ready(call).await?;
-            let codec = ProstCodec::<Q, A>::default();
-            let answer =
-                client.unary(Request::new(request), PathAndQuery::from_static(path), codec).await;
-            answer.map(Response::into_inner).map_err(|status| CallError::new(call, &status))
-        };
+        let work = async { ask(call, self.ready(call).await?, path, Request::new(request)).await };
         tokio::time::timeout(LIMIT, work).await.unwrap_or_else(|_| {
             let message = format!("no answer within {} s", LIMIT.as_secs());
             Err(CallError::unavailable(call, message))
