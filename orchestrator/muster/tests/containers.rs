@@ -41,6 +41,20 @@ fn roomy() -> Settings {
     Settings::decode(&value).unwrap()
 }
 
+/// An API server with its data here, on a port of its own.
+async fn open_api(data: &Path) -> apiserver::ApiServer {
+    let config = apiserver::Config {
+        data_dir: data.to_owned(),
+        listen: "127.0.0.1:0".parse().unwrap(),
+        advertise: Vec::new(),
+        service_cidr: "172.21.0.0/24".parse().unwrap(),
+        storage: apiserver::Storage::Embedded,
+        identity: apiserver::Identity::default(),
+        toleration_seconds: Some(300),
+    };
+    apiserver::ApiServer::open(CancellationToken::new(), &config).await.unwrap()
+}
+
 /// A cluster of one node.
 struct Cluster {
     containerd: Containerd,
@@ -53,16 +67,7 @@ impl Cluster {
     async fn start() -> Option<Self> {
         let containerd = Containerd::start()?;
         let data = tempfile::tempdir().unwrap();
-        let api = apiserver::Config {
-            data_dir: data.path().to_owned(),
-            listen: "127.0.0.1:0".parse().unwrap(),
-            advertise: Vec::new(),
-            service_cidr: "172.21.0.0/24".parse().unwrap(),
-            storage: apiserver::Storage::Embedded,
-            identity: apiserver::Identity::default(),
-            toleration_seconds: Some(300),
-        };
-        let server = apiserver::ApiServer::open(CancellationToken::new(), &api).await.unwrap();
+        let server = open_api(data.path()).await;
         let mut tasks = JoinSet::new();
         let address = server.address();
         tasks.spawn(async move { server.serve().await.unwrap() });
@@ -443,16 +448,7 @@ async fn every_kubectl_reaches_into_containers() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hollow_nodes_take_pods_and_give_them_back() {
     let data = tempfile::tempdir().unwrap();
-    let api = apiserver::Config {
-        data_dir: data.path().to_owned(),
-        listen: "127.0.0.1:0".parse().unwrap(),
-        advertise: Vec::new(),
-        service_cidr: "172.21.0.0/24".parse().unwrap(),
-        identity: apiserver::Identity::default(),
-        toleration_seconds: Some(300),
-        storage: apiserver::Storage::Embedded,
-    };
-    let server = apiserver::ApiServer::open(CancellationToken::new(), &api).await.unwrap();
+    let server = open_api(data.path()).await;
     let mut tasks = JoinSet::new();
     tasks.spawn(async move { server.serve().await.unwrap() });
     let kubeconfig = data.path().join("admin.kubeconfig");

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::{DAY, LIMIT};
+use super::{DAY, LIMIT, open_api};
 
 const DEFINITIONS: Resource = Resource::cluster(
     "apiextensions.k8s.io",
@@ -32,16 +32,7 @@ struct Site {
 impl Site {
     async fn start() -> Self {
         let data = tempfile::tempdir().unwrap();
-        let config = apiserver::Config {
-            data_dir: data.path().to_owned(),
-            listen: "127.0.0.1:0".parse().unwrap(),
-            advertise: Vec::new(),
-            service_cidr: "172.21.0.0/24".parse().unwrap(),
-            storage: apiserver::Storage::Embedded,
-            identity: apiserver::Identity::default(),
-            toleration_seconds: Some(300),
-        };
-        let server = apiserver::ApiServer::open(CancellationToken::new(), &config).await.unwrap();
+        let server = open_api(data.path()).await;
         let mut tasks = JoinSet::new();
         tasks.spawn(async move { server.serve().await.unwrap() });
         let admin = Client::from_kubeconfig(data.path().join("admin.kubeconfig")).unwrap();
