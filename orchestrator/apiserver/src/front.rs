@@ -8,12 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use runtime::pki::{self, Authority, Identity, PkiError, Sans, Secret, Subject, Usage};
+use runtime::trust;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 use serde_json::{Value, json};
-
-use crate::proxy::AnyCertificate;
 
 /// The authority outlives the machines.
 const AUTHORITY_LIFETIME: Duration = Duration::from_secs(20 * 365 * 86_400);
@@ -54,15 +53,15 @@ impl FrontProxy {
     ///
     /// In words, when the authorities cannot be read.
     pub(crate) fn tls(&self, bundle: Option<&[u8]>) -> Result<ClientConfig, String> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
-            .with_safe_default_protocol_versions()
-            .map_err(|err| err.to_string())?;
         let builder = match bundle {
-            Some(bundle) => builder.with_root_certificates(roots(bundle)?),
-            None => builder
-                .dangerous()
-                .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider))),
+            Some(bundle) => {
+                let provider = Arc::new(rustls::crypto::ring::default_provider());
+                let builder = ClientConfig::builder_with_provider(provider)
+                    .with_safe_default_protocol_versions()
+                    .map_err(|err| err.to_string())?;
+                builder.with_root_certificates(roots(bundle)?)
+            }
+            None => trust::anyone().map_err(|err| err.to_string())?,
         };
         let chain: Vec<CertificateDer<'static>> =
             CertificateDer::pem_slice_iter(self.identity.cert_pem.as_bytes())

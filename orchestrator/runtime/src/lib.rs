@@ -16,6 +16,7 @@ pub mod pki;
 pub mod resource;
 pub mod supervise;
 pub mod telemetry;
+pub mod trust;
 
 pub use cache::Cache;
 pub use client::{Client, ClientConfig, ClientError, Identity, Retry};
