@@ -8,7 +8,7 @@ use objects::kind::{self, Kind};
 
 use crate::action::Steps;
 use crate::garbage::Graph;
-use crate::lifecycle::Heartbeats;
+use crate::lifecycle::{Heartbeats, ZoneFigures};
 use crate::scaling::Recommendations;
 use crate::view::{Key, View};
 use crate::wake::{Touch, Wake, Woken, nodes_of_pod, same_name};
@@ -125,7 +125,7 @@ impl Controller {
         if self.remembers == Remembers::Heartbeats {
             let changed: Vec<Key> = keys.iter().cloned().collect();
             let some = (!everywhere).then_some(changed.as_slice());
-            memory.heartbeats.observe(view, some, now);
+            keys.extend(memory.heartbeats.observe(view, some, now));
         }
         if self.remembers == Remembers::Scaling {
             memory.scaling.observe(view, now);
@@ -135,6 +135,12 @@ impl Controller {
 }
 
 impl Memory {
+    /// Every failure zone in numbers; none for whoever does not look after nodes.
+    #[must_use]
+    pub fn zones(&self) -> Vec<ZoneFigures> {
+        self.heartbeats.zones()
+    }
+
     fn note(&mut self, view: &mut View, news: &News) -> BTreeSet<Key> {
         // The view's own hold on the graph would make this a copy.
         view.graph = Arc::default();

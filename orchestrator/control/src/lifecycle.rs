@@ -2,10 +2,13 @@
 //!
 //! A node is alive as long as its lease or status moves, by *our* clock: clocks of machines
 //! that just booted may be wrong. Silence makes `Ready` Unknown, taints the node, and after
-//! each pod's own patience deletes its pods, so that others take their place. When no node at
-//! all is ready, nothing is evicted: then it is us, or the network, that is broken.
+//! each pod's own patience deletes its pods, so that others take their place. How many nodes may
+//! lose their pods at a time is `zone`'s to say; when no node at all is ready, none does: then it
+//! is us, or the network, that is broken.
 
-use std::collections::BTreeMap;
+mod zone;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
@@ -18,6 +21,8 @@ use serde_json::{Value, json};
 use crate::action::{Action, Note, Steps, Target};
 use crate::view::{Key, View};
 use crate::wake::Touch;
+
+pub use zone::{Verdicts, ZoneFigures};
 
 /// Taint of nodes that say they are not ready.
 pub const NOT_READY: &str = "node.kubernetes.io/not-ready";
@@ -55,6 +60,7 @@ pub fn node_of_lease(_view: &View, touch: &Touch) -> Vec<Key> {
 pub struct Heartbeats {
     signs: BTreeMap<String, Sign>,
     seen: Arc<BTreeMap<String, Timestamp>>,
+    zones: zone::Zones,
     /// When no node at all was ready last.
     dark: Option<Timestamp>,
 }
@@ -63,50 +69,62 @@ pub struct Heartbeats {
 type Sign = (Option<Timestamp>, Option<Timestamp>);
 
 impl Heartbeats {
-    /// Takes note of what moved since the last look and tells the view.
+    /// Takes note of what moved since the last look and tells the view; returns the nodes that
+    /// must be looked at because of others.
     ///
     /// A node seen for the first time counts as alive now: after a restart of ours every node
     /// gets its full grace. `changed` are the nodes to look at; `None` means all of them.
-    pub fn observe(&mut self, view: &mut View, changed: Option<&[Key]>, now: Timestamp) {
-        let seen = Arc::make_mut(&mut self.seen);
+    pub fn observe(
+        &mut self,
+        view: &mut View,
+        changed: Option<&[Key]>,
+        now: Timestamp,
+    ) -> BTreeSet<Key> {
         match changed {
-            Some(keys) => {
-                for key in keys {
-                    hear(view, &key.name, now, &mut self.signs, seen);
-                }
-            }
+            Some(keys) => keys.iter().for_each(|key| self.hear(view, &key.name, now)),
             None => {
                 let gone = |name: &String| view.nodes.get("", name).is_none();
-                let lost: Vec<String> = seen.keys().filter(|name| gone(name)).cloned().collect();
+                let lost: Vec<String> =
+                    self.seen.keys().filter(|name| gone(name)).cloned().collect();
                 for name in view.nodes.iter().map(|node| &node.metadata.name).chain(&lost) {
-                    hear(view, name, now, &mut self.signs, seen);
+                    self.hear(view, name, now);
                 }
             }
         }
-        if !view.nodes.iter().any(|node| node.is_ready()) {
+        let was_dark = self.zones.verdicts().all_dark;
+        let concerned = self.zones.turn(&view.settings.zones, now);
+        view.verdicts = self.zones.verdicts();
+        if view.verdicts.all_dark {
             self.dark = Some(now);
+        } else if was_dark {
+            // Those who come back last have their full grace to do so.
+            Arc::make_mut(&mut self.seen).values_mut().for_each(|at| *at = now);
         }
         view.heartbeats = Arc::clone(&self.seen);
         view.dark = self.dark;
+        concerned
     }
-}
 
-fn hear(
-    view: &View,
-    name: &str,
-    now: Timestamp,
-    signs: &mut BTreeMap<String, Sign>,
-    seen: &mut BTreeMap<String, Timestamp>,
-) {
-    let Some(node) = view.nodes.get("", name) else {
-        signs.remove(name);
-        seen.remove(name);
-        return;
-    };
-    let sign = sign(view, node);
-    if signs.get(name) != Some(&sign) {
-        signs.insert(name.to_owned(), sign);
-        seen.insert(name.to_owned(), now);
+    /// Every failure zone in numbers.
+    #[must_use]
+    pub fn zones(&self) -> Vec<ZoneFigures> {
+        self.zones.figures()
+    }
+
+    fn hear(&mut self, view: &View, name: &str, now: Timestamp) {
+        let node = view.nodes.get("", name);
+        self.zones.note(name, node.map(|node| &**node), now);
+        let seen = Arc::make_mut(&mut self.seen);
+        let Some(node) = node else {
+            self.signs.remove(name);
+            seen.remove(name);
+            return;
+        };
+        let sign = sign(view, node);
+        if self.signs.get(name) != Some(&sign) {
+            self.signs.insert(name.to_owned(), sign);
+            seen.insert(name.to_owned(), now);
+        }
     }
 }
 
@@ -131,7 +149,7 @@ pub fn reconcile(view: &View, key: &Key, now: Timestamp) -> Steps {
     if silent && tell_silence(node, now, &mut steps) {
         return steps;
     }
-    taint(node, now, &mut steps);
+    taint(view, node, now, &mut steps);
     let health = Health::of(node);
     if health == Health::Unknown {
         tell_pods(view, node, now, &mut steps);
@@ -225,13 +243,22 @@ fn tell_silence(node: &Node, now: Timestamp, steps: &mut Steps) -> bool {
 }
 
 /// Keeps the taints that follow from conditions; others are the operator's.
-fn taint(node: &Node, now: Timestamp, steps: &mut Steps) {
+///
+/// The one that costs pods comes when it is the node's turn, stays as long as the node is not
+/// ready, and goes from all nodes while none is.
+fn taint(view: &View, node: &Node, now: Timestamp, steps: &mut Steps) {
     let health = Health::of(node);
-    let mut wanted: Vec<(&str, &str)> = match health {
-        Health::Ready => vec![],
-        Health::NotReady => vec![(NOT_READY, "NoSchedule"), (NOT_READY, "NoExecute")],
-        Health::Unknown => vec![(UNREACHABLE, "NoSchedule"), (UNREACHABLE, "NoExecute")],
-    };
+    let mut wanted: Vec<(&str, &str)> = Vec::new();
+    if health != Health::Ready {
+        let key = if health == Health::Unknown { UNREACHABLE } else { NOT_READY };
+        wanted.push((key, "NoSchedule"));
+        let (name, verdicts) = (&node.metadata.name, &view.verdicts);
+        if zone::is_given_up(node) || verdicts.given_up.contains(name) {
+            wanted.extend((!verdicts.all_dark).then_some((key, "NoExecute")));
+        } else if let Some(turn) = verdicts.turns.get(name) {
+            steps.look_again(*turn);
+        }
+    }
     if node.spec.unschedulable {
         wanted.push((UNSCHEDULABLE, "NoSchedule"));
     }
@@ -299,9 +326,11 @@ fn tell_pods(view: &View, node: &Node, now: Timestamp, steps: &mut Steps) {
 
 /// Deletes pods that do not bear the node's state any longer.
 fn evict(view: &View, node: &Node, health: Health, now: Timestamp, steps: &mut Steps) {
-    // A node that has just come back still carries the taint of its silence.
+    // A node that has just come back still carries the taint of its silence, and so do all when
+    // suddenly none is ready.
     let stale = |taint: &Taint| {
-        health == Health::Ready && [NOT_READY, UNREACHABLE].contains(&taint.key.as_str())
+        let ours = [NOT_READY, UNREACHABLE].contains(&taint.key.as_str());
+        ours && (health == Health::Ready || view.verdicts.all_dark)
     };
     let taints = node.spec.taints.iter();
     let taints: Vec<&Taint> =
@@ -309,7 +338,6 @@ fn evict(view: &View, node: &Node, health: Health, now: Timestamp, steps: &mut S
     if taints.is_empty() && health != Health::Unknown {
         return;
     }
-    let any_ready = view.nodes.iter().any(|one| one.is_ready());
     for pod in view.pods_on(&node.metadata.name) {
         if pod.metadata.is_deleting() {
             remove_dead(pod, node, health, now, steps);
@@ -319,7 +347,7 @@ fn evict(view: &View, node: &Node, health: Health, now: Timestamp, steps: &mut S
             continue;
         }
         match patience(view, pod, &taints) {
-            Patience::For(since, limit) if any_ready => {
+            Patience::For(since, limit) => {
                 let due = since.checked_add(limit).unwrap_or(Timestamp::MAX);
                 if now >= due {
                     steps.push(eviction(pod, now));
@@ -327,7 +355,7 @@ fn evict(view: &View, node: &Node, health: Health, now: Timestamp, steps: &mut S
                     steps.look_again(due);
                 }
             }
-            Patience::For(..) | Patience::Forever => (),
+            Patience::Forever => (),
         }
     }
 }

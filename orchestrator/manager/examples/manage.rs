@@ -26,8 +26,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
             key: dir.join("pki/ca.key"),
         }),
         timings,
+        zones: manager::ZoneRules::default(),
         controllers: manager::Choice::default(),
         metrics: manager::Metrics::default(),
+        window: None,
         load_balancer_pools: Vec::new(),
         scheduler: control::scheduler::Config::default(),
     };

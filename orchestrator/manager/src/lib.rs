@@ -25,8 +25,10 @@ mod metrics;
 mod scheduling;
 mod signer;
 mod usage;
+mod window;
 mod worker;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -63,10 +65,14 @@ pub struct Config {
     pub authority: Option<Authority>,
     /// How long the cluster waits before it acts on a silent node.
     pub timings: Timings,
+    /// How fast nodes that are not ready lose their pods.
+    pub zones: ZoneRules,
     /// Which controllers run.
     pub controllers: Choice,
     /// Where they count what they do.
     pub metrics: Metrics,
+    /// Where health and metrics are served, for a manager by itself; `None` serves them nowhere.
+    pub window: Option<SocketAddr>,
     /// Ranges that services of type `LoadBalancer` get addresses from.
     pub load_balancer_pools: Vec<ipnet::IpNet>,
     /// How the scheduler is set up.
@@ -79,6 +85,7 @@ impl Config {
         Settings {
             node_monitor_grace_period: seconds(self.timings.node_monitor_grace_period_seconds),
             pod_eviction_timeout: seconds(self.timings.pod_eviction_timeout_seconds),
+            zones: self.zones,
             load_balancer_pools: self.load_balancer_pools.clone(),
             root_ca: self.root_ca(),
             ..Settings::default()
@@ -120,6 +127,15 @@ pub enum RunError {
         #[source]
         source: signer::SignerError,
     },
+    /// Health and metrics cannot be served.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// A task ended that should not have.
     #[error("the manager cannot go on")]
     Task(#[source] Box<TaskFailed<leader::LeaseLost>>),
@@ -127,6 +143,7 @@ pub enum RunError {
 
 pub use choice::{Choice, UnknownController, names};
 pub use control::scheduler::Config as SchedulerConfig;
+pub use control::view::ZoneRules;
 pub use leader::LeaseLost;
 pub use metrics::{Meter, Metrics};
 pub use scheduling::{ScheduleError, SetupError, Stopwatch, read_scheduler_config, schedule};
@@ -151,6 +168,12 @@ pub async fn run(stop: CancellationToken, config: Config) -> Result<(), RunError
     let signer = config.authority.as_ref().map(load).transpose()?;
     let mut tasks = Supervisor::new(stop.child_token());
     let stop = tasks.stop();
+    if let Some(address) = config.window {
+        let opened = window::open(address).await;
+        let listener = opened.map_err(|source| RunError::Listen { address, source })?;
+        let watched = window::serve(stop.clone(), listener, config.metrics.clone());
+        tasks.spawn("health and metrics", watched);
+    }
     if let Some(name) = config.controllers.lease() {
         let Some(lease) = leader::acquire(&stop, &client, &config.identity(), name).await else {
             return Ok(());

@@ -1,11 +1,13 @@
 //! Four numbers per controller: rounds, actions, failures, age of the oldest unconverged key; and
-//! of the scheduler what upstream's dashboards look at, under upstream's names.
+//! of the scheduler and of failure zones what upstream's dashboards look at, under upstream's
+//! names.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use control::lifecycle::ZoneFigures;
 use control::scheduler::Pending;
 
 /// Upper bounds of the times of decisions, in seconds; upstream's, as far as they are of use here.
@@ -111,6 +113,7 @@ pub struct Meter {
     actions: AtomicU64,
     failures: AtomicU64,
     oldest: Mutex<Option<Instant>>,
+    zones: Mutex<Vec<ZoneFigures>>,
 }
 
 impl Meter {
@@ -122,6 +125,35 @@ impl Meter {
 
     pub(crate) fn failed(&self, count: u64) {
         self.failures.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// Notes how failure zones are.
+    pub(crate) fn count_zones(&self, zones: Vec<ZoneFigures>) {
+        *self.zones.lock().unwrap_or_else(PoisonError::into_inner) = zones;
+    }
+
+    /// Spec: the metrics of upstream's node lifecycle controller.
+    fn render_zones(&self) -> String {
+        let zones = self.zones.lock().unwrap_or_else(PoisonError::into_inner);
+        let health = |zone: &ZoneFigures| {
+            let well = zone.nodes.saturating_sub(zone.unready);
+            (100 * well).checked_div(zone.nodes).unwrap_or(100)
+        };
+        let mut text = String::new();
+        let mut row = |name: &str, kind: &str, number: &dyn Fn(&ZoneFigures) -> String| {
+            let name = format!("node_collector_{name}");
+            text += &format!("# TYPE {name} {kind}\n");
+            for zone in &*zones {
+                text += &format!("{name}{{zone=\"{}\"}} {}\n", zone.zone, number(zone));
+            }
+        };
+        if !zones.is_empty() {
+            row("zone_size", "gauge", &|zone| zone.nodes.to_string());
+            row("zone_health", "gauge", &|zone| health(zone).to_string());
+            row("unhealthy_nodes_in_zone", "gauge", &|zone| zone.unready.to_string());
+            row("evictions_total", "counter", &|zone| zone.evictions.to_string());
+        }
+        text
     }
 
     /// Rounds, actions, failures so far.
@@ -177,6 +209,7 @@ impl Metrics {
                 text += &format!("muster_controller_{what}{{controller=\"{name}\"}} {number}\n");
             }
         }
+        text.extend(meters.values().map(|meter| meter.render_zones()));
         text += &self.scheduler.render();
         text
     }
@@ -202,6 +235,24 @@ mod tests {
             "scheduler_scheduling_attempt_duration_seconds_count{result=\"unschedulable\"} 1",
         ] {
             assert!(text.lines().any(|one| one == line), "{line} is not in {text}");
+        }
+    }
+
+    #[test]
+    fn failure_zones_are_told_under_upstreams_names() {
+        let metrics = Metrics::default();
+        let zone = "rack-1".to_owned();
+        let figures = ZoneFigures { zone, nodes: 8, unready: 2, evictions: 5 };
+        metrics.of("node-controller").count_zones(vec![figures]);
+        let text = metrics.render();
+        for (name, number) in [
+            ("zone_size", 8),
+            ("zone_health", 75),
+            ("unhealthy_nodes_in_zone", 2),
+            ("evictions_total", 5),
+        ] {
+            let line = format!("node_collector_{name}{{zone=\"rack-1\"}} {number}\n");
+            assert!(text.contains(&line), "{line} is not in {text}");
         }
     }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use control::action::{Action, Note, Steps, Target};
-use control::controller::{Controller, Memory};
+use control::controller::{Controller, Memory, Remembers};
 use control::view::{Key, Settings, View};
 use jiff::{SignedDuration, Timestamp};
 use runtime::backoff::Backoff;
@@ -223,6 +223,9 @@ impl World for Worker {
         self.hand.look_around(self.controller, &mut view).await;
         let now = Timestamp::now();
         let woken = self.controller.wake(&mut view, &news, &mut self.memory, now);
+        if self.controller.remembers == Remembers::Heartbeats {
+            self.meter.count_zones(self.memory.zones());
+        }
         let instant = Instant::now();
         for key in woken {
             self.dirty.entry(key).or_insert(instant);

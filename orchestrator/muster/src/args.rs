@@ -286,6 +286,9 @@ pub(crate) struct ManagerArgs {
     /// The authority's key
     #[arg(long, value_name = "FILE", requires = "ca_cert")]
     pub ca_key: Option<PathBuf>,
+    /// Serve /healthz and /metrics there, without a login, as in 127.0.0.1:10257
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub metrics_listen: Option<std::net::SocketAddr>,
     #[command(flatten)]
     pub control: ControlArgs,
 }
@@ -308,6 +311,8 @@ pub(crate) struct ControlArgs {
     /// How long pods stay on an unreachable node, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     pub pod_eviction_timeout: u32,
+    #[command(flatten)]
+    pub zones: crate::zones::ZoneArgs,
 }
 
 /// Where a master keeps the objects.

@@ -63,8 +63,10 @@ fn manager_config(
             node_monitor_grace_period_seconds: args.node_monitor_grace_period,
             pod_eviction_timeout_seconds: args.pod_eviction_timeout,
         },
+        zones: args.zones.rules(),
         controllers: manager::Choice::parse(&args.controllers)?,
         metrics: manager::Metrics::default(),
+        window: None,
         load_balancer_pools: args.load_balancer_pool.clone(),
         scheduler: read.transpose()?.unwrap_or_default(),
     })
@@ -75,6 +77,7 @@ pub(crate) fn manager(args: ManagerArgs) -> Result<()> {
     let files = args.ca_cert.zip(args.ca_key);
     let authority = files.map(|(cert, key)| manager::Authority { cert, key });
     let config = manager_config(&args.control, args.kubeconfig, authority)?;
+    let config = manager::Config { window: args.metrics_listen, ..config };
     serve(|stop| async move { Ok(manager::run(stop, config).await?) })
 }
 

@@ -23,6 +23,7 @@ mod status;
 mod store;
 mod up;
 mod waterfall;
+mod zones;
 
 use std::io::Write;
 use std::process::ExitCode;

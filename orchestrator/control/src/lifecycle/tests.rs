@@ -197,3 +197,36 @@ fn a_node_that_says_it_is_not_ready_is_talked_of_and_one_without_network_closed(
     );
     assert!(world.told.iter().any(|line| line.starts_with("NodeNotReady Node a")));
 }
+
+#[test]
+fn nodes_of_one_zone_are_given_up_one_after_the_other() {
+    let mut world = world();
+    for name in ["c", "d", "e"] {
+        world.add_node(name, "r1");
+    }
+    world.settle(&[]);
+    let lost = |world: &World| -> Vec<String> {
+        let nodes = world.all::<Node>().into_iter();
+        nodes.filter(zone::is_given_up).map(|node| node.metadata.name).collect()
+    };
+    // Two of four: a node in ten seconds; the first at once.
+    world.pass(20, &["c", "d"]);
+    assert_eq!(lost(&world), ["c"]);
+    world.pass(5, &["c", "d"]);
+    assert_eq!(lost(&world), ["c"]);
+    world.pass(5, &["c", "d"]);
+    assert_eq!(lost(&world), ["c", "d"]);
+    // Three of four: perhaps it is the zone, so nobody else goes.
+    world.pass(60, &["a", "c", "d"]);
+    assert_eq!(lost(&world), ["c", "d"]);
+    let silent = node(&world, "a").spec.taints;
+    assert_eq!(silent.iter().map(|one| one.effect.as_str()).collect::<Vec<_>>(), ["NoSchedule"]);
+    // All of the zone, and another answers: it is the zone, and its pods go elsewhere.
+    world.pass(60, &["a", "c", "d", "e"]);
+    assert_eq!(lost(&world), ["a", "c", "d", "e"]);
+    // Nobody anywhere: all is taken back.
+    world.pass(30, &["a", "b", "c", "d", "e"]);
+    assert_eq!(lost(&world), Vec::<String>::new());
+    world.pass(5, &[]);
+    assert!(world.all::<Node>().iter().all(|node| node.spec.taints.is_empty()));
+}

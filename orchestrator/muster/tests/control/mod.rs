@@ -48,8 +48,10 @@ impl Site {
                 node_monitor_grace_period_seconds: 40,
                 pod_eviction_timeout_seconds: 300,
             },
+            zones: manager::ZoneRules::default(),
             controllers: manager::Choice::parse(controllers).unwrap(),
             metrics: manager::Metrics::default(),
+            window: None,
             load_balancer_pools: Vec::new(),
             scheduler: manager::SchedulerConfig::default(),
         };
