@@ -47,6 +47,8 @@ pub struct BuildConfig {
     pub init: PathBuf,
     /// The static `pause` binary.
     pub pause: PathBuf,
+    /// The static `muster-cni` binary.
+    pub plugin: PathBuf,
     /// zstd level of the root: 6 while developing, 15 for a release.
     pub compression_level: u32,
     /// Time stamp of every file, in seconds since 1970; the one clock of a build.

@@ -41,12 +41,14 @@ pub(crate) fn build(
 ) -> Result<Root, BuildError> {
     let muster = read_file(&config.muster)?;
     let pause = read_file(&config.pause)?;
+    let plugin = read_file(&config.plugin)?;
     let numbers =
         format!("{} {} {}", config.compression_level, config.epoch, files::digest_input(config))
-            + "root 4";
+            + "root 5";
     let key = Key::of(&[
         &Sha256::digest(&muster),
         &Sha256::digest(&pause),
+        &Sha256::digest(&plugin),
         base.key.bytes(),
         modules.key.bytes(),
         downloads.key.bytes(),
@@ -64,7 +66,7 @@ pub(crate) fn build(
     for (path, node) in modules.root_tree()?.nodes {
         tree.put(&path, node);
     }
-    files::add(&mut tree, config, muster);
+    files::add(&mut tree, config, muster, plugin);
     let images = oci::archive(pause, downloads.busybox()?, config.epoch)?;
     tree.file("usr/share/muster/images/muster.tar", 0o644, images);
     tree.add_parents();

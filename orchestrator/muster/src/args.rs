@@ -157,7 +157,7 @@ pub(crate) struct ImageBuildArgs {
     /// Where downloaded packages and finished stages are kept
     #[arg(long, value_name = "DIR", default_value = "target/image-cache")]
     pub cache: PathBuf,
-    /// The directory of the static programs `init` and `pause` [default: beside muster]
+    /// The directory of the static `init`, `pause` and `muster-cni` [default: beside muster]
     #[arg(long, value_name = "DIR")]
     pub programs: Option<PathBuf>,
     /// zstd level of the root image: 6 builds fast, 15 is for releases

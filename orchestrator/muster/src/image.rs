@@ -37,6 +37,7 @@ fn build(args: &ImageBuildArgs) -> Result<()> {
         muster: own,
         init: programs.join("init"),
         pause: programs.join("pause"),
+        plugin: programs.join("muster-cni"),
         compression_level: args.level,
         epoch: builder::EPOCH_DEFAULT,
         version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -43,9 +43,8 @@ const DIRECTORIES: [(&str, u32); 14] = [
 ];
 
 /// Link and target.
-const LINKS: [(&str, &str); 6] = [
-    ("opt/cni/bin/loopback", "/usr/bin/muster"),
-    ("opt/cni/bin/muster-cni", "/usr/bin/muster"),
+const LINKS: [(&str, &str); 5] = [
+    ("opt/cni/bin/loopback", "muster-cni"),
     ("usr/bin/init", "/usr/lib/systemd/systemd"),
     ("usr/lib/systemd/system/default.target", "muster.target"),
     ("usr/sbin/poweroff", "../bin/systemctl"),
@@ -58,7 +57,7 @@ pub(crate) fn digest_input(config: &BuildConfig) -> String {
 }
 
 /// Adds our files to the tree.
-pub(crate) fn add(tree: &mut Tree, config: &BuildConfig, muster: Vec<u8>) {
+pub(crate) fn add(tree: &mut Tree, config: &BuildConfig, muster: Vec<u8>, plugin: Vec<u8>) {
     for (path, mode) in DIRECTORIES {
         tree.directory(path, mode);
     }
@@ -69,6 +68,8 @@ pub(crate) fn add(tree: &mut Tree, config: &BuildConfig, muster: Vec<u8>) {
         tree.link(path, target);
     }
     tree.file("usr/bin/muster", 0o755, muster);
+    // Started twice for every pod: `muster` would do, and take longer to start than to work.
+    tree.file("opt/cni/bin/muster-cni", 0o755, plugin);
     tree.text("etc/machine-id", "");
     tree.text("etc/fstab", "");
     let release =

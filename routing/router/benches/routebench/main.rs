@@ -1,8 +1,8 @@
 //! What routing costs and how fast it heals, each figure beside its peer in the same run.
 //!
-//! `cargo bench -p router --bench routebench -- [failover] [crowd[=N]] [path] [wiring]`: all four
-//! unless some are named. Everything is built of network namespaces of its own, with the real
-//! BIRD, router and plugin; no root is needed.
+//! `cargo bench -p router --bench routebench -- [failover] [crowd[=N]] [path] [wiring[=PROGRAM,...]]`:
+//! all four unless some are named. Everything is built of network namespaces of its own, with the
+//! real BIRD, router and plugin; no root is needed.
 //!
 //! - `failover`: traffic from a pod, and to an address that two nodes announce; a router or a node
 //!   falls silent with its carrier up. Printed is the longest gap that any of some flows sees, for
@@ -10,7 +10,8 @@
 //! - `crowd`: N nodes (200) and two reflectors start; then one more does.
 //! - `path`: a round trip and the processor's time for a packet from pod to pod, by plain routes,
 //!   by VXLAN, and by a tunnel that a program forwards.
-//! - `wiring`: the plugin's ADD and DEL, beside the same work by `ip`.
+//! - `wiring`: the plugin's ADD and DEL, beside the same work by `ip`; and by each of the programs
+//!   that are named, with its start.
 //!
 //! *Limits*: no real cards; a busy machine shows in every time, and in gaps above all.
 
@@ -68,8 +69,8 @@ fn main() -> ExitCode {
         if wanted("path").is_some() {
             path::measure();
         }
-        if wanted("wiring").is_some() {
-            wiring::measure();
+        if let Some(programs) = wanted("wiring") {
+            wiring::measure(&programs);
         }
         if wanted("failover").is_some() {
             failover::measure();
@@ -88,7 +89,12 @@ fn at(sorted: &[Duration], percent: usize) -> Duration {
 
 /// Processor time of this process and all its threads, the kernel's work for it included.
 fn cpu() -> Duration {
-    let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF).unwrap();
+    cpu_of(nix::sys::resource::UsageWho::RUSAGE_SELF)
+}
+
+/// The same of this process, or of those it started that have ended.
+fn cpu_of(whom: nix::sys::resource::UsageWho) -> Duration {
+    let usage = nix::sys::resource::getrusage(whom).unwrap();
     let time = |value: nix::sys::time::TimeVal| {
         Duration::from_secs(u64::try_from(value.tv_sec()).unwrap())
             + Duration::from_micros(u64::try_from(value.tv_usec()).unwrap())

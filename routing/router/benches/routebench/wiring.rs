@@ -1,15 +1,22 @@
-//! The plugin's work for a pod, beside the same links, addresses and routes made by `ip`.
+//! The plugin's work for a pod, beside the same links, addresses and routes made by `ip`; and what
+//! the runtime sees of it when it starts the plugin as a program.
 
+use std::io::Write as _;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+
+use kernel::netns::Namespace;
+use nix::sys::resource::UsageWho;
 
 use serde_json::json;
 
-use crate::support::{namespace, plugin, shell, shell_in};
-use crate::{at, cpu};
+use crate::support::{self, namespace, plugin, shell, shell_in};
+use crate::{at, cpu, cpu_of};
 
 const PODS: usize = 60;
 
-pub(crate) fn measure() {
+/// Measures, and then each of `programs`: paths with commas between them.
+pub(crate) fn measure(programs: &str) {
     let folder = tempfile::tempdir_in("/run").unwrap();
     let node = namespace("node");
     shell_in("node", "ip addr add 10.98.1.12/32 dev lo; echo 1 >/proc/sys/net/ipv4/ip_forward");
@@ -45,6 +52,69 @@ pub(crate) fn measure() {
         println!("  {name:<16} p50 {:>10.3?}  p99 {:>10.3?}", at(&all, 50), at(&all, 99));
     }
     println!("  processor's time of an ADD: {:.3?}", used / u32::try_from(PODS).unwrap());
+    // They take turns, so that a busy machine disturbs all alike.
+    let mut programs: Vec<Program> =
+        programs.split(',').filter(|one| !one.is_empty()).map(Program::new).collect();
+    for number in 0..PODS {
+        for (index, program) in programs.iter_mut().enumerate() {
+            let pod = format!("r{index}x{number}");
+            shell(&format!("ip netns add {pod}"));
+            program.adds.push(program.call(&node, "ADD", &pod, &config));
+            program.dels.push(program.call(&node, "DEL", &pod, &config));
+        }
+    }
+    for program in &mut programs {
+        println!("  by {}:", program.path);
+        program.print();
+    }
+}
+
+/// A plugin as the container runtime has it.
+struct Program {
+    path: String,
+    adds: Vec<[Duration; 2]>,
+    dels: Vec<[Duration; 2]>,
+}
+
+impl Program {
+    fn new(path: &str) -> Self {
+        Self { path: path.to_owned(), adds: Vec::new(), dels: Vec::new() }
+    }
+
+    /// Calls it; gives the time from its start to its end, and the processor's time of that.
+    fn call(&self, node: &Namespace, command: &str, pod: &str, config: &str) -> [Duration; 2] {
+        let before = cpu_of(UsageWho::RUSAGE_CHILDREN);
+        let start = Instant::now();
+        let output = node.run(|| {
+            let mut child = Command::new(&self.path)
+                .env_clear()
+                .env("CNI_COMMAND", command)
+                .env("CNI_CONTAINERID", format!("id-{pod}"))
+                .env("CNI_NETNS", support::path(pod))
+                .env("CNI_IFNAME", "eth0")
+                .env("CNI_PATH", "/opt/cni/bin")
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            child.stdin.take().unwrap().write_all(config.as_bytes()).unwrap();
+            child.wait_with_output().unwrap()
+        });
+        let output = output.unwrap();
+        assert!(output.status.success(), "{}: {output:?}", self.path);
+        [start.elapsed(), cpu_of(UsageWho::RUSAGE_CHILDREN).saturating_sub(before)]
+    }
+
+    fn print(&mut self) {
+        for (name, calls) in [("ADD", &mut self.adds), ("DEL", &mut self.dels)] {
+            let mut all: Vec<Duration> = calls.iter().map(|call| call[0]).collect();
+            let used: Duration = calls.iter().map(|call| call[1]).sum();
+            let used = used / u32::try_from(calls.len()).unwrap();
+            all.sort_unstable();
+            let (half, most) = (at(&all, 50), at(&all, 99));
+            println!("  {name:<16} p50 {half:>10.3?}  p99 {most:>10.3?}  processor {used:>10.3?}");
+        }
+    }
 }
 
 /// What the plugin does, in the words a person would type.
