@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use cluster::plan::{Plan, RackRouting};
 use routes::tor::{Advertisement, Uplink};
 use routes::{Bfd, TorIntent, render_tor};
@@ -19,7 +19,7 @@ use crate::wait::{Seen, await_until};
 
 /// Emulated machines on a busy host stall for a second or two: a BFD that is tuned for silicon
 /// would see them die all the time.
-const SIM_BFD: Bfd = Bfd { interval_ms: 1000, multiplier: 5 };
+pub(crate) const SIM_BFD: Bfd = Bfd { interval_ms: 1000, multiplier: 5 };
 /// Routers need a second or two to find each other; a busy host needs more.
 const CONVERGE_LIMIT: Duration = Duration::from_secs(90);
 
@@ -165,7 +165,7 @@ pub(crate) fn start_routers(plan: &Plan, site: &Topology, tag: &str, dir: &Path)
     let sockets = socket_dir(tag);
     for (index, tor) in site.tors.iter().enumerate() {
         let config = dir.join(format!("tor-{}.conf", tor.name));
-        fs::write(&config, render_router(plan, site, index)?)
+        fs::write(&config, render_router(plan, site, index, SIM_BFD)?)
             .with_context(|| format!("writing {}", config.display()))?;
         start_bird(tor, &sockets, dir)?;
     }
@@ -215,7 +215,12 @@ fn start_relay(site: &Topology, index: usize, tor: &TorSite, dir: &Path) -> Resu
 }
 
 /// Renders a router's BIRD configuration.
-pub(crate) fn render_router(plan: &Plan, site: &Topology, index: usize) -> Result<String> {
+pub(crate) fn render_router(
+    plan: &Plan,
+    site: &Topology,
+    index: usize,
+    bfd: Bfd,
+) -> Result<String> {
     let tor = site.tors.get(index).context("a router of the rig")?;
     let mut intent = TorIntent::new(plan, &tor.rack, BRIDGE)
         .with_context(|| format!("the plan has no rack {}", tor.rack))?;
@@ -227,7 +232,7 @@ pub(crate) fn render_router(plan: &Plan, site: &Topology, index: usize) -> Resul
             Uplink { name, interface: near.interface.clone(), address: far.address, asn: far.asn }
         })
         .collect();
-    intent.bfd = SIM_BFD;
+    intent.bfd = bfd;
     if tor.bridge_of.is_none() {
         intent.advertisement = Advertisement::Presence;
     }
@@ -241,6 +246,26 @@ pub(crate) fn describe_router(tag: &str, tor: &TorSite, routing: &RackRouting) -
         text += &ask_router(tag, &tor.name, "show ospf neighbors")?;
     }
     Ok(text)
+}
+
+/// Has every router notice silence at another speed; sessions stay up.
+pub(crate) fn tune_routers(
+    plan: &Plan,
+    site: &Topology,
+    tag: &str,
+    dir: &Path,
+    bfd: Bfd,
+) -> Result<()> {
+    for (index, tor) in site.tors.iter().enumerate() {
+        let config = dir.join(format!("tor-{}.conf", tor.name));
+        fs::write(&config, render_router(plan, site, index, bfd)?)
+            .with_context(|| format!("writing {}", config.display()))?;
+        let socket = bird_socket(&socket_dir(tag), &tor.name);
+        let socket = socket.to_str().context("a socket's path")?;
+        let said = process::run("birdc", &["-s", socket, "configure"])?;
+        ensure!(said.contains("Reconfig"), "the router of {} did not take it: {said}", tor.name);
+    }
+    Ok(())
 }
 
 /// Asks a router's BIRD, without a right to change anything.
@@ -342,7 +367,7 @@ mod tests {
             let plan = Plan::parse(text).unwrap();
             let site = Topology::new(&plan, &[], "test-0000").unwrap();
             for index in 0..site.tors.len() {
-                let config = render_router(&plan, &site, index).unwrap();
+                let config = render_router(&plan, &site, index, SIM_BFD).unwrap();
                 let first = site.tors[index].bridge_of.is_none();
                 assert_eq!(config.contains("protocol radv"), first, "{config}");
                 let dir = tempfile::tempdir().unwrap();

@@ -487,10 +487,19 @@ impl Rig {
     ///
     /// When it does not answer.
     pub fn ask(&self, server: SocketAddrV4, path: &str, json: Option<&str>) -> Result<Response> {
+        let request = Request { server, path, json, limit: HTTP_LIMIT };
+        self.in_seed(|| http::send(request))
+    }
+
+    /// Does `work` on a thread in the seed's network.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such network, or as `work` says.
+    pub(crate) fn in_seed<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         let netns = Path::new("/run/netns").join(&self.site.seed.namespace);
         let namespace = kernel::netns::Namespace::open(&netns).context("entering the seed")?;
-        let request = Request { server, path, json, limit: HTTP_LIMIT };
-        namespace.run(|| http::send(request)).context("entering the seed")?
+        namespace.run(work).context("entering the seed")?
     }
 
     /// All that helps to see why something did not happen: power, routers, what the boot server

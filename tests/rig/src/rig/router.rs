@@ -1,6 +1,7 @@
 //! What befalls a rack's further routers: power cuts, cut cables, cables that drop everything.
 
 use anyhow::{Context, Result, ensure};
+use routes::Bfd;
 
 use super::Rig;
 use crate::topology::{BRIDGE, socket_dir};
@@ -14,6 +15,17 @@ impl Rig {
     /// When there is no such router, or its BIRD does not run.
     pub fn ask_router(&self, name: &str, question: &str) -> Result<String> {
         network::ask_router(&self.state.tag, &self.site.tor(name)?.name, question)
+    }
+
+    /// Has every router notice silence as fast as routers of real racks do, or at the pace that
+    /// emulated machines can keep.
+    ///
+    /// # Errors
+    ///
+    /// When a router does not take its new configuration.
+    pub fn set_routers_hasty(&self, hasty: bool) -> Result<()> {
+        let bfd = if hasty { Bfd::default() } else { network::SIM_BFD };
+        network::tune_routers(&self.state.plan, &self.site, &self.state.tag, &self.dir, bfd)
     }
 
     /// Takes the power of a router that is not its rack's first: no goodbye, no carrier.
