@@ -42,7 +42,7 @@ impl MetaVersion {
 }
 
 /// One entry of an `Accept` header.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Entry<'a> {
     /// The media type without parameters.
     pub(crate) media: &'a str,
@@ -50,6 +50,24 @@ pub(crate) struct Entry<'a> {
     pub(crate) as_kind: &'a str,
     pub(crate) group: &'a str,
     pub(crate) version: &'a str,
+    /// `stream=`: the form of a watch's events.
+    stream: &'a str,
+}
+
+impl Entry<'_> {
+    /// How narrow its media type is; wildcards come after what they stand for.
+    fn breadth(&self) -> u8 {
+        match self.media {
+            "*/*" => 2,
+            media if media.ends_with("/*") => 1,
+            _ => 0,
+        }
+    }
+
+    /// Does it ask for the object as another kind?
+    fn converts(&self) -> bool {
+        !(self.as_kind.is_empty() && self.group.is_empty() && self.version.is_empty())
+    }
 }
 
 /// The entries of an `Accept` header, in the client's order.
@@ -57,12 +75,13 @@ pub(crate) fn entries(accept: &str) -> impl Iterator<Item = Entry<'_>> {
     accept.split(',').map(|entry| {
         let mut parts = entry.split(';').map(str::trim);
         let media = parts.next().unwrap_or("");
-        let mut found = Entry { media, as_kind: "", group: "", version: "" };
+        let mut found = Entry { media, ..Entry::default() };
         for part in parts {
             match part.split_once('=') {
                 Some(("as", value)) => found.as_kind = value,
                 Some(("g", value)) => found.group = value,
                 Some(("v", value)) => found.version = value,
+                Some(("stream", value)) => found.stream = value,
                 _ => {}
             }
         }
@@ -86,8 +105,17 @@ fn ranked(accept: &str) -> Vec<Entry<'_>> {
         })
         .filter(|(rank, _)| *rank > 0)
         .collect();
-    ranked.sort_by_key(|(rank, _)| -rank);
+    ranked.sort_by_key(|(rank, entry)| (-rank, entry.breadth()));
     ranked.into_iter().map(|(_, entry)| entry).collect()
+}
+
+/// What of a kind can be told in protobuf.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum InProtobuf {
+    Nothing,
+    /// Its metadata: so it is with custom kinds, whose fields have no numbers.
+    Metadata,
+    All,
 }
 
 /// Chooses the first form of an `Accept` header that is served; an empty header means JSON.
@@ -96,7 +124,7 @@ fn ranked(accept: &str) -> Vec<Entry<'_>> {
 ///
 /// 406 when none is served.
 pub fn negotiate(accept: &str) -> Result<Form, Status> {
-    choose(accept, false)
+    choose(accept, InProtobuf::Nothing)
 }
 
 /// As [`negotiate`], for an answer about a resource, which may have a protobuf form.
@@ -106,48 +134,54 @@ pub fn negotiate(accept: &str) -> Result<Form, Status> {
 /// 406 when no form is served.
 pub fn negotiate_resource(request: &Request, accept: &str) -> Result<Form, Status> {
     if !accept.contains(protobuf::MEDIA_TYPE) {
-        return choose(accept, false);
+        return choose(accept, InProtobuf::Nothing);
+    }
+    let whole = matches!(request.subresource.as_str(), "" | "status");
+    if !protobuf::has_form(&request.api_version(), request.kind.kind) {
+        return choose(accept, InProtobuf::Metadata);
+    }
+    if whole {
+        return choose(accept, InProtobuf::All);
     }
     // Parts of objects are answered as they are, and clients take JSON instead.
-    let whole = matches!(request.subresource.as_str(), "" | "status");
-    let has_form = whole && protobuf::has_form(&request.api_version(), request.kind.kind);
-    match choose(accept, true)? {
-        Form::Protobuf if !has_form => choose(accept, false).or(Ok(Form::Json)),
-        form => Ok(form),
-    }
+    choose(accept, InProtobuf::Nothing).or(Ok(Form::Json))
 }
 
-fn choose(accept: &str, protobuf: bool) -> Result<Form, Status> {
+fn choose(accept: &str, protobuf: InProtobuf) -> Result<Form, Status> {
     if accept.trim().is_empty() {
         return Ok(Form::Json);
     }
-    for entry in ranked(accept) {
-        let partial =
-            matches!(entry.as_kind, "PartialObjectMetadata" | "PartialObjectMetadataList");
-        match entry.media {
-            "application/json" | "application/*" | "*/*" => {}
-            "application/yaml" if entry.as_kind.is_empty() => return Ok(Form::Yaml),
-            protobuf::MEDIA_TYPE if protobuf && (entry.as_kind.is_empty() || partial) => {}
-            _ => continue,
-        }
-        let in_protobuf = entry.media == protobuf::MEDIA_TYPE;
-        let version = match (entry.group, entry.version) {
-            ("meta.k8s.io", "v1") => Some(MetaVersion::V1),
-            ("meta.k8s.io", "v1beta1") => Some(MetaVersion::V1Beta1),
-            _ => None,
-        };
-        match (entry.as_kind, version) {
-            ("", _) if in_protobuf => return Ok(Form::Protobuf),
-            ("", _) => return Ok(Form::Json),
-            ("Table", Some(version)) => return Ok(Form::Table(version)),
-            ("PartialObjectMetadata" | "PartialObjectMetadataList", Some(version)) => {
-                let form = if in_protobuf { Form::PartialProtobuf } else { Form::Partial };
-                return Ok(form(version));
-            }
-            _ => {}
-        }
+    ranked(accept).iter().find_map(|entry| form_of(entry, protobuf)).ok_or_else(refused)
+}
+
+/// The form that one entry asks for, when it is served.
+fn form_of(entry: &Entry<'_>, protobuf: InProtobuf) -> Option<Form> {
+    let in_protobuf = entry.media == protobuf::MEDIA_TYPE && protobuf != InProtobuf::Nothing;
+    let in_yaml = entry.media == "application/yaml";
+    let in_json = matches!(entry.media, "application/json" | "application/*" | "*/*");
+    if !(in_protobuf || in_yaml || in_json) || !matches!(entry.stream, "" | "watch") {
+        return None;
     }
-    Err(refused())
+    if !entry.converts() {
+        return match (in_protobuf, in_yaml) {
+            (true, _) => (protobuf == InProtobuf::All).then_some(Form::Protobuf),
+            (_, true) => Some(Form::Yaml),
+            _ => Some(Form::Json),
+        };
+    }
+    let version = match (entry.group, entry.version) {
+        ("meta.k8s.io", "v1") => MetaVersion::V1,
+        ("meta.k8s.io", "v1beta1") => MetaVersion::V1Beta1,
+        _ => return None,
+    };
+    match entry.as_kind {
+        "Table" if !in_protobuf => Some(Form::Table(version)),
+        "PartialObjectMetadata" | "PartialObjectMetadataList" if in_protobuf => {
+            Some(Form::PartialProtobuf(version))
+        }
+        "PartialObjectMetadata" | "PartialObjectMetadataList" => Some(Form::Partial(version)),
+        _ => None,
+    }
 }
 
 /// 406: what the client accepts is not served.
@@ -184,6 +218,32 @@ mod tests {
             ),
             ("application/json;q=0.1, application/yaml;q=0.9", Some(Form::Yaml)),
             ("application/json;q=0, */*;q=0.5", Some(Form::Json)),
+            ("*/*, application/yaml", Some(Form::Yaml)),
+            ("application/*, application/yaml", Some(Form::Yaml)),
+            ("*/*;q=0.9, application/yaml;q=0.1", Some(Form::Json)),
+            ("text/html, application/*;q=0.1", Some(Form::Json)),
+            ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", Some(Form::Json)),
+            ("application/json;stream=watch", Some(Form::Json)),
+            ("application/json;stream=other", None),
+            ("application/json;charset=utf-8", Some(Form::Json)),
+            ("application/json;as=Table;v=v1;g=meta.k8s.io", Some(Form::Table(MetaVersion::V1))),
+            ("application/yaml;as=Table;v=v1;g=meta.k8s.io", Some(Form::Table(MetaVersion::V1))),
+            ("*/*;as=Table;v=v1;g=meta.k8s.io", Some(Form::Table(MetaVersion::V1))),
+            ("application/json;as=Table;v=v1", None),
+            ("application/json;as=Table;v=v1;g=example.com", None),
+            ("application/json;as=Pod;v=v1;g=meta.k8s.io", None),
+            ("application/json;v=v1;g=meta.k8s.io", None),
+            (
+                "application/json;as=Table;v=v1;g=meta.k8s.io;q=0.1, application/json",
+                Some(Form::Json),
+            ),
+            (
+                "application/json;as=Other;v=v1;g=meta.k8s.io, \
+                 application/json;as=Table;v=v1beta1;g=meta.k8s.io",
+                Some(Form::Table(MetaVersion::V1Beta1)),
+            ),
+            ("application", None),
+            ("image/*", None),
             ("text/html", None),
             ("application/vnd.kubernetes.protobuf", None),
         ] {
@@ -194,19 +254,27 @@ mod tests {
     #[test]
     fn protobuf_is_for_whole_objects_of_kinds_that_have_it() {
         const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
+        const MACHINES: &str = "/apis/muster.dev/v1alpha1/machines";
         let partial = format!("{PROTOBUF};as=PartialObjectMetadataList;g=meta.k8s.io;v=v1");
+        let either = format!("{PROTOBUF}, application/json");
+        let table = format!("{PROTOBUF};as=Table;g=meta.k8s.io;v=v1");
         for (path, accept, form) in [
-            ("/api/v1/pods", PROTOBUF, Form::Protobuf),
-            ("/api/v1/pods", "application/json", Form::Json),
-            ("/api/v1/namespaces/a/pods/b/status", PROTOBUF, Form::Protobuf),
-            ("/apis/apps/v1/namespaces/a/deployments/b/scale", PROTOBUF, Form::Json),
-            ("/apis/muster.dev/v1alpha1/machines", PROTOBUF, Form::Json),
-            ("/api/v1/pods", &partial, Form::PartialProtobuf(MetaVersion::V1)),
+            ("/api/v1/pods", PROTOBUF, Some(Form::Protobuf)),
+            ("/api/v1/pods", "application/json", Some(Form::Json)),
+            ("/api/v1/pods", &either, Some(Form::Protobuf)),
+            ("/api/v1/pods", "*/*, application/vnd.kubernetes.protobuf", Some(Form::Protobuf)),
+            ("/api/v1/namespaces/a/pods/b/status", PROTOBUF, Some(Form::Protobuf)),
+            ("/apis/apps/v1/namespaces/a/deployments/b/scale", PROTOBUF, Some(Form::Json)),
+            (MACHINES, PROTOBUF, None),
+            (MACHINES, &either, Some(Form::Json)),
+            (MACHINES, &partial, Some(Form::PartialProtobuf(MetaVersion::V1))),
+            ("/api/v1/pods", &partial, Some(Form::PartialProtobuf(MetaVersion::V1))),
+            ("/api/v1/pods", &table, None),
         ] {
             let Ok(crate::Route::Resource(request)) = crate::parse_request("GET", path, "") else {
                 panic!("{path}");
             };
-            assert_eq!(negotiate_resource(&request, accept).unwrap(), form, "{path} {accept}");
+            assert_eq!(negotiate_resource(&request, accept).ok(), form, "{path} {accept}");
         }
     }
 }

@@ -2,13 +2,19 @@
 //!
 //! A policy says what is right, a binding where that holds and what happens when it does not.
 //!
-//! *Limits*: expressions are checked for names and grammar, not against the schemas of the kinds
-//! they match, so `status.typeChecking` has no warnings; `auditAnnotations` are not recorded.
+//! What expressions say of the kinds they match is held against these kinds' schemas apart, by
+//! [`plan_typing`]: such mistakes are told in the status, and refuse nothing.
+//!
+//! *Limits*: `auditAnnotations` are not recorded.
 //!
 //! Spec: upstream's ValidatingAdmissionPolicy and MutatingAdmissionPolicy
 //! (admissionregistration.k8s.io/v1).
 
+mod typing;
+
 use std::{collections::BTreeMap, sync::Arc};
+
+pub use typing::plan_typing;
 
 use objects::{
     Cause, Kind, Status,
@@ -428,24 +434,43 @@ fn mutate_once(
 #[must_use]
 pub fn check(policy: &Json) -> Vec<Cause> {
     let mut causes = Vec::new();
-    let mut expression = |path: String, text: Option<&str>| {
-        if let Some(text) = text
-            && let Err(err) = Program::compile(text, &sorts())
-        {
-            causes.push(Cause::invalid(path, &json!(text), &format!("compilation failed: {err}")));
+    let mut names = sorts();
+    if value_at(policy, "spec.paramKind").is_none_or(Json::is_null) {
+        names.remove("params");
+    }
+    let mut try_out = |path: String, text: &str, names: &BTreeMap<String, Sort<'static>>| {
+        let made = Program::compile(text, names);
+        if let Err(err) = &made {
+            let why = format!("compilation failed: {err}");
+            causes.push(Cause::invalid(path, &json!(text), &why));
         }
+        made.map_or(Sort::Dyn, |(_, sort)| sort)
     };
+    // Conditions come before variables, and variables know those before them.
+    names.remove("variables");
+    for (at, one) in list(policy, "spec.matchConditions").iter().enumerate() {
+        let path = format!("spec.matchConditions[{at}].expression");
+        try_out(path, str_at(one, "expression").unwrap_or_default(), &names);
+    }
+    let mut members = BTreeMap::new();
+    for (at, one) in list(policy, "spec.variables").iter().enumerate() {
+        names.insert("variables".to_owned(), Sort::Members(members.clone()));
+        let path = format!("spec.variables[{at}].expression");
+        let sort = try_out(path, str_at(one, "expression").unwrap_or_default(), &names);
+        members.insert(str_at(one, "name").unwrap_or_default().to_owned(), sort);
+    }
+    names.insert("variables".to_owned(), Sort::Members(members));
     for (key, inner) in [
         ("validations", "expression"),
         ("validations", "messageExpression"),
-        ("variables", "expression"),
-        ("matchConditions", "expression"),
         ("auditAnnotations", "valueExpression"),
         ("mutations", "applyConfiguration.expression"),
         ("mutations", "jsonPatch.expression"),
     ] {
         for (at, one) in list(policy, &format!("spec.{key}")).iter().enumerate() {
-            expression(format!("spec.{key}[{at}].{inner}"), str_at(one, inner));
+            if let Some(text) = str_at(one, inner) {
+                try_out(format!("spec.{key}[{at}].{inner}"), text, &names);
+            }
         }
     }
     causes

@@ -2,25 +2,35 @@
 //!
 //! What is decided here `api::authority::flow` decides; this keeps the waiting futures and the
 //! clock. Flow schemas and priority levels count from the next request on.
+//!
+//! Tasks: one watch on the shelves of both, for as long as the server runs, that keeps up what the
+//! schemas' status says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use api::authority::flow::{Arrival, Class, Flows, Ticket};
+use api::authority::flow::{Arrival, Class, Flows, Ticket, plan_condition};
 use api::{Attributes, User};
-use objects::{Kind, Status, kind};
+use objects::{Kind, Status, Time, field, kind};
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use crate::object;
 use crate::respond::Answer;
-use crate::server::Server;
+use crate::server::{Server, now};
+use crate::write::replace_own;
 
 /// The kinds that decide.
 pub(crate) const KINDS: [&Kind; 2] = [&kind::FLOW_SCHEMA, &kind::PRIORITY_LEVEL_CONFIGURATION];
 /// How long a request may wait for its turn: a quarter of what clients wait for an answer.
 const WAIT_LIMIT: Duration = Duration::from_secs(15);
+
+/// The user recorded for what the server writes by itself.
+const USER: &str = "system:apiserver";
+/// How often schemas are looked at even when nothing tells of a change.
+const BEAT: Duration = Duration::from_secs(60);
 
 /// All places.
 #[derive(Debug)]
@@ -46,6 +56,49 @@ impl State {
             }
         }
     }
+}
+
+/// Keeps up what flow schemas say of their levels, until `stop`.
+pub(crate) async fn run(stop: CancellationToken, server: &Server) {
+    let watch = |kind: &Kind, from: u64| server.store.watch(&server.shelf(kind), "", from);
+    let start = server.store.revision();
+    let [mut schemas, mut levels] = KINDS.map(|kind| watch(kind, start));
+    loop {
+        settle(server).await;
+        let told = tokio::select! { biased;
+            () = stop.cancelled() => return,
+            changes = schemas.next() => changes.is_ok(),
+            changes = levels.next() => changes.is_ok(),
+            () = tokio::time::sleep(BEAT) => true,
+        };
+        if !told {
+            let start = server.store.revision();
+            [schemas, levels] = KINDS.map(|kind| watch(kind, start));
+        }
+    }
+}
+
+/// Writes the status of schemas that say something else than what is so.
+///
+/// Cancel safe: what is missing is done by the next call.
+pub(crate) async fn settle(server: &Server) {
+    let levels = server.items(&kind::PRIORITY_LEVEL_CONFIGURATION, "");
+    let levels: BTreeSet<&str> = levels.iter().map(|item| item.name()).collect();
+    // Side by side, so that those of a new cluster go to disk as one.
+    let writes = server.items(&kind::FLOW_SCHEMA, "").into_iter().filter_map(|item| {
+        let schema = object::decode(&item, item.modified());
+        let level = field::str_at(&schema, "spec.priorityLevelConfiguration.name");
+        let exists = level.is_some_and(|level| levels.contains(level));
+        let planned = plan_condition(&schema, exists, Time::from(now()))?;
+        let path = format!("{}/status", kind::FLOW_SCHEMA.path(None, Some(item.name())));
+        Some(async move {
+            // Someone was quicker, or the disk is full: the watch will wake us again.
+            if let Err(status) = replace_own(server, USER, &path, &planned).await {
+                tracing::debug!(%status, path, "a schema's status was not written");
+            }
+        })
+    });
+    futures_util::future::join_all(writes).await;
 }
 
 /// A request's place, given back when dropped.

@@ -41,6 +41,7 @@ mod storage;
 mod stream;
 mod sweep;
 mod token;
+mod typing;
 mod watch;
 mod webhook;
 mod write;
@@ -173,6 +174,7 @@ impl ApiServer {
         seal::renew(&server).await?;
         claim::repair(&server, matches!(config.storage, Storage::Embedded)).await;
         bootstrap::run(&server).await.map_err(RunError::Bootstrap)?;
+        fair::settle(&server).await;
         Ok(Self { listener, address, server: Arc::new(server), stop })
     }
 
@@ -213,6 +215,8 @@ impl ApiServer {
                 },
                 sweep::run(doors.clone(), &server),
                 custom::run(doors.clone(), &server),
+                fair::run(doors.clone(), &server),
+                typing::run(doors.clone(), &server),
                 aggregate::run(doors.clone(), &server),
                 roles::follow(doors.clone(), &server),
             )

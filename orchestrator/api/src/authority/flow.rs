@@ -13,6 +13,7 @@
 //!
 //! Spec: flowcontrol.apiserver.k8s.io/v1; upstream's API Priority and Fairness.
 
+mod condition;
 mod defaults;
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ use std::collections::{BTreeMap, VecDeque};
 use objects::field::{int_at, str_at};
 use serde_json::Value;
 
+pub use condition::plan_condition;
 pub use defaults::default_objects;
 
 use super::{Attributes, User};

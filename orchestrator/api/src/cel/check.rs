@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::parse::{Expr, Fold, Kind, Loop};
 use super::value::Value;
 use crate::custom::Structural;
+use crate::schema::{Node, Scalar, Type, builtin};
 
 /// What is known of a value before it is there.
 #[derive(Debug, Clone)]
@@ -17,8 +18,12 @@ pub(crate) enum Sort<'a> {
     List(Box<Sort<'a>>),
     /// A map from text.
     Map(Box<Sort<'a>>),
-    /// What a schema says.
+    /// What the schema of a custom kind says.
     Shape(&'a Structural),
+    /// What the built-in table says.
+    Type(&'static Type),
+    /// These members and no others.
+    Members(BTreeMap<String, Sort<'a>>),
 }
 
 type Wrong = (usize, String);
@@ -106,6 +111,25 @@ fn shape_sort<'a>(shape: &'a Structural) -> Sort<'a> {
     }
 }
 
+/// The sort of a value of a built-in type.
+fn node_sort<'a>(node: &'static Node) -> Sort<'a> {
+    match node {
+        Node::Scalar(scalar) => match scalar {
+            Scalar::String | Scalar::Quantity => Sort::Scalar("string"),
+            Scalar::Byte => Sort::Scalar("bytes"),
+            Scalar::Boolean => Sort::Scalar("bool"),
+            Scalar::Int32 | Scalar::Int64 | Scalar::Integer => Sort::Scalar("int"),
+            Scalar::Number => Sort::Scalar("double"),
+            Scalar::Time | Scalar::MicroTime => Sort::Scalar("google.protobuf.Timestamp"),
+            Scalar::IntOrString => Sort::Dyn,
+        },
+        Node::Object(id) => builtin().get(*id).map_or(Sort::Dyn, Sort::Type),
+        Node::List(item) => Sort::List(Box::new(node_sort(item))),
+        Node::Map(value) => Sort::Map(Box::new(node_sort(value))),
+        Node::Any => Sort::Dyn,
+    }
+}
+
 impl<'a> Sort<'a> {
     /// The sort of what a schema describes.
     pub(crate) fn of(shape: &'a Structural) -> Self {
@@ -118,7 +142,7 @@ impl<'a> Sort<'a> {
             Self::Scalar(name) => (*name).to_owned(),
             Self::List(inner) => format!("list({})", inner.shown()),
             Self::Map(inner) => format!("map(string, {})", inner.shown()),
-            Self::Shape(_) => "object".to_owned(),
+            Self::Shape(_) | Self::Type(_) | Self::Members(_) => "object".to_owned(),
         }
     }
 
@@ -300,7 +324,7 @@ impl<'a> Checker<'_, 'a> {
                 );
                 return Err((one.range.at, why));
             }
-            Sort::Dyn | Sort::Shape(_) => (Sort::Dyn, Sort::Dyn),
+            Sort::Dyn | Sort::Shape(_) | Sort::Type(_) | Sort::Members(_) => (Sort::Dyn, Sort::Dyn),
         };
         let keyed = matches!(key, Sort::Scalar("string"));
         let depth = self.locals.len();
@@ -346,11 +370,23 @@ fn field_sort<'a>(sort: &Sort<'a>, field: &str, at: usize) -> Result<Sort<'a>, W
             let plain = super::eval::unescape(field);
             match shape.properties.get(&plain) {
                 Some(inner) => Ok(shape_sort(inner)),
-                None if shape.embedded || field == "metadata" => Ok(Sort::Dyn),
+                None if shape.embedded => Ok(Sort::Dyn),
+                None if matches!(field, "metadata" | "apiVersion" | "kind") => Ok(Sort::Dyn),
                 // What the schema does not name rules may not speak of, even where it is kept.
                 None => undefined(),
             }
         }
+        // A type that lists no fields is told apart nowhere.
+        Sort::Type(one) if one.fields.is_empty() => Ok(Sort::Dyn),
+        Sort::Type(one) => match one.field(&super::eval::unescape(field)) {
+            Some(found) => Ok(node_sort(&found.node)),
+            None if matches!(field, "apiVersion" | "kind") => Ok(Sort::Scalar("string")),
+            None => undefined(),
+        },
+        Sort::Members(members) => match members.get(field) {
+            Some(found) => Ok(found.clone()),
+            None => undefined(),
+        },
         Sort::Scalar(name) if name.starts_with("kubernetes.") || *name == "type" => Ok(Sort::Dyn),
         Sort::Scalar(_) | Sort::List(_) => {
             Err((at, format!("type '{}' does not support field selection", sort.shown())))

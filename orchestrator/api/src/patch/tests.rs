@@ -113,6 +113,19 @@ fn plain_patches_follow_their_rfcs() {
     assert_eq!(patch("application/json-patch+json", json).unwrap()["a"][0], 9);
     let wrong = r#"[{"op":"test","path":"/b/c","value":2}]"#;
     assert_eq!(patch("application/json-patch+json", wrong).unwrap_err().code, 422);
+    // What is not there is null to a test, as upstream has it, where its holder is there.
+    for (path, value, code) in [
+        ("/b/d", "null", 200),
+        ("/b/d~1e", "null", 200),
+        ("/b/d", "0", 422),
+        ("/b/c", "null", 422),
+        ("/d/e", "null", 422),
+        ("/a/7", "null", 422),
+    ] {
+        let text = format!(r#"[{{"op":"test","path":"{path}","value":{value}}}]"#);
+        let said = patch("application/json-patch+json", &text);
+        assert_eq!(said.map_or_else(|status| status.code, |_| 200), code, "{text}");
+    }
     let merge = patch("application/merge-patch+json", r#"{"a":[3],"b":{"c":null}}"#).unwrap();
     assert_eq!(merge, json!({"a": [3], "b": {}}));
     assert_eq!(patch("text/plain", "{}").unwrap_err().code, 415);

@@ -145,7 +145,7 @@ fn mistakes_are_seen_when_a_policy_is_written() {
         "variables": [{"name": "x", "expression": "nothing"}],
     })));
     let paths: Vec<&str> = causes.iter().map(|cause| cause.field.as_str()).collect();
-    assert_eq!(paths, ["spec.validations[0].expression", "spec.variables[0].expression"]);
+    assert_eq!(paths, ["spec.variables[0].expression", "spec.validations[0].expression"]);
 }
 
 #[test]
@@ -210,4 +210,77 @@ fn what_a_webhook_says_is_done() {
         (400, "admission webhook \"h.example.com\" denied the request: no")
     );
     assert!(answer(json!({"uid": "other", "allowed": true})).unwrap_err().is_err());
+}
+
+#[test]
+fn expressions_are_held_against_the_kinds_they_match() {
+    let told = |resources: &[&str], more: Json, texts: &[&str]| {
+        let validations: Vec<Json> = texts.iter().map(|text| json!({"expression": text})).collect();
+        let mut spec = json!({"validations": validations, "matchConstraints": {"resourceRules": [{
+            "apiGroups": ["apps"], "apiVersions": ["v1"], "operations": ["CREATE"],
+            "resources": resources}]}});
+        spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let policy = json!({"metadata": {"name": "p", "generation": 2}, "spec": spec,
+            "status": {"observedGeneration": 1}});
+        assert_eq!(check(&policy), Vec::new(), "what is told is not refused");
+        let planned = plan_typing(&policy, Registry::builtin()).unwrap();
+        assert_eq!(planned["status"]["observedGeneration"], 2);
+        assert_eq!(plan_typing(&planned, Registry::builtin()), None);
+        planned["status"]["typeChecking"].clone()
+    };
+    let one = ["deployments"];
+    for fine in [
+        "object.spec.replicas > 1",
+        "object.metadata.name.startsWith('a') && object.kind == 'Deployment'",
+        "object.spec.template.spec.containers.all(c, c.image != '' && has(c.resources))",
+        "object.metadata.?labels['a'].orValue('') == 'b' || 'x' in object.metadata.labels",
+        "object.spec.strategy.rollingUpdate.maxSurge == 1",
+        "oldObject == null || object.metadata.creationTimestamp < timestamp('2030-01-01T00:00:00Z')",
+        "request.userInfo.username == 'ann' && namespaceObject.metadata.name != ''",
+    ] {
+        assert_eq!(told(&one, json!({}), &[fine]), json!({}), "{fine}");
+    }
+    let wrong = told(&one, json!({}), &["true", "object.spec.replicas > '1'"]);
+    assert_eq!(
+        wrong,
+        json!({"expressionWarnings": [{"fieldRef": "spec.validations[1].expression", "warning":
+            "apps/v1, Kind=Deployment: ERROR: <input>:1:22: found no matching overload for '_>_' \
+             applied to '(int, string)'\n | object.spec.replicas > '1'\n | .....................^\n"}]})
+    );
+    let text =
+        |found: &Json| found["expressionWarnings"][0]["warning"].as_str().unwrap().to_owned();
+    let wrong = told(&["daemonsets", "deployments"], json!({}), &["object.spec.replicas > 1"]);
+    let wrong = text(&wrong);
+    assert!(wrong.contains("Kind=DaemonSet") && !wrong.contains("Kind=Deployment"), "{wrong}");
+    assert!(wrong.contains("undefined field 'replicas'"), "{wrong}");
+    let variables = json!({"variables": [{"name": "image", "expression":
+        "object.spec.template.spec.containers[0].image"}]});
+    let wrong = told(&one, variables, &["variables.image > 1"]);
+    assert!(text(&wrong).contains("applied to '(string, int)'"), "{wrong}");
+    let params = json!({"paramKind": {"apiVersion": "v1", "kind": "ConfigMap"}});
+    let wrong = told(&one, params, &["params.data.max == '1' && params.max == '1'"]);
+    assert!(text(&wrong).contains("undefined field 'max'"), "{wrong}");
+    // What is matched by any word cannot be held against anything.
+    assert_eq!(told(&["*"], json!({}), &["object.nothing == 1"]), json!({}));
+}
+
+#[test]
+fn variables_and_parameters_that_are_not_there_are_refused() {
+    let paths = |spec: Json| -> Vec<String> {
+        check(&policy(spec)).into_iter().map(|cause| cause.field).collect()
+    };
+    let variables = json!([{"name": "a", "expression": "variables.b"}, {"name": "b",
+        "expression": "1"}]);
+    let spec = json!({"variables": variables, "validations": [{"expression": "variables.b == 1"},
+        {"expression": "variables.c == 1"}, {"expression": "params.x"}],
+        "matchConditions": [{"name": "m", "expression": "variables.b == 1"}]});
+    assert_eq!(
+        paths(spec),
+        [
+            "spec.matchConditions[0].expression",
+            "spec.variables[0].expression",
+            "spec.validations[1].expression",
+            "spec.validations[2].expression"
+        ]
+    );
 }

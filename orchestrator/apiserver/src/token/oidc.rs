@@ -42,7 +42,7 @@ const SYSTEM_AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// How long the provider may take to answer.
 const FETCH_LIMIT: Duration = Duration::from_secs(10);
 /// How often it is asked at most.
-const FETCH_EVERY: Duration = Duration::from_secs(10);
+const FETCH_EVERY: Duration = Duration::from_secs(1);
 /// Bytes of an answer.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
 
@@ -81,6 +81,8 @@ enum FetchError {
     Refused(u16),
     #[error("the provider's answer cannot be read")]
     Answer,
+    #[error("the provider calls itself {0:?}")]
+    Issuer(String),
     #[error("the provider does not answer")]
     Silent,
 }
@@ -152,7 +154,6 @@ impl Provider {
         if asked.is_some_and(|at| at.elapsed() < FETCH_EVERY) {
             return None;
         }
-        *asked = Some(Instant::now());
         match self.fetch().await {
             Ok(keys) => {
                 *self.keys.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
@@ -161,6 +162,8 @@ impl Provider {
                 tracing::warn!(%err, issuer = self.settings.issuer_url, "cannot fetch keys");
             }
         }
+        // From the end on, so that those who wait here do not all try a provider that is silent.
+        *asked = Some(Instant::now());
         self.known(id)
     }
 
@@ -177,6 +180,10 @@ impl Provider {
     async fn fetch(&self) -> Result<BTreeMap<String, Value>, FetchError> {
         let issuer = self.settings.issuer_url.trim_end_matches('/');
         let found = self.get(&format!("{issuer}/.well-known/openid-configuration")).await?;
+        let named = str_at(&found, "issuer").unwrap_or_default();
+        if named != self.settings.issuer_url {
+            return Err(FetchError::Issuer(named.to_owned()));
+        }
         let keys = str_at(&found, "jwks_uri").ok_or(FetchError::Answer)?;
         let set = self.get(keys).await?;
         let keys = set.get("keys").and_then(Value::as_array).ok_or(FetchError::Answer)?;
@@ -356,7 +363,8 @@ mod tests {
                 head.push(stream.read_u8().await.unwrap());
             }
             let body = if head.starts_with(b"GET /.well-known/openid-configuration ") {
-                json!({"jwks_uri": format!("https://localhost:{port}/keys")}).to_string()
+                let issuer = format!("https://localhost:{port}");
+                json!({"issuer": issuer, "jwks_uri": format!("{issuer}/keys")}).to_string()
             } else {
                 keys.to_string()
             };

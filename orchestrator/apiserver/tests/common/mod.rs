@@ -3,16 +3,21 @@
 
 use std::future::Future;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use apiserver::{ApiServer, Config, RunError, Storage};
 use runtime::client::WatchParams;
-use runtime::pki::Kubeconfig;
+use runtime::pki::{Authority, Kubeconfig, Sans, Subject, Usage};
 use runtime::{Client, ClientConfig};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
 use store::suite::Members;
 use tempfile::TempDir;
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 /// How long a test waits for anything.
@@ -149,4 +154,25 @@ pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
         panic!("{what} did not happen in {LIMIT:?}");
     };
     done
+}
+
+/// A port on loopback where TLS is spoken, with the authority that its certificate is by.
+pub(crate) async fn listen_tls() -> (TcpListener, TlsAcceptor, Authority) {
+    let day = Duration::from_secs(86_400);
+    let authority = Authority::generate("other-ca", day).unwrap();
+    let names = vec!["localhost".to_owned()];
+    let sans = Sans { names, addresses: vec!["127.0.0.1".parse().unwrap()] };
+    let made = authority.issue(&Subject::new("other", &[]), &sans, Usage::Server, day).unwrap();
+    let chain = CertificateDer::pem_slice_iter(made.cert_pem.as_bytes());
+    let chain: Vec<_> = chain.collect::<Result<_, _>>().unwrap();
+    let key = PrivateKeyDer::from_pem_slice(made.key_pem.expose().as_bytes()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let tls = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    (listener, Arc::new(tls).into(), authority)
 }

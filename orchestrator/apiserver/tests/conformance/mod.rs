@@ -149,13 +149,19 @@ impl Life<'_> {
 
     /// Awaits what the server itself writes to a new object.
     async fn settle(&mut self, name: &str) {
-        if *self.kind != kind::API_SERVICE {
+        let judged = [kind::API_SERVICE, kind::FLOW_SCHEMA, kind::VALIDATING_ADMISSION_POLICY];
+        if !judged.contains(self.kind) {
             return;
         }
         let path = self.path(None);
         let path = format!("{path}?watch=true&fieldSelector=metadata.name%3D{name}");
         self.player.watch("settle", &path).await;
-        while !self.player.event("settle").await["object"]["status"]["conditions"].is_array() {}
+        loop {
+            let status = self.player.event("settle").await["object"]["status"].clone();
+            if status["conditions"].is_array() || status["observedGeneration"].is_number() {
+                return;
+            }
+        }
     }
 
     /// Patches and replaces, and sees it in the watch.

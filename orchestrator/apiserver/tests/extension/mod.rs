@@ -1,8 +1,5 @@
 //! Others have a say: a webhook that listens on a real port, and policies.
 
-use std::sync::Arc;
-use std::time::Duration;
-
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -11,14 +8,11 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use objects::kind;
 use runtime::client::{DeleteParams, ListParams, Patch, WatchEvent};
-use runtime::pki::{Authority, Sans, Subject, Usage};
 use runtime::resource::{CONFIG_MAPS, Resource};
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use crate::common::{Cluster, config_map, soon, version, watch_from};
+use crate::common::{Cluster, config_map, listen_tls, soon, version, watch_from};
 
 const DEFAULT: Option<&str> = Some("default");
 
@@ -80,24 +74,7 @@ fn answer(path: &str, review: &Value) -> Value {
 
 impl Hook {
     async fn start() -> Self {
-        let day = Duration::from_secs(86_400);
-        let authority = Authority::generate("hook-ca", day).unwrap();
-        let sans = Sans { names: Vec::new(), addresses: vec!["127.0.0.1".parse().unwrap()] };
-        let identity =
-            authority.issue(&Subject::new("hook", &[]), &sans, Usage::Server, day).unwrap();
-        let chain: Vec<_> = CertificateDer::pem_slice_iter(identity.cert_pem.as_bytes())
-            .collect::<Result<_, _>>()
-            .unwrap();
-        let key = PrivateKeyDer::from_pem_slice(identity.key_pem.expose().as_bytes()).unwrap();
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let tls = rustls::ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(chain, key)
-            .unwrap();
-        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(tls));
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (listener, acceptor, authority) = listen_tls().await;
         let url = format!("https://{}", listener.local_addr().unwrap());
         let mut serving = JoinSet::new();
         serving.spawn(async move {

@@ -1,5 +1,8 @@
 //! Who one is and what one may do, asked of a running server.
 
+mod fairness;
+mod oidc;
+
 use objects::kind;
 use runtime::Client;
 use runtime::client::ListParams;

@@ -60,6 +60,9 @@ struct Arguments {
     /// Pods made, read or listed.
     #[arg(long, default_value_t = 2000)]
     objects: usize,
+    /// Bytes that each pod is larger than usual.
+    #[arg(long, default_value_t = 0)]
+    filler: usize,
     /// Lists to make (`list`).
     #[arg(long, default_value_t = 20)]
     lists: usize,

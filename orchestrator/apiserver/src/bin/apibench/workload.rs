@@ -43,11 +43,12 @@ fn name(n: usize) -> String {
     format!("bench-{n:06}")
 }
 
-/// A pod like many: answered with defaults and owners it takes about 2.2 kB.
-fn pod(n: usize) -> Bytes {
+/// A pod like many: answered with defaults and owners it takes about 2.2 kB, and with a filler as
+/// much more as is wanted.
+fn pod(n: usize, filler: usize) -> Bytes {
     let environment: Vec<Value> =
         (0..4).map(|n| json!({"name": format!("SETTING_{n}"), "value": "some value"})).collect();
-    let pod = json!({
+    let mut pod = json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": name(n), "labels": {"app": "bench", "tier": "none"}},
         "spec": {
@@ -60,6 +61,14 @@ fn pod(n: usize) -> Bytes {
             "nodeSelector": {"bench.example/never": "here"},
         },
     });
+    if filler > 0
+        && let Some(metadata) = pod.pointer_mut("/metadata").and_then(Value::as_object_mut)
+    {
+        // Words that differ from pod to pod, so that nothing is gained by packing or sharing them.
+        let words = (0..).map(|word| format!("{n:06}-{word:05} "));
+        let text: String = words.take(filler.div_ceil(13)).collect();
+        metadata.insert("annotations".to_owned(), json!({"bench.example/filler": text}));
+    }
     Bytes::from(pod.to_string())
 }
 
@@ -78,6 +87,7 @@ pub(crate) async fn prepare(target: &Target, arguments: &Arguments) -> anyhow::R
     let path = format!("/api/v1/namespaces/{}/serviceaccounts", arguments.namespace);
     let body = Bytes::from(account.to_string());
     connection.ask("POST", &path, JSON, body).await?.expect(&[201, 409])?;
+    let filler = arguments.filler;
     match arguments.workload {
         Workload::Get | Workload::List | Workload::Update => {
             let path = pods(arguments);
@@ -85,7 +95,7 @@ pub(crate) async fn prepare(target: &Target, arguments: &Arguments) -> anyhow::R
                 method: "POST",
                 path: path.clone(),
                 content_type: JSON,
-                body: pod(n),
+                body: pod(n, filler),
                 codes: &[201, 409],
             })
             .await
@@ -108,6 +118,7 @@ pub(crate) async fn run(target: &Target, arguments: &Arguments) -> anyhow::Resul
     let path = pods(arguments);
     let validation = format!("fieldValidation={}", arguments.field_validation);
     let (clients, objects) = (arguments.clients, arguments.objects);
+    let filler = arguments.filler;
     match arguments.workload {
         Workload::CreatePods => {
             let path = format!("{path}?{validation}");
@@ -115,7 +126,7 @@ pub(crate) async fn run(target: &Target, arguments: &Arguments) -> anyhow::Resul
                 method: "POST",
                 path: path.clone(),
                 content_type: JSON,
-                body: pod(n),
+                body: pod(n, filler),
                 codes: &[201],
             })
             .await
@@ -145,7 +156,7 @@ pub(crate) async fn run(target: &Target, arguments: &Arguments) -> anyhow::Resul
                 method: "PATCH",
                 path: format!("{path}/{}?fieldManager=apibench&{validation}", name(n)),
                 content_type: APPLY,
-                body: pod(n),
+                body: pod(n, filler),
                 codes: &[200, 201],
             })
             .await
@@ -285,7 +296,7 @@ async fn watch(target: &Target, arguments: &Arguments) -> anyhow::Result<Outcome
     for n in 0..objects {
         beat.tick().await;
         sent.push(Instant::now());
-        maker.ask("POST", &path, JSON, pod(n)).await?.expect(&[201])?;
+        maker.ask("POST", &path, JSON, pod(n, arguments.filler)).await?.expect(&[201])?;
     }
     let mut outcome = Outcome { operations: objects, ..Outcome::default() };
     let mut last = vec![Duration::ZERO; objects];
