@@ -23,7 +23,9 @@ use crate::Shared;
 use crate::remote::{self, RemoteError};
 
 /// The longest last words taken, in bytes; upstream's.
-const WORDS_BYTES_MAX: usize = 4096;
+const WORDS_BYTES_MAX: u64 = 4096;
+/// The end of a log in which the lines that stand in for last words are found.
+const LOG_BYTES_MAX: u64 = 32 << 10;
 /// The longest name of a link to a log, without its ending.
 const LINK_BYTES_MAX: usize = 251;
 /// What a file system for secrets holds at most, in bytes.
@@ -259,7 +261,7 @@ pub(crate) async fn last_words(
     status: &ContainerStatus,
 ) -> Option<String> {
     let path = words_path(shared, uid, container, attempt);
-    let words = read_end(&path).await.unwrap_or_default();
+    let words = read_end(&path, WORDS_BYTES_MAX).await.unwrap_or_default();
     if !words.is_empty() {
         return Some(words);
     }
@@ -267,16 +269,13 @@ pub(crate) async fn last_words(
     if policy != Some("FallbackToLogsOnError") || status.exit_code == 0 {
         return None;
     }
-    let log = read_end(Path::new(&status.log_path)).await.unwrap_or_default();
-    let mut out = Vec::new();
-    node::log::Printer::new(&node::log::Query::default()).feed(log.as_bytes(), &mut out);
-    Some(String::from_utf8_lossy(&out).into_owned()).filter(|text| !text.is_empty())
+    let log = read_end(Path::new(&status.log_path), LOG_BYTES_MAX).await.unwrap_or_default();
+    Some(node::log::last_lines(&log)).filter(|text| !text.is_empty())
 }
 
-async fn read_end(path: &Path) -> io::Result<String> {
+async fn read_end(path: &Path, max: u64) -> io::Result<String> {
     let mut file = tokio::fs::File::open(path).await?;
     let length = file.metadata().await?.len();
-    let max = u64::try_from(WORDS_BYTES_MAX).unwrap_or(u64::MAX);
     file.seek(io::SeekFrom::Start(length.saturating_sub(max))).await?;
     let mut bytes = Vec::new();
     file.take(max).read_to_end(&mut bytes).await?;
@@ -311,7 +310,10 @@ fn apply(path: &Path, source: &Source, group: Option<u32>) -> Result<(), DiskErr
                 mount_memory(path, Some(SECRET_BYTES_MAX))?;
             }
             make_dir(path, 0o755)?;
-            update(path, files, group)
+            match group {
+                Some(_) => update(path, &files.readable_by_group(), group),
+                None => update(path, files, group),
+            }
         }
         // Done before, for it may ask the API.
         Source::Remote(_) => Ok(()),

@@ -30,6 +30,16 @@ const RUNTIME_BEAT: std::time::Duration = std::time::Duration::from_millis(200);
 /// Why an image cannot be used.
 #[derive(Debug, Error)]
 pub(crate) enum ImageError {
+    /// No image can have this name.
+    #[error(
+        "Failed to apply default image tag \"{image}\": couldn't parse image name \"{image}\": {why}"
+    )]
+    Name {
+        /// The image.
+        image: String,
+        /// Why not.
+        why: node::image_name::ImageNameError,
+    },
     /// It is not there and may not be pulled.
     #[error("Container image \"{image}\" is not present with pull policy of Never")]
     NeverPull {
@@ -58,6 +68,7 @@ impl ImageError {
     /// The reason as upstream spells it.
     pub(crate) fn reason(&self) -> &'static str {
         match self {
+            Self::Name { .. } => "InvalidImageName",
             Self::NeverPull { .. } => "ErrImageNeverPull",
             Self::Pull { .. } => "ErrImagePull",
             Self::Inspect { .. } => "ImageInspectError",
@@ -69,6 +80,7 @@ impl ImageError {
     /// The event that tells of it, besides the one that the container did not start.
     fn event(&self) -> (&'static str, String) {
         match self {
+            Self::Name { .. } => ("InspectFailed", self.to_string()),
             Self::NeverPull { .. } => ("ErrImageNeverPull", self.to_string()),
             Self::Pull { image, why } => {
                 ("Failed", format!("Failed to pull image \"{image}\": {why}"))
@@ -108,6 +120,8 @@ async fn try_ensure(
 ) -> Result<String, ImageError> {
     let policy = pull_policy(container);
     let image = &container.image;
+    node::image_name::check_image_name(image)
+        .map_err(|why| ImageError::Name { image: image.clone(), why })?;
     if policy != PullPolicy::Always && observe(shared, image).await?.is_some() {
         return Ok(format!(
             "Container image \"{image}\" already present on machine and can be accessed by the pod"

@@ -249,7 +249,11 @@ async fn sandbox_config(shared: &Shared, pod: &Pod, attempt: u32) -> PodSandboxC
             attempt,
         }),
         // With the host's network, the host's name is seen.
-        hostname: if pod.spec.host_network { String::new() } else { names::host_name(pod) },
+        hostname: if pod.spec.host_network {
+            String::new()
+        } else {
+            names::kernel_name(pod, DOMAIN)
+        },
         log_directory: disk::log_dir(shared, pod).to_string_lossy().into_owned(),
         dns_config: Some(DnsConfig {
             servers: dns.servers,

@@ -551,6 +551,44 @@ async fn no_pod_is_lost_or_doubled_wherever_its_life_is_cut() {
     node.kill_agent().await;
 }
 
+/// A pod whose first container waits for a gate on the node.
+fn gated(dir: &std::path::Path) -> Value {
+    let mut spec = one("sleep 1000");
+    spec["initContainers"] = json!([{"name": "first", "image": BUSYBOX,
+        "command": ["sh", "-c", "until test -e /gate/open; do sleep 0.1; done"],
+        "volumeMounts": [{"name": "gate", "mountPath": "/gate"}]}]);
+    spec["volumes"] = json!([{"name": "gate", "hostPath": {"path": dir}}]);
+    spec
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_in_its_init_phase_goes_on_whoever_is_killed() {
+    let Some(mut node) = Node::start().await else { return };
+    for victim in [Victim::Agent, Victim::Runtime, Victim::Both] {
+        let name = format!("init-{victim:?}").to_lowercase();
+        let gate = node.containerd.dir().join(&name);
+        std::fs::create_dir(&gate).unwrap();
+        node.create(&name, gated(&gate));
+        let before = node
+            .await_pod(&name, |pod| {
+                pod["status"]["initContainerStatuses"][0]["state"]["running"].is_object()
+            })
+            .await;
+        node.strike(victim).await;
+        assert_eq!(node.await_inventory(&name).await, (1, 1, 1), "{name}");
+        std::fs::write(gate.join("open"), "").unwrap();
+        let after = node.await_pod(&name, is_ready).await;
+        let first = |pod: &Value| pod["status"]["initContainerStatuses"][0].clone();
+        assert_eq!(first(&after)["containerID"], first(&before)["containerID"], "{name}");
+        assert_eq!(first(&after)["restartCount"], 0, "{name}");
+        assert_eq!(first(&after)["state"]["terminated"]["exitCode"], 0, "{name}");
+        assert_eq!(node.await_inventory(&name).await.0, 1, "{name}");
+        node.api.delete_gracefully(&path(&name), 1);
+        node.await_gone(&name).await;
+    }
+    node.kill_agent().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_runs_short_makes_room() {
     let Some(mut node) = Node::start().await else { return };

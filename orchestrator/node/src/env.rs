@@ -43,10 +43,12 @@ pub enum EnvError {
         name: String,
     },
     /// The object has no such key.
-    #[error("couldn't find key {key} in {kind} {name}")]
+    #[error("couldn't find key {key} in {kind} {namespace}/{name}")]
     Key {
         /// `ConfigMap` or `Secret`.
         kind: &'static str,
+        /// The pod's namespace, which is the object's.
+        namespace: String,
         /// Its name.
         name: String,
         /// The key.
@@ -177,15 +179,16 @@ fn from_source(
     }
     if let Some(key) = &source.config_map_key_ref {
         let map = sources.config_maps.get(&key.name).map(|map| map.data.clone());
-        return pick(("configmap", "ConfigMap"), key, map);
+        return pick(pod, ("configmap", "ConfigMap"), key, map);
     }
     if let Some(key) = &source.secret_key_ref {
-        return pick(("secret", "Secret"), key, sources.secrets.get(&key.name).map(texts));
+        return pick(pod, ("secret", "Secret"), key, sources.secrets.get(&key.name).map(texts));
     }
     Ok(Some(String::new()))
 }
 
 fn pick(
+    pod: &Pod,
     (kind, title): (&'static str, &'static str),
     selector: &KeySelector,
     data: Option<BTreeMap<String, String>>,
@@ -199,6 +202,7 @@ fn pick(
         None if optional => Ok(None),
         None => Err(EnvError::Key {
             kind: title,
+            namespace: pod.metadata.namespace.clone(),
             name: selector.name.clone(),
             key: selector.key.clone(),
         }),
@@ -301,7 +305,7 @@ mod tests {
         check(json!({"envFrom": [{"configMapRef": {"name": "x"}}]}), "configmap \"x\" not found");
         check(json!({"envFrom": [{"secretRef": {"name": "x", "optional": true}}]}), "SVC=1");
         let key = |optional: bool| json!({"env": [{"name": "K", "valueFrom": {"configMapKeyRef": {"name": "m", "key": "no", "optional": optional}}}]});
-        check(key(false), "couldn't find key no in ConfigMap m");
+        check(key(false), "couldn't find key no in ConfigMap /m");
         check(key(true), "SVC=1");
         check(
             json!({"env": [{"name": "F", "valueFrom": {"fieldRef": {"fieldPath": "spec.color"}}}]}),

@@ -21,6 +21,7 @@ pub mod dns;
 pub mod env;
 pub mod field;
 pub mod figures;
+pub mod image_name;
 pub mod images;
 pub mod ledger;
 pub mod links;

@@ -9,6 +9,10 @@
 use jiff::{SignedDuration, Timestamp};
 use thiserror::Error;
 
+/// How much of a log stands in for last words.
+const LAST_LINES_MAX: usize = 80;
+/// The same in bytes.
+const LAST_BYTES_MAX: usize = 2048;
 /// The longest line kept together while its end has not come; the runtime cuts at 16 KiB.
 const LINE_BYTES_MAX: usize = 256 << 10;
 
@@ -50,6 +54,19 @@ pub struct Line<'a> {
     pub partial: bool,
     /// What the program wrote, without the end of line.
     pub text: &'a [u8],
+}
+
+/// What stands in for a container's last words: the end of its log, given the end of that file.
+///
+/// Spec: upstream's `FallbackToLogsOnError`: 80 lines, and of those the last 2,048 bytes.
+#[must_use]
+pub fn last_lines(file: &str) -> String {
+    let starts = file.trim_end_matches('\n').rmatch_indices('\n').map(|(at, _)| at + 1);
+    let from = starts.take(LAST_LINES_MAX).nth(LAST_LINES_MAX - 1).unwrap_or(0);
+    let mut out = Vec::new();
+    Printer::new(&Query::default()).feed(file.get(from..).unwrap_or(file).as_bytes(), &mut out);
+    let cut = out.len().saturating_sub(LAST_BYTES_MAX);
+    String::from_utf8_lossy(out.get(cut..).unwrap_or(&out)).into_owned()
 }
 
 /// Parses a query string; unknown parameters are skipped.
@@ -253,6 +270,23 @@ mod tests {
         );
         check("limitBytes=5", "one\nt");
         check("sinceTime=2026-01-02T03%3A04%3A08Z", "four\n");
+    }
+
+    #[test]
+    fn the_end_of_a_log_stands_in_for_last_words() {
+        let line = |text: &str| format!("2024-01-01T00:00:00Z stdout F {text}\n");
+        let log = |count: usize, text: &str| -> String {
+            (0..count).map(|number| line(&format!("{text}{number}"))).collect()
+        };
+        assert_eq!(last_lines(""), "");
+        assert_eq!(last_lines(&log(2, "a")), "a0\na1\n");
+        let many = last_lines(&log(200, "a"));
+        assert_eq!((many.lines().count(), many.lines().next()), (80, Some("a120")));
+        assert_eq!(last_lines(&line("")), "\n");
+        let long = "x".repeat(100);
+        assert_eq!(last_lines(&log(79, &long)).len(), 2048);
+        // The file's end may begin within a line.
+        assert_eq!(last_lines(&format!("lf a line\n{}", line("whole"))), "whole\n");
     }
 
     #[test]

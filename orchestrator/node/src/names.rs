@@ -118,6 +118,18 @@ pub fn log_file(container: &str, attempt: u32) -> String {
     format!("{container}/{attempt}.log")
 }
 
+/// The name a pod's containers hear from the kernel: with `setHostnameAsFQDN` the whole one.
+///
+/// Of a longer one than the kernel takes, the runtime says so.
+#[must_use]
+pub fn kernel_name(pod: &Pod, domain: &str) -> String {
+    let (host, sub) = (host_name(pod), &pod.spec.subdomain);
+    if pod.spec.set_hostname_as_fqdn != Some(true) || sub.is_empty() {
+        return host;
+    }
+    format!("{host}.{sub}.{}.svc.{domain}", pod.metadata.namespace)
+}
+
 /// The host name a pod's containers see: at most 63 characters, as the kernel allows.
 #[must_use]
 pub fn host_name(pod: &Pod) -> String {

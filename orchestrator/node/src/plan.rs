@@ -24,6 +24,8 @@ use crate::seen::{self, Failure, Life, Memory, Seen, Verdict, Volumes};
 
 /// The first pause of a crash loop, in seconds.
 const BACKOFF_FIRST: i64 = 10;
+/// What a sidecar has to end in at least, in seconds, when others used the grace up; upstream's.
+const SIDECAR_GRACE: i64 = 2;
 /// The longest pause of a crash loop, in seconds.
 const BACKOFF_MAX: i64 = 300;
 /// A run this long makes earlier crashes forgotten, in seconds.
@@ -158,7 +160,7 @@ pub(crate) enum Why {
 pub fn plan_pod(pod: &Pod, seen: &Seen, memory: &Memory, now: Timestamp) -> Plan {
     if pod.metadata.is_deleting() {
         let grace = pod.metadata.deletion_grace_period_seconds.unwrap_or(grace_seconds(pod));
-        let mut plan = plan_end(pod, seen, grace);
+        let mut plan = plan_end(pod, seen, (grace, left_seconds(pod, grace, now)));
         if plan.actions.is_empty() {
             plan.actions.push(Action::Forget);
         }
@@ -166,7 +168,8 @@ pub fn plan_pod(pod: &Pod, seen: &Seen, memory: &Memory, now: Timestamp) -> Plan
     }
     if pod.is_finished() || memory.verdict.is_some() || outcome(pod, seen).is_some() {
         let given = memory.verdict.as_ref().and_then(|verdict| verdict.grace_seconds);
-        return plan_end(pod, seen, given.unwrap_or(grace_seconds(pod)));
+        let grace = given.unwrap_or(grace_seconds(pod));
+        return plan_end(pod, seen, (grace, grace));
     }
     let mut plan = plan_run(pod, seen, memory, now);
     if let (Some(limit), Some(start)) = (pod.spec.active_deadline_seconds, pod.status.start_time) {
@@ -178,7 +181,7 @@ pub fn plan_pod(pod: &Pod, seen: &Seen, memory: &Memory, now: Timestamp) -> Plan
 /// Plans the end of a pod that the API no longer knows: at once, and without a trace.
 #[must_use]
 pub fn plan_orphan(seen: &Seen) -> Plan {
-    let mut plan = plan_end(&Pod::default(), seen, 1);
+    let mut plan = plan_end(&Pod::default(), seen, (1, 1));
     if plan.actions.is_empty() {
         plan.actions.push(Action::Forget);
     }
@@ -380,20 +383,32 @@ pub(crate) fn step(
     Step::Start { attempt }
 }
 
-/// Stops what runs: the containers, then the sidecars, then the sandboxes.
-fn plan_end(pod: &Pod, seen: &Seen, grace_seconds: i64) -> Plan {
-    let sidecar = |name: &str| {
-        pod.spec.init_containers.iter().any(|init| init.name == name && is_sidecar(init))
-    };
+/// What is left of the grace of a pod that is deleted, for those who end last: its containers may
+/// have used it up, but everyone has a moment.
+fn left_seconds(pod: &Pod, grace: i64, now: Timestamp) -> i64 {
+    let ends = pod.metadata.deletion_timestamp.map_or(now, |time| time.0);
+    ends.as_second().saturating_sub(now.as_second()).clamp(grace.min(SIDECAR_GRACE), grace)
+}
+
+/// Stops what runs: the containers, then the sidecars one by one, the last first, then the
+/// sandboxes; with a grace for the containers, and one for each sidecar.
+fn plan_end(pod: &Pod, seen: &Seen, (grace_seconds, left_seconds): (i64, i64)) -> Plan {
+    let sidecars = || pod.spec.init_containers.iter().filter(|init| is_sidecar(init));
+    let sidecar = |name: &str| sidecars().position(|init| init.name == name);
     let (last, first): (Vec<_>, Vec<_>) = seen
         .containers
         .iter()
         .filter(|c| matches!(c.life, Life::Running { .. } | Life::Unknown))
-        .partition(|c| sidecar(&c.name));
-    let stops = if first.is_empty() { last } else { first };
+        .partition(|c| sidecar(&c.name).is_some());
     let mut plan = Plan::default();
-    for container in stops {
+    for container in &first {
         plan.stop(container, grace_seconds, StopCause::PodEnds);
+    }
+    if first.is_empty() {
+        let turn = last.iter().map(|c| sidecar(&c.name)).max();
+        for container in last.iter().filter(|c| Some(sidecar(&c.name)) == turn) {
+            plan.stop(container, left_seconds, StopCause::PodEnds);
+        }
     }
     if plan.actions.is_empty() {
         let ready = seen.sandboxes.iter().filter(|sandbox| sandbox.ready);

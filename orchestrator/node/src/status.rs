@@ -163,9 +163,12 @@ fn is_initialized(pod: &Pod, status: &PodStatus) -> bool {
 fn set_conditions(status: &mut PodStatus, pod: &Pod, seen: &Seen, now: Timestamp) {
     let done = status.phase == "Succeeded";
     let initialized = is_initialized(pod, status);
-    let unready: Vec<&str> = status
-        .container_statuses
-        .iter()
+    let sidecar = |name: &str| {
+        pod.spec.init_containers.iter().any(|init| init.name == name && is_sidecar(init))
+    };
+    let sidecars = status.init_container_statuses.iter().filter(|s| sidecar(&s.name));
+    let unready: Vec<&str> = sidecars
+        .chain(&status.container_statuses)
         .filter(|s| s.ready != Some(true))
         .map(|s| s.name.as_str())
         .collect();
@@ -195,11 +198,8 @@ fn set_conditions(status: &mut PodStatus, pod: &Pod, seen: &Seen, now: Timestamp
     };
     let mut ready = Condition { kind: "Ready".to_owned(), ..containers.clone() };
     if containers.is_true() {
-        let open = open_gates(pod, &status.conditions);
-        if !open.is_empty() {
-            let message = format!(
-                "corresponding condition of pod readiness gate {open} does not exist or is not \"True\"."
-            );
+        let message = closed_gates(pod, &status.conditions);
+        if !message.is_empty() {
             ready = Condition::new("Ready", false, "ReadinessGatesNotReady", &message);
         }
     }
@@ -214,12 +214,21 @@ fn set_conditions(status: &mut PodStatus, pod: &Pod, seen: &Seen, now: Timestamp
     }
 }
 
-/// The readiness gates that are not open, quoted, for people.
-fn open_gates(pod: &Pod, conditions: &[Condition]) -> String {
+/// What is said of the readiness gates that are not open; empty when all are.
+fn closed_gates(pod: &Pod, conditions: &[Condition]) -> String {
     let gates = pod.spec.readiness_gates.iter();
     let names = gates.filter_map(|gate| gate.get("conditionType")?.as_str());
-    let closed = names.filter(|name| !objects::condition::is_condition_true(conditions, name));
-    closed.map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ")
+    let closed = names.filter_map(|name| match find_condition(conditions, name) {
+        None => Some(format!(
+            "corresponding condition of pod readiness gate \"{name}\" does not exist."
+        )),
+        Some(one) if !one.is_true() => Some(format!(
+            "the status of pod readiness gate \"{name}\" is not \"True\", but {}",
+            one.status
+        )),
+        Some(_) => None,
+    });
+    closed.collect::<Vec<_>>().join(", ")
 }
 
 fn container_status(

@@ -5,6 +5,7 @@ use std::fmt;
 
 use objects::pod::KeyToPath;
 
+use crate::owner::READ_BITS;
 use crate::source::Problem;
 
 /// The mode of files unless said otherwise.
@@ -46,6 +47,14 @@ impl FileSet {
     #[must_use]
     pub fn get(&self, path: &str) -> Option<&File> {
         self.files.get(path)
+    }
+
+    /// The same files as a group may read them.
+    #[must_use]
+    pub fn readable_by_group(&self) -> Self {
+        let mut set = self.clone();
+        set.files.values_mut().for_each(|file| file.mode |= READ_BITS);
+        set
     }
 
     /// Tells whether there are no files.

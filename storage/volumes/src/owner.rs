@@ -7,7 +7,7 @@
 /// Bits owner and group get on a volume that is written.
 const WRITE_BITS: u32 = 0o660;
 /// Bits they get on one that is only read.
-const READ_BITS: u32 = 0o440;
+pub(crate) const READ_BITS: u32 = 0o440;
 /// Bits directories get besides.
 const DIRECTORY_BITS: u32 = 0o2110;
 

@@ -187,6 +187,9 @@ fn sidecars_stay_beside_the_others() {
     check("Never", "S~a", "+0 S0:run a0:run", "");
     check("Never", "S~a", "+0 S0:exit,1,0 a0:run", "start S1@s0");
     check("Never", "S~a", "+0 S0:run a0:exit,0", "stop S0 7s PodEnds");
+    // They end one by one, the last first.
+    check("Never", "S~T~a", "+0 S0:run T0:run a0:exit,0", "stop T0 7s PodEnds");
+    check("Never", "S~T~a", "+0 S0:run T0:exit,0 a0:exit,0", "stop S0 7s PodEnds");
 }
 
 #[test]
@@ -206,14 +209,16 @@ fn two_lives_are_kept_for_their_logs() {
 
 #[test]
 fn deletion_stops_then_forgets() {
-    let check = |state: &str, expected: &str| {
+    let check_at = |left: i64, state: &str, expected: &str| {
         let mut pod = pod(spec("Always", "S~a"), json!({}));
-        pod.metadata.deletion_timestamp = Some(Time(at(NOW)));
+        pod.metadata.deletion_timestamp = Some(Time(at(NOW + left)));
         pod.metadata.deletion_grace_period_seconds = Some(3);
         assert_eq!(told(&plan_pod(&pod, &seen(state), &ready(), at(NOW))), expected);
     };
+    let check = |state: &str, expected: &str| check_at(3, state, expected);
     check("+0 S0:run a0:run", "stop a0 3s PodEnds");
     check("+0 S0:run a0:exit,0", "stop S0 3s PodEnds");
+    check_at(-1, "+0 S0:run a0:exit,0", "stop S0 2s PodEnds");
     check("+0 S0:exit,0 a0:exit,0", "stop-sandbox s0");
     check("-0 S0:exit,0 a0:exit,0", "forget");
     check("", "forget");
