@@ -480,6 +480,9 @@ pub(crate) struct CsiArgs {
     /// /var/lib/kubelet/plugins_registry on most nodes
     #[arg(long, value_name = "DIR")]
     pub register: Option<PathBuf>,
+    /// Where this node is, as `rack=a`; may be given several times
+    #[arg(long, value_name = "DOMAIN=VALUE")]
+    pub topology: Vec<String>,
 }
 
 #[derive(Debug, ClapArgs)]

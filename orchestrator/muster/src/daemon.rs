@@ -104,7 +104,13 @@ pub(crate) fn csi(args: CsiArgs) -> Result<()> {
     };
     let (monitors, pool, user, conf) = (args.monitors, args.pool, args.user, args.conf);
     let registry = args.register;
-    let config = drivers::Config { socket, node, monitors, pool, user, conf, registry };
+    let split = |one: &String| {
+        let (key, value) =
+            one.split_once('=').with_context(|| format!("{one} is no DOMAIN=VALUE"))?;
+        anyhow::Ok((key.to_owned(), value.to_owned()))
+    };
+    let topology = args.topology.iter().map(split).collect::<Result<_>>()?;
+    let config = drivers::Config { socket, node, monitors, pool, user, conf, registry, topology };
     serve(|stop| async move { Ok(drivers::run(stop, config).await?) })
 }
 

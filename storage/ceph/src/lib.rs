@@ -153,6 +153,28 @@ pub struct Snap {
     pub timestamp: String,
 }
 
+/// One line of the table of a pool: an image, or a snapshot of one.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Row {
+    /// The image.
+    pub image: String,
+    /// Its snapshot, when the line is one's.
+    #[serde(default)]
+    pub snapshot: Option<String>,
+    /// The size in bytes.
+    pub size: i64,
+    /// What the image is a copy of.
+    #[serde(default)]
+    pub parent: Option<Parent>,
+}
+
+/// An image that was thrown away, and is not gone yet.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+struct Thrown {
+    id: String,
+    name: String,
+}
+
 /// A cluster, as one of its users.
 #[derive(Clone, Default)]
 pub struct Cluster {
@@ -204,6 +226,80 @@ impl Cluster {
     /// When there is no such pool.
     pub async fn list(&self, pool: &str) -> Done<Vec<String>> {
         self.json("rbd", &["ls", pool]).await
+    }
+
+    /// The images of a pool and their snapshots, with sizes, by one question.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such pool.
+    pub async fn table(&self, pool: &str) -> Done<Vec<Row>> {
+        self.json("rbd", &["ls", "-l", pool]).await
+    }
+
+    /// Deletes an image, though others may have been made of it: then it is thrown away, and gone
+    /// when the last of those is. Only what is called `prefix…` is ever swept from there.
+    ///
+    /// # Errors
+    ///
+    /// [`CephError::Missing`] when it is gone, [`CephError::Busy`] when it is used or has
+    /// snapshots.
+    pub async fn discard(&self, at: &Place, prefix: &str) -> Done<()> {
+        match self.remove(at).await {
+            Err(CephError::Busy(why)) => {
+                let used = !self.clients(at).await?.is_empty();
+                if used || !self.snaps(at).await?.is_empty() {
+                    return Err(CephError::Busy(why));
+                }
+                self.rbd(&["trash", "mv", &at.id()]).await.map(drop)
+            }
+            done => {
+                done?;
+                self.sweep(&at.pool, prefix).await
+            }
+        }
+    }
+
+    /// Deletes what was thrown away and nothing is made of any more.
+    async fn sweep(&self, pool: &str, prefix: &str) -> Done<()> {
+        let all: Vec<Thrown> = self.json("rbd", &["trash", "ls", pool]).await?;
+        for one in all.into_iter().filter(|one| one.name.starts_with(prefix)) {
+            let id = format!("{pool}/{}", one.id);
+            match self.rbd(&["trash", "rm", &id, "--no-progress"]).await {
+                Ok(_) | Err(CephError::Busy(_) | CephError::Missing(_)) => {}
+                Err(err) => return Err(err),
+            }
+        }
+        Ok(())
+    }
+
+    /// What is noted at an image under a name; `None` when nothing is.
+    ///
+    /// # Errors
+    ///
+    /// When the cluster does not say; an image that is not there has no notes.
+    pub async fn note(&self, at: &Place, name: &str) -> Done<Option<String>> {
+        match self.rbd(&["image-meta", "get", &at.id(), name]).await {
+            Ok(said) => Ok(Some(String::from_utf8_lossy(&said).trim().to_owned())),
+            Err(CephError::Missing(_)) => Ok(None),
+            Err(err) => Err(err),
+        }
+    }
+
+    /// Notes something at an image under a name; `None` takes the note away.
+    ///
+    /// # Errors
+    ///
+    /// [`CephError::Missing`] when there is no image.
+    pub async fn set_note(&self, at: &Place, name: &str, text: Option<&str>) -> Done<()> {
+        let id = at.id();
+        match text {
+            Some(text) => self.rbd(&["image-meta", "set", &id, name, text]).await.map(drop),
+            None => match self.rbd(&["image-meta", "remove", &id, name]).await {
+                Err(CephError::Missing(_)) => Ok(()),
+                done => done.map(drop),
+            },
+        }
     }
 
     /// Deletes an image or a snapshot.
@@ -358,7 +454,8 @@ fn mebibytes(bytes: i64) -> String {
 }
 
 /// The monitors as the programs take them: those of the new protocol find the old port too.
-fn monitors(given: &[String]) -> String {
+#[must_use]
+pub fn monitors(given: &[String]) -> String {
     let known = given.iter().filter_map(|one| Monitor::parse(one));
     let text = |one: Monitor| match one.host.parse::<std::net::Ipv6Addr>() {
         Ok(address) => format!("[{address}]:{}", one.port),
@@ -424,6 +521,10 @@ mod tests {
             "timestamp":"Sat Nov 21 10:00:00 2026"});
         let snap: Snap = serde_json::from_value(snap).unwrap();
         assert_eq!((&*snap.name, snap.size), ("s", 64 << 20));
+        let row = json!({"image":"t1","id":"1013a3337b91","snapshot":"s","snapshot_id":4,
+            "size":268435456,"format":2,"protected":"false"});
+        let row: Row = serde_json::from_value(row).unwrap();
+        assert_eq!((row.snapshot.as_deref(), row.parent), (Some("s"), None));
         let sizes = [1, 1 << 20, 3 << 30].map(mebibytes);
         assert_eq!(sizes, ["1M", "1M", "3072M"]);
     }

@@ -226,6 +226,8 @@ calls! {
     delete_snapshot "csi.v1.Controller" "DeleteSnapshot" DeleteSnapshotRequest => Empty;
     /// Lists snapshots.
     list_snapshots "csi.v1.Controller" "ListSnapshots" ListSnapshotsRequest => ListSnapshotsResponse;
+    /// Reads one snapshot.
+    get_snapshot "csi.v1.Controller" "GetSnapshot" GetSnapshotRequest => GetSnapshotResponse;
     /// Grows a volume.
     controller_expand_volume "csi.v1.Controller" "ControllerExpandVolume" ControllerExpandVolumeRequest => ControllerExpandVolumeResponse;
     /// Brings a volume to the node.

@@ -4,7 +4,7 @@
 //! Messages and calls stand once, in [`message`] and `call`; client, server and dispatch are
 //! made of the same table. Nothing is decided here.
 //!
-//! Spec: CSI 1.11 (`csi.v1`) and the node agent's registration of plugins
+//! Spec: CSI 1.12 (`csi.v1`) and the node agent's registration of plugins
 //! (`pluginregistration`).
 //!
 //! *Limits*: group snapshots, snapshot metadata and volume modification are not modelled;

@@ -124,6 +124,8 @@ messages! {
     }
     ListSnapshotsResponse { many ListSnapshotsEntry entries "1", text next_token "2", }
     ListSnapshotsEntry { one Snapshot snapshot "1", }
+    GetSnapshotRequest { text snapshot_id "1", pairs secrets "2", }
+    GetSnapshotResponse { one Snapshot snapshot "1", }
     ControllerExpandVolumeRequest {
         text volume_id "1", one CapacityRange capacity_range "2", pairs secrets "3",
         one VolumeCapability volume_capability "4",
@@ -178,9 +180,13 @@ pub mod capability {
     pub const CREATE_DELETE_SNAPSHOT: i32 = 5;
     pub const LIST_SNAPSHOTS: i32 = 6;
     pub const CLONE_VOLUME: i32 = 7;
+    pub const PUBLISH_READONLY: i32 = 8;
     pub const EXPAND_VOLUME: i32 = 9;
+    pub const LIST_VOLUMES_PUBLISHED_NODES: i32 = 10;
+    pub const VOLUME_CONDITION: i32 = 11;
     pub const GET_VOLUME: i32 = 12;
     pub const SINGLE_NODE_MULTI_WRITER: i32 = 13;
+    pub const GET_SNAPSHOT: i32 = 15;
     pub const NODE_STAGE_UNSTAGE_VOLUME: i32 = 1;
     pub const NODE_GET_VOLUME_STATS: i32 = 2;
     pub const NODE_EXPAND_VOLUME: i32 = 3;

@@ -1,15 +1,18 @@
-//! The controller half: volumes, snapshots and clones, each found again by the name it was asked
-//! under.
+//! The controller half: volumes, each found again by the name it was asked under.
+//!
+//! What a volume was made from is noted at its image: Ceph renames the snapshot behind a copy when
+//! it is deleted first.
 
 use std::collections::BTreeMap;
 
-use ceph::{CephError, Info, Place, Snap};
+use ceph::{CephError, Info, Parent, Place};
 use csi::Status;
 use csi::message::*;
 use sha2::{Digest, Sha256};
 
 use crate::images::{Images, Secrets};
-use crate::{Driver, required};
+use crate::snapshot::SNAP;
+use crate::{Driver, IMAGE, required, topology};
 
 /// The size of a volume when none is asked for.
 const DEFAULT_BYTES: i64 = 1 << 30;
@@ -17,25 +20,26 @@ const DEFAULT_BYTES: i64 = 1 << 30;
 const STEP_BYTES: i64 = 1 << 20;
 /// How many digits of a name's digest are in an image's name.
 const DIGEST_DIGITS: usize = 32;
-/// How images of this driver begin.
-const IMAGE: &str = "csi-vol-";
-/// How snapshots of this driver begin.
-const SNAP: &str = "csi-snap-";
+/// How snapshots begin that are made on the way to a copy of a volume.
+const MOMENT: &str = "for-";
+/// What a node is told when a volume began as a copy.
+pub(crate) const COPY: &str = "copy";
+/// Under what name it is noted at an image what it was made from.
+const SOURCE: &str = "muster.dev/source";
 
 pub(crate) fn told(err: CephError) -> Status {
     match &err {
         CephError::Missing(_) => Status::not_found(err.to_string()),
         CephError::Exists(_) => Status::already_exists(err.to_string()),
         CephError::Busy(_) => Status::failed_precondition(err.to_string()),
-        CephError::Denied(_)
-        | CephError::Slow { .. }
-        | CephError::Program { .. }
-        | CephError::Refused { .. } => Status::internal(err.to_string()),
+        CephError::Denied(_) => Status::permission_denied(err.to_string()),
+        CephError::Slow { .. } => Status::deadline_exceeded(err.to_string()),
+        CephError::Program { .. } | CephError::Refused { .. } => Status::internal(err.to_string()),
     }
 }
 
 /// The name in the cluster for a name in the API, which may hold anything.
-fn named(prefix: &str, name: &str) -> String {
+pub(crate) fn named(prefix: &str, name: &str) -> String {
     let digest = hex::encode(Sha256::digest(name.as_bytes()));
     format!("{prefix}{}", digest.get(..DIGEST_DIGITS).unwrap_or(&digest))
 }
@@ -85,27 +89,17 @@ pub(crate) fn check_capability(one: &VolumeCapability) -> Result<(), Status> {
 }
 
 impl<I: Images> Driver<I> {
-    fn volume(&self, at: &Place, info: &Info) -> Volume {
+    pub(crate) fn volume(&self, at: &Place, info: &Info) -> Volume {
         let context = [
             ("pool".to_owned(), at.pool.clone()),
             ("image".to_owned(), at.image.clone()),
             ("monitors".to_owned(), self.config.monitors.join(",")),
         ];
-        let content_source = info.parent.as_ref().map(|parent| {
-            let (image, snap) = (parent.image.clone(), Some(parent.snapshot.clone()));
-            let from = Place { pool: at.pool.clone(), image, snap };
-            if parent.snapshot.starts_with(SNAP) {
-                let snapshot = Some(SnapshotSource { snapshot_id: from.id() });
-                return VolumeContentSource { snapshot, volume: None };
-            }
-            let volume = Some(VolumeSource { volume_id: from.whole().id() });
-            VolumeContentSource { snapshot: None, volume }
-        });
         Volume {
             capacity_bytes: info.size,
             volume_id: at.id(),
             volume_context: context.into(),
-            content_source,
+            content_source: info.parent.as_ref().map(|parent| source_of(at, parent)),
             accessible_topology: Vec::new(),
         }
     }
@@ -117,28 +111,67 @@ impl<I: Images> Driver<I> {
         required("name", &request.name)?;
         check_capabilities(&request.volume_capabilities)?;
         let size = size(request.capacity_range.as_ref())?;
-        let pool = request.parameters.get("pool").cloned().unwrap_or(self.config.pool.clone());
+        let wanted = request.accessibility_requirements.as_ref();
+        let (pool, reach) = match topology::choose(&request.parameters, wanted)? {
+            Some(chosen) => chosen,
+            None => {
+                let named = request.parameters.get("pool").cloned();
+                (named.unwrap_or(self.config.pool.clone()), Vec::new())
+            }
+        };
         let at = Place { pool, image: named(IMAGE, &request.name), snap: None };
         let _claim = self.claim(&at.id())?;
         let who = &request.secrets;
-        let info = match self.images.info(who, &at).await {
-            Ok(info) => info,
-            Err(CephError::Missing(_)) => {
-                self.fill(who, &at, size, request.volume_content_source.as_ref()).await?;
-                self.images.info(who, &at).await.map_err(told)?
-            }
+        let wanted = request.volume_content_source.as_ref();
+        let found = match self.images.info(who, &at).await {
+            Ok(info) => Some(info),
+            Err(CephError::Missing(_)) => None,
             Err(err) => return Err(told(err)),
         };
+        let begun = match found.as_ref().and_then(|info| info.parent.as_ref()) {
+            // A try that ended in the middle is gone on with, if it was for the same.
+            Some(parent) if wanted == Some(&source_of(&at, parent)) => {
+                self.images.note(who, &at, SOURCE).await.map_err(told)?.is_none()
+            }
+            _ => false,
+        };
+        let info = match found {
+            Some(info) if !begun => info,
+            _ => {
+                self.fill(who, &at, size, wanted).await?;
+                self.images.info(who, &at).await.map_err(told)?
+            }
+        };
+        let source = self.source(who, &at, &info).await?;
         let range = request.capacity_range.unwrap_or_default();
         let fits = info.size >= range.required_bytes
             && (range.limit_bytes == 0 || info.size <= range.limit_bytes);
         let mut volume = self.volume(&at, &info);
+        volume.content_source = source;
+        volume.accessible_topology = reach;
         if !fits || volume.content_source != request.volume_content_source {
             let why = "a volume of this name exists already with another size or source";
             return Err(Status::already_exists(why));
         }
         volume.volume_context.extend(request.parameters);
+        if volume.content_source.is_some() {
+            // The file system in a copy may be smaller than the copy.
+            volume.volume_context.insert(COPY.to_owned(), "true".to_owned());
+        }
         Ok(CreateVolumeResponse { volume: Some(volume) })
+    }
+
+    /// What a volume was made from: as noted, or as the cluster knows when a try ended between.
+    async fn source(
+        &self,
+        who: &Secrets,
+        at: &Place,
+        info: &Info,
+    ) -> Result<Option<VolumeContentSource>, Status> {
+        let Some(parent) = &info.parent else { return Ok(None) };
+        let noted = self.images.note(who, at, SOURCE).await.map_err(told)?;
+        let noted = noted.and_then(|id| Place::parse(&id)).map(|from| from_place(&from));
+        Ok(Some(noted.unwrap_or_else(|| source_of(at, parent))))
     }
 
     /// Makes an image, empty or from another one.
@@ -160,11 +193,19 @@ impl<I: Images> Driver<I> {
             }
             (None, Some(volume)) => {
                 let from = Place::parse(&volume.volume_id).ok_or_else(unknown)?;
-                (Place { snap: Some(format!("for-{}", at.image)), ..from }, true)
+                (Place { snap: Some(format!("{MOMENT}{}", at.image)), ..from }, true)
             }
             (None, None) => return Err(Status::invalid_argument("a source without a name")),
         };
-        let before = self.images.info(who, &from.whole()).await.map_err(told)?;
+        let before = self.images.info(who, &from).await;
+        let before = match before {
+            Err(CephError::Missing(_)) if temporary => self.images.info(who, &from.whole()).await,
+            before => before,
+        };
+        let before = before.map_err(told)?;
+        if size < before.size {
+            return Err(Status::out_of_range("the volume is smaller than what it is made from"));
+        }
         if temporary {
             match self.images.snap(who, &from).await {
                 // An earlier try came so far.
@@ -172,11 +213,23 @@ impl<I: Images> Driver<I> {
                 Err(err) => return Err(told(err)),
             }
         }
-        self.images.clone_of(who, &from, at).await.map_err(told)?;
+        match self.images.clone_of(who, &from, at).await {
+            Ok(()) | Err(CephError::Exists(_)) => {}
+            Err(err) => return Err(told(err)),
+        }
+        if temporary {
+            // The copy holds on to what it needs; nobody else shall see it.
+            match self.images.remove(who, &from).await {
+                Ok(()) | Err(CephError::Missing(_)) => {}
+                Err(err) => return Err(told(err)),
+            }
+        }
         if size > before.size {
             self.images.resize(who, at, size).await.map_err(told)?;
         }
-        Ok(())
+        // Last of all: with it the copy is whole.
+        let noted = if temporary { from.whole() } else { from }.id();
+        self.images.set_note(who, at, SOURCE, Some(&noted)).await.map_err(told)
     }
 
     pub(crate) async fn delete(&self, request: DeleteVolumeRequest) -> Result<Empty, Status> {
@@ -186,9 +239,13 @@ impl<I: Images> Driver<I> {
         };
         let _claim = self.claim(&at.id())?;
         let who = &request.secrets;
-        // What was made on the way to a clone goes with its source.
+        if let Some(node) = self.published(who, &at).await?.first() {
+            let why = format!("volume {} is published to {node}", at.id());
+            return Err(Status::failed_precondition(why));
+        }
+        // What an unfinished copy left goes with its source.
         if let Ok(snaps) = self.images.snaps(who, &at).await {
-            for snap in snaps.into_iter().filter(|snap| snap.name.starts_with("for-")) {
+            for snap in snaps.into_iter().filter(|snap| snap.name.starts_with(MOMENT)) {
                 let at = Place { snap: Some(snap.name), ..at.clone() };
                 self.images.remove(who, &at).await.map_err(told)?;
             }
@@ -212,23 +269,42 @@ impl<I: Images> Driver<I> {
         request: ListVolumesRequest,
     ) -> Result<ListVolumesResponse, Status> {
         let who = Secrets::new();
-        let all = self.images.list(&who, &self.config.pool).await.map_err(told)?;
-        let ours: Vec<String> = all.into_iter().filter(|name| name.starts_with(IMAGE)).collect();
-        let (names, next_token) = page(ours, request.max_entries, &request.starting_token)?;
+        let all = self.images.table(&who, &self.config.pool).await.map_err(told)?;
+        let all: Vec<_> = all.into_iter().filter(|row| row.snapshot.is_none()).collect();
+        let (rows, next_token) = page(all, request.max_entries, &request.starting_token)?;
         let mut entries = Vec::new();
-        for image in names {
-            let at = Place { pool: self.config.pool.clone(), image, snap: None };
-            match self.images.info(&who, &at).await {
-                Ok(info) => {
-                    let volume = Some(self.volume(&at, &info));
-                    entries.push(ListVolumesEntry { volume, status: None });
-                }
-                // Deleted since it was listed.
-                Err(CephError::Missing(_)) => {}
-                Err(err) => return Err(told(err)),
-            }
+        for row in rows {
+            let at = Place { pool: self.config.pool.clone(), image: row.image, snap: None };
+            let info = Info { size: row.size, parent: row.parent };
+            let published_node_ids = self.published(&who, &at).await?;
+            let volume = Some(Volume {
+                content_source: self.source(&who, &at, &info).await?,
+                ..self.volume(&at, &info)
+            });
+            let status = Some(VolumeStatus {
+                published_node_ids,
+                volume_condition: Some(well("the image is there")),
+            });
+            entries.push(ListVolumesEntry { volume, status });
         }
         Ok(ListVolumesResponse { entries, next_token })
+    }
+
+    pub(crate) async fn get(
+        &self,
+        request: ControllerGetVolumeRequest,
+    ) -> Result<ControllerGetVolumeResponse, Status> {
+        let who = Secrets::new();
+        let (at, info) = self.find(&who, &request.volume_id).await?;
+        let volume = Some(Volume {
+            content_source: self.source(&who, &at, &info).await?,
+            ..self.volume(&at, &info)
+        });
+        let status = Some(VolumeStatus {
+            published_node_ids: self.published(&who, &at).await?,
+            volume_condition: Some(well("the image is there")),
+        });
+        Ok(ControllerGetVolumeResponse { volume, status })
     }
 
     pub(crate) async fn expand(
@@ -249,100 +325,37 @@ impl<I: Images> Driver<I> {
         let capacity_bytes = info.size.max(wanted);
         Ok(ControllerExpandVolumeResponse { capacity_bytes, node_expansion_required })
     }
+}
 
-    pub(crate) async fn snapshot(
-        &self,
-        request: CreateSnapshotRequest,
-    ) -> Result<CreateSnapshotResponse, Status> {
-        required("name", &request.name)?;
-        required("source volume id", &request.source_volume_id)?;
-        let _claim = self.claim(&request.source_volume_id)?;
-        let who = &request.secrets;
-        let (source, _) = self.find(who, &request.source_volume_id).await?;
-        let name = named(SNAP, &request.name);
-        let known = self.all_snaps(who, &source.pool).await?;
-        if known.iter().any(|(at, snap)| snap.name == name && *at != source) {
-            return Err(Status::already_exists("a snapshot of this name has another source"));
-        }
-        let at = Place { snap: Some(name.clone()), ..source.clone() };
-        match self.images.snap(who, &at).await {
-            Ok(()) | Err(CephError::Exists(_)) => {}
-            Err(err) => return Err(told(err)),
-        }
-        let snaps = self.images.snaps(who, &source).await.map_err(told)?;
-        let made = snaps.iter().find(|snap| snap.name == name);
-        let made = made.ok_or_else(|| Status::internal("the snapshot is not to be seen"))?;
-        Ok(CreateSnapshotResponse { snapshot: Some(snapshot(&source, made)) })
-    }
+/// The source of a copy, from where the cluster says it came.
+fn source_of(at: &Place, parent: &Parent) -> VolumeContentSource {
+    let from = Place {
+        pool: at.pool.clone(),
+        image: parent.image.clone(),
+        snap: Some(parent.snapshot.clone()).filter(|name| name.starts_with(SNAP)),
+    };
+    from_place(&from)
+}
 
-    async fn all_snaps(&self, who: &Secrets, pool: &str) -> Result<Vec<(Place, Snap)>, Status> {
-        let mut all = Vec::new();
-        for image in self.images.list(who, pool).await.map_err(told)? {
-            if !image.starts_with(IMAGE) {
-                continue;
-            }
-            let at = Place { pool: pool.to_owned(), image, snap: None };
-            match self.images.snaps(who, &at).await {
-                Ok(snaps) => {
-                    let ours = snaps.into_iter().filter(|snap| snap.name.starts_with(SNAP));
-                    all.extend(ours.map(|snap| (at.clone(), snap)));
-                }
-                Err(CephError::Missing(_)) => {}
-                Err(err) => return Err(told(err)),
-            }
+fn from_place(from: &Place) -> VolumeContentSource {
+    match &from.snap {
+        Some(_) => {
+            let snapshot = Some(SnapshotSource { snapshot_id: from.id() });
+            VolumeContentSource { snapshot, volume: None }
         }
-        Ok(all)
-    }
-
-    pub(crate) async fn delete_snap(
-        &self,
-        request: DeleteSnapshotRequest,
-    ) -> Result<Empty, Status> {
-        let at = Place::parse(required("snapshot id", &request.snapshot_id)?);
-        let Some(at) = at.filter(|at| at.snap.is_some()) else { return Ok(Empty {}) };
-        let _claim = self.claim(&at.whole().id())?;
-        match self.images.remove(&request.secrets, &at).await {
-            Ok(()) | Err(CephError::Missing(_)) => Ok(Empty {}),
-            Err(err) => Err(told(err)),
+        None => {
+            let volume = Some(VolumeSource { volume_id: from.id() });
+            VolumeContentSource { snapshot: None, volume }
         }
-    }
-
-    pub(crate) async fn list_snaps(
-        &self,
-        request: ListSnapshotsRequest,
-    ) -> Result<ListSnapshotsResponse, Status> {
-        let all = self.all_snaps(&request.secrets, &self.config.pool).await?;
-        let all = all.iter().map(|(source, snap)| snapshot(source, snap));
-        let asked = |snap: &Snapshot| {
-            (request.snapshot_id.is_empty() || snap.snapshot_id == request.snapshot_id)
-                && (request.source_volume_id.is_empty()
-                    || snap.source_volume_id == request.source_volume_id)
-        };
-        let all: Vec<Snapshot> = all.filter(asked).collect();
-        let (found, next_token) = page(all, request.max_entries, &request.starting_token)?;
-        let entries =
-            found.into_iter().map(|snap| ListSnapshotsEntry { snapshot: Some(snap) }).collect();
-        Ok(ListSnapshotsResponse { entries, next_token })
     }
 }
 
-fn snapshot(source: &Place, snap: &Snap) -> Snapshot {
-    let format = "%a %b %d %H:%M:%S %Y";
-    let made = jiff::civil::DateTime::strptime(format, &snap.timestamp);
-    let made = made.ok().and_then(|time| time.to_zoned(jiff::tz::TimeZone::UTC).ok());
-    let seconds = made.map_or(0, |time| time.timestamp().as_second());
-    Snapshot {
-        size_bytes: snap.size,
-        snapshot_id: Place { snap: Some(snap.name.clone()), ..source.clone() }.id(),
-        source_volume_id: source.id(),
-        creation_time: Some(Timestamp { seconds, nanos: 0 }),
-        ready_to_use: true,
-        group_snapshot_id: String::new(),
-    }
+fn well(message: &str) -> VolumeCondition {
+    VolumeCondition { abnormal: false, message: message.to_owned() }
 }
 
 /// One page of a list; a token is the place of the next entry.
-fn page<T>(all: Vec<T>, max: i32, token: &str) -> Result<(Vec<T>, String), Status> {
+pub(crate) fn page<T>(all: Vec<T>, max: i32, token: &str) -> Result<(Vec<T>, String), Status> {
     let invalid = || Status::aborted("the starting token is none of ours");
     let from: usize = if token.is_empty() { 0 } else { token.parse().map_err(|_| invalid())? };
     let max = usize::try_from(max).map_err(|_| Status::invalid_argument("negative max_entries"))?;

@@ -1,9 +1,14 @@
 //! The images of a Ceph cluster as this driver asks for them: as whoever a request's secrets name.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 
-use ceph::{Cluster, Done, Info, Place, Snap};
+use ceph::{Cluster, Done, Info, Place, Row, Snap};
+
+use crate::IMAGE;
+
+/// How long a fenced client stays fenced: longer than any machine is forgotten and found again.
+const FENCE_SECONDS: u32 = 365 * 24 * 3600;
 
 /// Who asks: secrets of a request, called as ceph-csi calls them.
 pub(crate) type Secrets = BTreeMap<String, String>;
@@ -13,7 +18,9 @@ pub(crate) trait Images: Send + Sync + 'static {
     fn create(&self, who: &Secrets, at: &Place, size: i64)
     -> impl Future<Output = Done<()>> + Send;
     fn info(&self, who: &Secrets, at: &Place) -> impl Future<Output = Done<Info>> + Send;
-    fn list(&self, who: &Secrets, pool: &str) -> impl Future<Output = Done<Vec<String>>> + Send;
+    /// The driver's own images of a pool, and their snapshots.
+    fn table(&self, who: &Secrets, pool: &str) -> impl Future<Output = Done<Vec<Row>>> + Send;
+    /// Deletes a snapshot, or an image, though others are made of it.
     fn remove(&self, who: &Secrets, at: &Place) -> impl Future<Output = Done<()>> + Send;
     fn resize(&self, who: &Secrets, at: &Place, size: i64)
     -> impl Future<Output = Done<()>> + Send;
@@ -25,6 +32,28 @@ pub(crate) trait Images: Send + Sync + 'static {
         from: &Place,
         to: &Place,
     ) -> impl Future<Output = Done<()>> + Send;
+    /// What is noted at an image under a name.
+    fn note(
+        &self,
+        who: &Secrets,
+        at: &Place,
+        name: &str,
+    ) -> impl Future<Output = Done<Option<String>>> + Send;
+    fn set_note(
+        &self,
+        who: &Secrets,
+        at: &Place,
+        name: &str,
+        text: Option<&str>,
+    ) -> impl Future<Output = Done<()>> + Send;
+    /// Who can write to an image: address with nonce.
+    fn clients(
+        &self,
+        who: &Secrets,
+        at: &Place,
+    ) -> impl Future<Output = Done<BTreeSet<String>>> + Send;
+    /// Forbids a client to write; returns when the cluster has agreed.
+    fn fence(&self, who: &Secrets, client: &str) -> impl Future<Output = Done<()>> + Send;
 }
 
 /// A real cluster; its user and key are those of each request.
@@ -47,12 +76,18 @@ impl Images for Real {
         self.by(who).info(at).await
     }
 
-    async fn list(&self, who: &Secrets, pool: &str) -> Done<Vec<String>> {
-        self.by(who).list(pool).await
+    async fn table(&self, who: &Secrets, pool: &str) -> Done<Vec<Row>> {
+        let mut all = self.by(who).table(pool).await?;
+        all.retain(|row| row.image.starts_with(IMAGE));
+        Ok(all)
     }
 
     async fn remove(&self, who: &Secrets, at: &Place) -> Done<()> {
-        self.by(who).remove(at).await
+        let cluster = self.by(who);
+        match at.snap {
+            Some(_) => cluster.remove(at).await,
+            None => cluster.discard(at, IMAGE).await,
+        }
     }
 
     async fn resize(&self, who: &Secrets, at: &Place, size: i64) -> Done<()> {
@@ -69,5 +104,27 @@ impl Images for Real {
 
     async fn clone_of(&self, who: &Secrets, from: &Place, to: &Place) -> Done<()> {
         self.by(who).copy(from, to).await
+    }
+
+    async fn note(&self, who: &Secrets, at: &Place, name: &str) -> Done<Option<String>> {
+        self.by(who).note(at, name).await
+    }
+
+    async fn set_note(
+        &self,
+        who: &Secrets,
+        at: &Place,
+        name: &str,
+        text: Option<&str>,
+    ) -> Done<()> {
+        self.by(who).set_note(at, name, text).await
+    }
+
+    async fn clients(&self, who: &Secrets, at: &Place) -> Done<BTreeSet<String>> {
+        self.by(who).clients(at).await
+    }
+
+    async fn fence(&self, who: &Secrets, client: &str) -> Done<()> {
+        self.by(who).fence(client, FENCE_SECONDS).await
     }
 }

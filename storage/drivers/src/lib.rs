@@ -9,20 +9,28 @@
 //! made of the asked name, so that asking twice finds what is there. Images have the features
 //! `layering,exclusive-lock` and writers map them `exclusive`: the kernel refuses a second one.
 //!
-//! Spec: CSI 1.11; parameters and secrets are called as ceph-csi calls them (`pool`, `userID`,
-//! `userKey`).
+//! Which node has a volume is noted at the image. Before it is given to another node, every client
+//! that still holds the image's lock or watches it is fenced: a lost node's late writes fail.
 //!
-//! *Limits*: an image grows while it is not mapped for writing (the lock's price); no fence is
-//! sent by this driver; no topology.
+//! Spec: CSI 1.12; parameters and secrets are called as ceph-csi calls them (`pool`, `userID`,
+//! `userKey`, `topologyConstrainedPools`).
+//!
+//! *Limits*: an image grows while it is not mapped for writing (the lock's price). Capacity is not
+//! told, for images are thin; no group snapshots. On a host whose kernel has no `rbd`, images come
+//! by Debian's `rbd-fuse` and a loop device.
 
 #![forbid(unsafe_code)]
 
 mod controller;
+mod door;
 mod images;
 mod node;
+mod publish;
 mod service;
+mod snapshot;
+mod topology;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -34,10 +42,13 @@ use thiserror::Error;
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::door::Door;
 use crate::images::{Images, Real};
 
 /// The driver's name in the API.
 pub const NAME: &str = "rbd.storage.muster.dev";
+/// How images of this driver begin.
+const IMAGE: &str = "csi-vol-";
 
 /// What the driver is told at its start.
 #[derive(Debug, Clone)]
@@ -56,6 +67,8 @@ pub struct Config {
     pub conf: Option<PathBuf>,
     /// Where a node agent looks for plugins; `None`: nobody is told that the driver is here.
     pub registry: Option<PathBuf>,
+    /// Where this node is, by domain (`rack`, `zone`): pools may be reached from some places only.
+    pub topology: BTreeMap<String, String>,
 }
 
 /// Why the driver ended.
@@ -119,12 +132,17 @@ fn listen(socket: &Path) -> Result<UnixListener, RunError> {
 pub(crate) struct Driver<I> {
     config: Config,
     images: I,
+    door: Door,
     busy: Mutex<BTreeSet<String>>,
 }
 
 impl<I: Images> Driver<I> {
     fn new(config: Config, images: I) -> Self {
-        Self { config, images, busy: Mutex::default() }
+        let dir = config.socket.with_extension("images");
+        // The kernel names files by their whole paths.
+        let dir = std::path::absolute(&dir).unwrap_or(dir);
+        let door = Door { dir, conf: config.conf.clone() };
+        Self { config, images, door, busy: Mutex::default() }
     }
 
     /// Claims a volume for one call; a second call meanwhile is told to come again.

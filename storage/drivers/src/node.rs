@@ -1,30 +1,24 @@
 //! The node half: the kernel maps, we mount.
 
 use std::fs;
-use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::io::{self, Seek as _, SeekFrom};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use ceph::Place;
 use csi::Status;
 use csi::message::*;
 use kernel::disk::{grow, is_mounted, mount_disk, mounts, unmount_now};
 use kernel::mount::{Access, bind};
-use kernel::rbd;
-use nix::sys::statvfs::statvfs;
-use runtime::report;
+use nix::sys::statvfs::{FsFlags, Statvfs, statvfs};
 use volumes::disk::{Flag, split_options};
-use volumes::rbd::{Grip, Mapped, Monitor, Rbd};
+use volumes::rbd::{Grip, Rbd};
 
-use crate::controller::{check_capability, word};
+use crate::controller::{COPY, check_capability, word};
+use crate::door::{Door, internal};
 use crate::images::Images;
+use crate::publish::READ_ONLY;
 use crate::{Driver, required};
-
-fn internal<E: std::error::Error + 'static>(err: &E) -> Status {
-    Status::internal(report(err))
-}
 
 /// Runs kernel work off the async threads.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
@@ -34,26 +28,22 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     }
 }
 
-fn mapped(at: &Place) -> Option<Mapped> {
-    rbd::list().into_iter().find(|one| {
-        one.pool == at.pool && one.image == at.image && one.snap == "-" && one.namespace.is_empty()
-    })
-}
-
 /// What it takes to bring an image here.
 struct Stage {
+    door: Door,
     image: Rbd,
-    secret: Option<Vec<u8>>,
+    key: Option<String>,
     grip: Grip,
+    /// The file system may be smaller than the image.
+    copy: bool,
     target: PathBuf,
     capability: VolumeCapability,
 }
 
 impl Stage {
     fn run(self) -> Result<(), Status> {
-        let monitors = resolve(&self.image.monitors)?;
-        let device = rbd::map(&self.image, &monitors, self.secret.as_deref(), self.grip);
-        let device = PathBuf::from(device.map_err(|err| internal(&err))?.device());
+        let disk = self.door.bring(&self.image, self.key.as_deref(), self.grip)?;
+        let device = disk.device();
         let Some(mount) = &self.capability.mount else { return Ok(()) };
         if let Some(found) = mounts().iter().rev().find(|one| one.target == self.target) {
             let same = Path::new(&found.source) == device;
@@ -65,7 +55,89 @@ impl Stage {
             options.flags.push(Flag::ReadOnly);
         }
         mount_disk(&device, &self.target, &self.image.fs_type, &options)
-            .map_err(|err| internal(&err))
+            .map_err(|err| internal(&err))?;
+        if self.copy && self.grip != Grip::Reader {
+            let grown = grow(&self.image.fs_type, &device, &self.target);
+            if let Err(err) = grown {
+                // Half a step is none: the next try mounts and grows it again.
+                drop(unmount_now(&self.target));
+                return Err(internal(&err));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What it takes to show a staged volume to a pod.
+struct Publish {
+    door: Door,
+    at: Place,
+    staged: PathBuf,
+    target: PathBuf,
+    capability: VolumeCapability,
+    access: Access,
+}
+
+impl Publish {
+    fn run(self) -> Result<(), Status> {
+        let unstaged = || Status::failed_precondition("the volume is not staged here");
+        let device = self.door.find(&self.at).ok_or_else(unstaged)?.device();
+        let block = self.capability.block.is_some();
+        if !block && !is_mounted(&self.staged) {
+            return Err(unstaged());
+        }
+        let shown = self.shown(&device);
+        if is_mounted(&self.target) {
+            return if shown.contains(&self.target) {
+                self.check_access()
+            } else {
+                Err(Status::failed_precondition("something else is mounted at the target path"))
+            };
+        }
+        let mode = self.capability.access_mode.as_ref().map_or(0, |mode| mode.mode);
+        if mode == access::SINGLE_NODE_SINGLE_WRITER
+            && let Some(other) = shown.first()
+        {
+            let why = format!("the volume has one writer, at {}", other.display());
+            return Err(Status::failed_precondition(why));
+        }
+        if let Some(above) = self.target.parent() {
+            fs::create_dir_all(above).map_err(|err| internal(&err))?;
+        }
+        let source = if block {
+            // A file to show the device's node at.
+            fs::write(&self.target, "").map_err(|err| internal(&err))?;
+            device
+        } else {
+            self.staged
+        };
+        bind(&source, &self.target, self.access).map_err(|err| internal(&err))
+    }
+
+    /// Where else than at its staging path the volume is to be seen.
+    fn shown(&self, device: &Path) -> Vec<PathBuf> {
+        let name = device.file_name().map(|name| format!("/{}", name.to_string_lossy()));
+        let ours = |one: &kernel::disk::Mounted| {
+            let by_node = name.as_deref() == Some(&one.root);
+            (Path::new(&one.source) == device || by_node) && one.target != self.staged
+        };
+        mounts().into_iter().filter(ours).map(|one| one.target).collect()
+    }
+
+    /// A target that is there already serves only who wants to use it the same way.
+    fn check_access(&self) -> Result<(), Status> {
+        if self.capability.block.is_some() {
+            return Ok(());
+        }
+        let reads = |path: &Path| {
+            let found = statvfs(path).map_err(|err| internal(&err))?;
+            Ok::<_, Status>(found.flags().contains(FsFlags::ST_RDONLY))
+        };
+        let wanted = self.access == Access::ReadOnly || reads(&self.staged)?;
+        if reads(&self.target)? == wanted {
+            return Ok(());
+        }
+        Err(Status::already_exists("the target path is there, to be used otherwise"))
     }
 }
 
@@ -90,13 +162,13 @@ impl<I: Images> Driver<I> {
         let context = &request.volume_context;
         let named = word(context, "monitors")
             .map(|list| list.split(',').map(|one| one.trim().to_owned()).collect());
-        let key = request.secrets.get("userKey").map(|key| STANDARD.decode(key.trim()));
-        let bad = |_| Status::invalid_argument("the secret's userKey is no Ceph key");
         let mode = capability.access_mode.as_ref().map_or(0, |mode| mode.mode);
-        let reads =
-            [access::SINGLE_NODE_READER_ONLY, access::MULTI_NODE_READER_ONLY].contains(&mode);
+        let reads = [access::SINGLE_NODE_READER_ONLY, access::MULTI_NODE_READER_ONLY]
+            .contains(&mode)
+            || word(&request.publish_context, READ_ONLY) == Some("true");
         let fs_type = capability.mount.as_ref().map(|mount| mount.fs_type.clone());
         let stage = Stage {
+            door: self.door.clone(),
             image: Rbd {
                 monitors: named.unwrap_or(self.config.monitors.clone()),
                 pool: at.pool,
@@ -105,7 +177,8 @@ impl<I: Images> Driver<I> {
                 secret: None,
                 fs_type: fs_type.filter(|name| !name.is_empty()).unwrap_or("ext4".to_owned()),
             },
-            secret: key.transpose().map_err(bad)?,
+            key: request.secrets.get("userKey").map(|key| key.trim().to_owned()),
+            copy: word(context, COPY).is_some(),
             grip: if reads { Grip::Reader } else { Grip::Writer },
             target: PathBuf::from(&request.staging_target_path),
             capability,
@@ -118,12 +191,10 @@ impl<I: Images> Driver<I> {
         let target = PathBuf::from(required("staging target path", &request.staging_target_path)?);
         let at = Self::place(&request.volume_id)?;
         let _claim = self.claim(&at.id())?;
+        let door = self.door.clone();
         blocking(move || {
             unmount_now(&target).map_err(|err| internal(&err))?;
-            match mapped(&at) {
-                Some(one) => rbd::unmap(&one).map_err(|err| internal(&err)),
-                None => Ok(()),
-            }
+            door.release(&at)
         })
         .await
         .map(|()| Empty {})
@@ -137,27 +208,9 @@ impl<I: Images> Driver<I> {
         let at = Self::place(&request.volume_id)?;
         let _claim = self.claim(&at.id())?;
         let access = if request.readonly { Access::ReadOnly } else { Access::ReadWrite };
-        blocking(move || {
-            let unstaged = || Status::failed_precondition("the volume is not staged here");
-            if is_mounted(&target) {
-                return Ok(());
-            }
-            if let Some(above) = target.parent() {
-                fs::create_dir_all(above).map_err(|err| internal(&err))?;
-            }
-            let source = if capability.block.is_some() {
-                // A file to show the device's node at.
-                fs::write(&target, "").map_err(|err| internal(&err))?;
-                PathBuf::from(mapped(&at).ok_or_else(unstaged)?.device())
-            } else if is_mounted(&staged) {
-                staged
-            } else {
-                return Err(unstaged());
-            };
-            bind(&source, &target, access).map_err(|err| internal(&err))
-        })
-        .await
-        .map(|()| Empty {})
+        let door = self.door.clone();
+        let publish = Publish { door, at, staged, target, capability, access };
+        blocking(move || publish.run()).await.map(|()| Empty {})
     }
 
     pub(crate) async fn unpublish(
@@ -187,11 +240,13 @@ impl<I: Images> Driver<I> {
         let path = PathBuf::from(required("volume path", &request.volume_path)?);
         let at = Place::parse(&request.volume_id).filter(|_| is_mounted(&path));
         let at = at.ok_or_else(|| Status::not_found("the volume is not there"))?;
-        let (found, is_mapped) = blocking(move || (statvfs(&path), mapped(&at).is_some())).await;
+        let door = self.door.clone();
+        let look = move || (usage(&path), door.find(&at).is_some());
+        let (found, is_there) = blocking(look).await;
         // A file system that gave up, or lost its disk, is told as ill and not as an error.
-        let ill = match (&found, is_mapped) {
-            (Err(err), _) => Some(format!("the file system does not answer: {err}")),
-            (Ok(_), false) => Some("the image behind the file system is not mapped".to_owned()),
+        let ill = match (&found, is_there) {
+            (Err(err), _) => Some(format!("the volume does not answer: {err}")),
+            (Ok(_), false) => Some("the image behind the volume is no disk here".to_owned()),
             (Ok(_), true) => None,
         };
         let condition = VolumeCondition {
@@ -199,27 +254,7 @@ impl<I: Images> Driver<I> {
             message: ill.unwrap_or_else(|| "the volume is well".to_owned()),
         };
         let volume_condition = Some(condition);
-        let Ok(found) = found else {
-            return Ok(NodeGetVolumeStatsResponse { usage: Vec::new(), volume_condition });
-        };
-        let long = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
-        let bytes = |blocks: u64| long(blocks.saturating_mul(found.fragment_size()));
-        let (free, used) =
-            (found.blocks_free(), found.blocks().saturating_sub(found.blocks_free()));
-        let inodes = found.files().saturating_sub(found.files_free());
-        let space = VolumeUsage {
-            available: bytes(found.blocks_available().min(free)),
-            total: bytes(found.blocks()),
-            used: bytes(used),
-            unit: unit::BYTES,
-        };
-        let files = VolumeUsage {
-            available: long(found.files_free()),
-            total: long(found.files()),
-            used: long(inodes),
-            unit: unit::INODES,
-        };
-        Ok(NodeGetVolumeStatsResponse { usage: vec![space, files], volume_condition })
+        Ok(NodeGetVolumeStatsResponse { usage: found.unwrap_or_default(), volume_condition })
     }
 
     pub(crate) async fn grow(
@@ -232,13 +267,15 @@ impl<I: Images> Driver<I> {
         let _claim = self.claim(&at.id())?;
         let fs_type = request.volume_capability.and_then(|one| one.mount).map(|one| one.fs_type);
         let capacity_bytes = request.capacity_range.map_or(0, |range| range.required_bytes);
+        let door = self.door.clone();
         blocking(move || {
-            let missing = || Status::not_found("the volume is not mapped here");
-            let one = mapped(&at).ok_or_else(missing)?;
-            rbd::refresh(&one).map_err(|err| internal(&err))?;
-            let fs_type = fs_type.unwrap_or_default();
-            if is_mounted(&path) && path.is_dir() {
-                grow(&fs_type, Path::new(&one.device()), &path).map_err(|err| internal(&err))?;
+            let missing = || Status::not_found("the volume is not there");
+            let disk = door.find(&at).filter(|_| is_mounted(&path)).ok_or_else(missing)?;
+            disk.refresh()?;
+            if path.is_dir() {
+                let fs_type = fs_type.filter(|name| !name.is_empty());
+                let fs_type = fs_type.or_else(|| kind(&path)).unwrap_or_default();
+                grow(&fs_type, &disk.device(), &path).map_err(|err| internal(&err))?;
             }
             Ok(NodeExpandVolumeResponse { capacity_bytes })
         })
@@ -246,13 +283,35 @@ impl<I: Images> Driver<I> {
     }
 }
 
-fn resolve(monitors: &[String]) -> Result<Vec<SocketAddr>, Status> {
-    let known = monitors.iter().filter_map(|one| Monitor::parse(one));
-    let found: Vec<SocketAddr> = known
-        .filter_map(|one| (one.host.as_str(), one.port).to_socket_addrs().ok()?.next())
-        .collect();
-    if found.is_empty() {
-        return Err(Status::invalid_argument("no monitor has an address"));
+/// How much of a volume is used: of a block device, only how large it is.
+fn usage(path: &Path) -> io::Result<Vec<VolumeUsage>> {
+    let long = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+    if fs::metadata(path)?.file_type().is_block_device() {
+        let total = long(fs::File::open(path)?.seek(SeekFrom::End(0))?);
+        return Ok(vec![VolumeUsage { total, unit: unit::BYTES, ..VolumeUsage::default() }]);
     }
-    Ok(found)
+    let found: Statvfs = statvfs(path)?;
+    let bytes = |blocks: u64| long(blocks.saturating_mul(found.fragment_size()));
+    let (free, used) = (found.blocks_free(), found.blocks().saturating_sub(found.blocks_free()));
+    let space = VolumeUsage {
+        available: bytes(found.blocks_available().min(free)),
+        total: bytes(found.blocks()),
+        used: bytes(used),
+        unit: unit::BYTES,
+    };
+    let files = VolumeUsage {
+        available: long(found.files_free()),
+        total: long(found.files()),
+        used: long(found.files().saturating_sub(found.files_free())),
+        unit: unit::INODES,
+    };
+    Ok(vec![space, files])
+}
+
+/// The kind of the file system at a path.
+fn kind(path: &Path) -> Option<String> {
+    let table = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let path = path.to_str()?;
+    let own = table.lines().rev().find(|line| line.split(' ').nth(4) == Some(path))?;
+    own.split_once(" - ")?.1.split(' ').next().map(str::to_owned)
 }

@@ -4,27 +4,36 @@ use csi::message::*;
 use csi::{Service, Status};
 use tracing::{info, warn};
 
-use crate::images::{Images, Secrets};
-use crate::{Driver, NAME, controller, required};
+use crate::images::Images;
+use crate::publish::node_id;
+use crate::{Driver, NAME, controller, required, topology};
 
 /// What node agents call plugins like this one, and the version of their talk.
 const PLUGIN_KIND: &str = "CSIPlugin";
 const PLUGIN_VERSION: &str = "1.0.0";
 /// What the controller half can do.
-const CONTROLLER: [i32; 6] = [
+const CONTROLLER: [i32; 13] = [
     capability::CREATE_DELETE_VOLUME,
+    capability::PUBLISH_UNPUBLISH_VOLUME,
+    capability::PUBLISH_READONLY,
     capability::LIST_VOLUMES,
+    capability::LIST_VOLUMES_PUBLISHED_NODES,
+    capability::GET_VOLUME,
+    capability::VOLUME_CONDITION,
+    capability::SINGLE_NODE_MULTI_WRITER,
+    capability::GET_SNAPSHOT,
     capability::CREATE_DELETE_SNAPSHOT,
     capability::LIST_SNAPSHOTS,
     capability::CLONE_VOLUME,
     capability::EXPAND_VOLUME,
 ];
 /// What the node half can do.
-const NODE: [i32; 4] = [
+const NODE: [i32; 5] = [
     capability::NODE_STAGE_UNSTAGE_VOLUME,
     capability::NODE_GET_VOLUME_STATS,
     capability::NODE_EXPAND_VOLUME,
     capability::NODE_VOLUME_CONDITION,
+    capability::NODE_SINGLE_NODE_MULTI_WRITER,
 ];
 /// Volumes grow while no node has them: `PluginCapability.VolumeExpansion.OFFLINE`.
 const EXPANSION_OFFLINE: i32 = 2;
@@ -44,12 +53,18 @@ impl<I: Images> Service for Driver<I> {
         &self,
         _: Empty,
     ) -> Result<GetPluginCapabilitiesResponse, Status> {
-        let service = Some(Kind { r#type: capability::PLUGIN_CONTROLLER });
+        let service = |kind| PluginCapability {
+            service: Some(Kind { r#type: kind }),
+            volume_expansion: None,
+        };
         let volume_expansion = Some(Kind { r#type: EXPANSION_OFFLINE });
-        let capabilities = vec![
-            PluginCapability { service, volume_expansion: None },
+        let mut capabilities = vec![
+            service(capability::PLUGIN_CONTROLLER),
             PluginCapability { service: None, volume_expansion },
         ];
+        if !self.config.topology.is_empty() {
+            capabilities.push(service(capability::PLUGIN_TOPOLOGY));
+        }
         Ok(GetPluginCapabilitiesResponse { capabilities })
     }
 
@@ -135,9 +150,28 @@ impl<I: Images> Service for Driver<I> {
         &self,
         request: ControllerGetVolumeRequest,
     ) -> Result<ControllerGetVolumeResponse, Status> {
-        let (at, info) = self.find(&Secrets::new(), &request.volume_id).await?;
-        let volume = Volume { volume_id: at.id(), capacity_bytes: info.size, ..Volume::default() };
-        Ok(ControllerGetVolumeResponse { volume: Some(volume), status: None })
+        self.get(request).await
+    }
+
+    async fn controller_publish_volume(
+        &self,
+        request: ControllerPublishVolumeRequest,
+    ) -> Result<ControllerPublishVolumeResponse, Status> {
+        self.give(request).await
+    }
+
+    async fn controller_unpublish_volume(
+        &self,
+        request: ControllerUnpublishVolumeRequest,
+    ) -> Result<Empty, Status> {
+        self.take_back(request).await
+    }
+
+    async fn get_snapshot(
+        &self,
+        request: GetSnapshotRequest,
+    ) -> Result<GetSnapshotResponse, Status> {
+        self.get_snap(request).await
     }
 
     async fn controller_expand_volume(
@@ -170,7 +204,14 @@ impl<I: Images> Service for Driver<I> {
     }
 
     async fn node_get_info(&self, _: Empty) -> Result<NodeGetInfoResponse, Status> {
-        Ok(NodeGetInfoResponse { node_id: self.config.node.clone(), ..Default::default() })
+        let domains = self.config.topology.iter();
+        let segments = domains.map(|(key, value)| (topology::label(key), value.clone()));
+        let accessible_topology = Topology { segments: segments.collect() };
+        Ok(NodeGetInfoResponse {
+            node_id: node_id(&self.config.node),
+            accessible_topology: Some(accessible_topology).filter(|one| !one.segments.is_empty()),
+            ..Default::default()
+        })
     }
 
     async fn node_stage_volume(&self, request: NodeStageVolumeRequest) -> Result<Empty, Status> {

@@ -1,20 +1,28 @@
 //! The driver over its socket, with a cluster in memory.
 
+mod cluster;
+mod sanity;
+
 use super::*;
 use crate::images::Secrets;
-use ceph::{CephError, Done, Info, Parent, Place, Snap};
+use ceph::{CephError, Done, Info, Parent, Place, Row, Snap};
 use csi::message::*;
 use csi::{Client, Code};
-use std::collections::BTreeMap;
 use tokio::task::JoinSet;
 
 /// Images as the `rbd` program keeps them.
 #[derive(Default)]
-struct Memory(Mutex<BTreeMap<Place, Info>>);
+struct Memory {
+    all: Mutex<BTreeMap<Place, Info>>,
+    notes: Mutex<BTreeMap<(Place, String), String>>,
+    /// Who writes to which image.
+    clients: Arc<Mutex<BTreeSet<(Place, String)>>>,
+    fenced: Arc<Mutex<BTreeSet<String>>>,
+}
 
 impl Memory {
     fn insert(&self, at: &Place, info: Info) -> Done<()> {
-        let mut all = self.0.lock().unwrap();
+        let mut all = self.all.lock().unwrap();
         if all.contains_key(at) {
             return Err(CephError::Exists(at.id()));
         }
@@ -23,7 +31,7 @@ impl Memory {
     }
 
     fn get(&self, at: &Place) -> Done<Info> {
-        self.0.lock().unwrap().get(at).cloned().ok_or(CephError::Missing(at.id()))
+        self.all.lock().unwrap().get(at).cloned().ok_or(CephError::Missing(at.id()))
     }
 }
 
@@ -34,26 +42,32 @@ impl Images for Memory {
     async fn info(&self, _: &Secrets, at: &Place) -> Done<Info> {
         self.get(at)
     }
-    async fn list(&self, _: &Secrets, pool: &str) -> Done<Vec<String>> {
-        let all = self.0.lock().unwrap();
-        let images = all.keys().filter(|at| at.pool == pool && at.snap.is_none());
-        Ok(images.map(|at| at.image.clone()).collect())
+    async fn table(&self, _: &Secrets, pool: &str) -> Done<Vec<Row>> {
+        let all = self.all.lock().unwrap();
+        let rows = all.iter().filter(|(at, _)| at.pool == pool).map(|(at, info)| Row {
+            image: at.image.clone(),
+            snapshot: at.snap.clone(),
+            size: info.size,
+            parent: info.parent.clone(),
+        });
+        Ok(rows.collect())
     }
     async fn remove(&self, _: &Secrets, at: &Place) -> Done<()> {
-        let mut all = self.0.lock().unwrap();
+        let mut all = self.all.lock().unwrap();
         if at.snap.is_none() && all.keys().any(|one| one.snap.is_some() && one.whole() == *at) {
             return Err(CephError::Busy(at.id()));
         }
+        self.notes.lock().unwrap().retain(|(one, _), _| one != at);
         all.remove(at).map(drop).ok_or(CephError::Missing(at.id()))
     }
     async fn resize(&self, _: &Secrets, at: &Place, size: i64) -> Done<()> {
         let info = self.get(at)?;
-        self.0.lock().unwrap().insert(at.clone(), Info { size, ..info });
+        self.all.lock().unwrap().insert(at.clone(), Info { size, ..info });
         Ok(())
     }
     async fn snaps(&self, _: &Secrets, at: &Place) -> Done<Vec<Snap>> {
         self.get(at)?;
-        let all = self.0.lock().unwrap();
+        let all = self.all.lock().unwrap();
         let snaps = all.iter().filter(|(one, _)| one.snap.is_some() && one.whole() == *at);
         let timestamp = "Sat Nov 21 10:00:00 2026".to_owned();
         Ok(snaps
@@ -74,6 +88,25 @@ impl Images for Memory {
             Parent { image: from.image.clone(), snapshot: from.snap.clone().unwrap_or_default() };
         self.insert(to, Info { size, parent: Some(parent) })
     }
+    async fn note(&self, _: &Secrets, at: &Place, name: &str) -> Done<Option<String>> {
+        Ok(self.notes.lock().unwrap().get(&(at.clone(), name.to_owned())).cloned())
+    }
+    async fn set_note(&self, _: &Secrets, at: &Place, name: &str, text: Option<&str>) -> Done<()> {
+        let (mut notes, key) = (self.notes.lock().unwrap(), (at.clone(), name.to_owned()));
+        match text {
+            Some(text) => _ = notes.insert(key, text.to_owned()),
+            None => _ = notes.remove(&key),
+        }
+        Ok(())
+    }
+    async fn clients(&self, _: &Secrets, at: &Place) -> Done<BTreeSet<String>> {
+        let all = self.clients.lock().unwrap();
+        Ok(all.iter().filter(|(one, _)| one == at).map(|(_, client)| client.clone()).collect())
+    }
+    async fn fence(&self, _: &Secrets, client: &str) -> Done<()> {
+        self.fenced.lock().unwrap().insert(client.to_owned());
+        Ok(())
+    }
 }
 
 /// A driver at a socket; ends when dropped.
@@ -83,19 +116,27 @@ struct Rig {
     _tasks: JoinSet<Result<(), csi::ServeError>>,
 }
 
-fn rig() -> Rig {
-    let dir = tempfile::tempdir().unwrap();
-    let socket = dir.path().join("csi.sock");
-    let config = Config {
-        socket: socket.clone(),
+fn config(socket: &Path) -> Config {
+    Config {
+        socket: socket.to_owned(),
         node: "w1".into(),
         monitors: vec!["10.38.2.1".into()],
         pool: "rbd".into(),
         user: "admin".into(),
         conf: None,
         registry: None,
-    };
-    let driver = Arc::new(Driver::new(config, Memory::default()));
+        topology: [("rack".to_owned(), "a".to_owned())].into(),
+    }
+}
+
+fn rig() -> Rig {
+    rig_of(Memory::default())
+}
+
+fn rig_of(images: Memory) -> Rig {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("csi.sock");
+    let driver = Arc::new(Driver::new(config(&socket), images));
     let mut tasks = JoinSet::new();
     let listener = UnixListener::bind(&socket).unwrap();
     tasks.spawn(csi::serve(CancellationToken::new(), listener, driver));
@@ -200,6 +241,79 @@ async fn snapshots_and_clones_know_where_they_come_from() {
     client.delete_volume(busy).await.unwrap();
 }
 
+/// A node that is lost does not unmap: its client may write no more before another node begins.
+#[tokio::test]
+async fn a_volume_is_taken_from_a_lost_node_by_a_fence() {
+    let images = Memory::default();
+    let (clients, fenced) = (Arc::clone(&images.clients), Arc::clone(&images.fenced));
+    let rig = rig_of(images);
+    let client = &rig.client;
+    let made = client.create_volume(volume("a", 1)).await.unwrap().volume.unwrap();
+    let give = |node: &str| ControllerPublishVolumeRequest {
+        volume_id: made.volume_id.clone(),
+        node_id: node.into(),
+        volume_capability: Some(writer()),
+        ..Default::default()
+    };
+    let take = |node: &str| ControllerUnpublishVolumeRequest {
+        volume_id: made.volume_id.clone(),
+        node_id: node.into(),
+        ..Default::default()
+    };
+    let given = client.controller_publish_volume(give("node/a")).await.unwrap();
+    assert_eq!(given.publish_context["readOnly"], "false");
+    let at = Place::parse(&made.volume_id).unwrap();
+    clients.lock().unwrap().insert((at.clone(), "10.0.0.7:0/77".into()));
+    let err = client.controller_publish_volume(give("node/b")).await.unwrap_err();
+    assert_eq!(err.code, Code::FailedPrecondition);
+    let ask = ControllerGetVolumeRequest { volume_id: made.volume_id.clone() };
+    let seen = client.controller_get_volume(ask.clone()).await.unwrap().status.unwrap();
+    assert_eq!(seen.published_node_ids, ["node/a"]);
+    let busy = DeleteVolumeRequest { volume_id: made.volume_id.clone(), ..Default::default() };
+    let err = client.delete_volume(busy).await.unwrap_err();
+    assert_eq!(err.code, Code::FailedPrecondition);
+    assert!(fenced.lock().unwrap().is_empty());
+    client.controller_unpublish_volume(take("node/b")).await.unwrap();
+    assert!(fenced.lock().unwrap().is_empty(), "who never had it takes nothing from anyone");
+    client.controller_unpublish_volume(take("node/a")).await.unwrap();
+    assert_eq!(*fenced.lock().unwrap(), BTreeSet::from(["10.0.0.7:0/77".to_owned()]));
+    client.controller_publish_volume(give("node/b")).await.unwrap();
+    clients.lock().unwrap().clear();
+    client.controller_unpublish_volume(take("")).await.unwrap();
+    assert_eq!(fenced.lock().unwrap().len(), 1, "who unmapped before is not fenced");
+    let seen = client.controller_get_volume(ask).await.unwrap().status.unwrap();
+    assert!(seen.published_node_ids.is_empty());
+}
+
+/// A try that ended between the copy and its note is gone on with; one for another source is not.
+#[tokio::test]
+async fn a_copy_that_was_begun_is_finished() {
+    let images = Memory::default();
+    let whole = |name: &str| Place::parse(&format!("rbd/{name}")).unwrap();
+    let to = whole(&crate::controller::named(IMAGE, "c"));
+    let parent = Parent { image: "csi-vol-a".into(), snapshot: format!("for-{}", to.image) };
+    for (at, size, parent) in [
+        (whole("csi-vol-a"), 1 << 20, None),
+        (whole("csi-vol-b"), 1 << 20, None),
+        (whole("csi-vol-a").at(parent.snapshot.clone()), 1 << 20, None),
+        (to.clone(), 1 << 20, Some(parent)),
+    ] {
+        images.insert(&at, Info { size, parent }).unwrap();
+    }
+    let rig = rig_of(images);
+    let from = |id: &str| {
+        let whole = Some(VolumeSource { volume_id: id.into() });
+        let volume_content_source = Some(VolumeContentSource { snapshot: None, volume: whole });
+        CreateVolumeRequest { volume_content_source, ..volume("c", 3 << 20) }
+    };
+    let err = rig.client.create_volume(from("rbd/csi-vol-b")).await.unwrap_err();
+    assert_eq!(err.code, Code::AlreadyExists);
+    let made = rig.client.create_volume(from("rbd/csi-vol-a")).await.unwrap().volume.unwrap();
+    assert_eq!(made.capacity_bytes, 3 << 20);
+    let gone = DeleteVolumeRequest { volume_id: "rbd/csi-vol-a".into(), ..Default::default() };
+    rig.client.delete_volume(gone).await.unwrap();
+}
+
 #[tokio::test]
 async fn lists_come_in_pages() {
     let rig = rig();
@@ -275,15 +389,7 @@ async fn the_driver_makes_itself_known_to_whoever_looks_into_the_registry() {
     let dir = tempfile::tempdir().unwrap();
     let (socket, registry) = (dir.path().join("csi.sock"), dir.path().join("registry"));
     fs::create_dir(&registry).unwrap();
-    let config = Config {
-        socket: socket.clone(),
-        node: "w1".into(),
-        monitors: Vec::new(),
-        pool: "rbd".into(),
-        user: "admin".into(),
-        conf: None,
-        registry: Some(registry.clone()),
-    };
+    let config = Config { registry: Some(registry.clone()), ..config(&socket) };
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();
     let door = registry.join(format!("{NAME}-reg.sock"));
@@ -301,7 +407,7 @@ async fn the_driver_makes_itself_known_to_whoever_looks_into_the_registry() {
     assert_eq!((&*info.r#type, &*info.name), ("CSIPlugin", NAME));
     assert_eq!(info.supported_versions, ["1.0.0"]);
     let driver = Client::at(std::path::Path::new(&info.endpoint)).unwrap();
-    assert_eq!(driver.node_get_info(Empty {}).await.unwrap().node_id, "w1");
+    assert_eq!(driver.node_get_info(Empty {}).await.unwrap().node_id, "node/w1");
     let told = RegistrationStatus { plugin_registered: true, error: String::new() };
     client.notify_registration_status(told).await.unwrap();
     stop.cancel();
