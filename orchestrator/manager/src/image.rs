@@ -16,6 +16,9 @@ use crate::apply::{Hand, StepError, overtaken};
 use crate::ceph::{AskError, Backing, of_class, of_snapshot};
 use crate::hub::Pending;
 
+/// How the images are called that are made for claims: what is swept from a pool's trash.
+const IMAGE: &str = "kubernetes-dynamic-pvc-";
+
 /// Does one piece of work on an image.
 pub(crate) async fn carry_out(
     hand: &Hand,
@@ -118,7 +121,7 @@ async fn delete(
 ) -> Result<Option<Pending>, StepError> {
     let Some(backing) = backing(hand, target, class).await? else { return Ok(None) };
     let Backing { cluster, place } = &backing;
-    unless_gone(cluster.remove(place).await).map_err(refused(&target.name))?;
+    unless_gone(cluster.discard(place, IMAGE).await).map_err(refused(&target.name))?;
     let params = DeleteParams::uid(&target.uid);
     let volumes = &resource::PERSISTENT_VOLUMES;
     overtaken(hand.client.delete(volumes, None, &target.name, &params).await)?;
