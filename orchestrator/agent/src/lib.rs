@@ -21,6 +21,7 @@ pub mod services;
 pub mod tables;
 
 mod beat;
+mod button;
 mod cores;
 mod devices;
 mod disk;
@@ -303,6 +304,7 @@ fn begin(tasks: &mut Supervisor<RunError>, stop: &CancellationToken, shared: &Ar
     tasks.spawn("figures", figures::run(stop.clone(), Arc::clone(shared)));
     tasks.spawn("pressure", pressure::run(stop.clone(), Arc::clone(shared)));
     tasks.spawn("shutdown", shutdown::run(stop.clone(), Arc::clone(shared)));
+    tasks.spawn("button", button::run(stop.clone(), Arc::clone(shared)));
     tasks.spawn("cores", cores::run(stop.clone(), Arc::clone(shared)));
     tasks.spawn("slices", slices::run(stop.clone(), Arc::clone(shared)));
     tasks.spawn("devices", devices::run(stop.clone(), Arc::clone(shared)));

@@ -63,12 +63,17 @@ impl Kubectl {
         Ok(git.unwrap_or("unknown").to_owned())
     }
 
-    /// Pods of the default namespace that match a label and are not on their way out.
+    /// Pods of the default namespace that match a label, are not on their way out and have not
+    /// ended: those a node ended when it went off stay to be read.
     pub(super) fn pods(&self, selector: &str) -> Result<Vec<Pod>> {
         let list = self.json(&["get", "pods", "-l", selector])?;
         let items = list.get("items").and_then(Value::as_array).context("a list of pods")?;
-        let alive = items.iter().filter(|pod| pod.pointer("/metadata/deletionTimestamp").is_none());
-        Ok(alive.map(Pod::read).collect())
+        let alive = |pod: &&Value| {
+            let phase = pod.pointer("/status/phase").and_then(Value::as_str).unwrap_or_default();
+            pod.pointer("/metadata/deletionTimestamp").is_none()
+                && !["Succeeded", "Failed"].contains(&phase)
+        };
+        Ok(items.iter().filter(alive).map(Pod::read).collect())
     }
 
     /// Waits until exactly `count` pods match and all are ready.

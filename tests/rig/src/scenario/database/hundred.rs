@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use serde_json::Value;
 
 use super::site::{POD_LIMIT, Site};
@@ -28,9 +28,16 @@ pub(super) fn at_once(site: &Site<'_>) -> Result<()> {
     ensure!(count >= VOLUMES, "{count} of {VOLUMES} volumes are attached");
     for reason in ["FailedAttachVolume", "ProvisioningFailed"] {
         let selector = format!("reason={reason}");
-        let said =
-            site.kubectl.run(&["get", "events", "--field-selector", &selector, "-o", "name"])?;
-        ensure!(said.trim().is_empty(), "{reason}: {said}");
+        let said = site.kubectl.json(&["get", "events", "--field-selector", &selector])?;
+        let said = said.get("items").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        // What befell the database before is another story.
+        let own = said.iter().find(|one| {
+            let name = one.pointer("/involvedObject/name").and_then(Value::as_str);
+            name.is_some_and(|name| name.starts_with('h'))
+        });
+        if let Some(one) = own {
+            bail!("{reason}: {one}");
+        }
     }
     site.story.ok(format_args!(
         "{VOLUMES} volumes of {PODS} pods are made, attached and mounted in {seconds:.0} s, none \
