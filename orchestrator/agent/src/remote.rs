@@ -141,6 +141,18 @@ pub(crate) enum RemoteError {
         /// The driver.
         driver: String,
     },
+    /// The driver has no volumes that live so.
+    #[error("volume \"{name}\": volume mode {mode:?} not supported by driver {driver} ({known})")]
+    Life {
+        /// The volume.
+        name: String,
+        /// What it would be.
+        mode: &'static str,
+        /// The driver.
+        driver: String,
+        /// What is known of the driver.
+        known: String,
+    },
     /// A driver refused.
     #[error("volume \"{name}\": its driver refused")]
     Driver {

@@ -58,12 +58,32 @@ impl Tokens {
     }
 }
 
+/// Asks for a token of a pod's account; gives it, and when it ends.
+pub(crate) async fn give(
+    shared: &Shared,
+    pod: &Pod,
+    request: &TokenRequest,
+) -> Result<(String, String), ClientError> {
+    let answer = ask(shared, pod, request).await?;
+    let text = |name: &str| answer.pointer(name).and_then(Value::as_str).unwrap_or_default();
+    Ok((text("/status/token").to_owned(), text("/status/expirationTimestamp").to_owned()))
+}
+
 async fn fetch(
     shared: &Shared,
     pod: &Pod,
     request: &TokenRequest,
     now: Timestamp,
 ) -> Result<Token, ClientError> {
+    let (text, end) = give(shared, pod, request).await?;
+    let end = end.parse::<Timestamp>().ok();
+    let lasts = end.map_or(request.seconds, |end| end.as_second().saturating_sub(now.as_second()));
+    let seconds = lasts.saturating_sub(lasts / LEFT_PART).clamp(1, AGE_MAX);
+    let renew_at = now.checked_add(SignedDuration::from_secs(seconds)).unwrap_or(now);
+    Ok(Token { text, renew_at })
+}
+
+async fn ask(shared: &Shared, pod: &Pod, request: &TokenRequest) -> Result<Value, ClientError> {
     let meta = &pod.metadata;
     let account = match pod.spec.service_account_name.as_str() {
         "" => "default",
@@ -77,12 +97,5 @@ async fn fetch(
                 "uid": meta.uid}}});
     let accounts = &resource::SERVICE_ACCOUNTS;
     let namespace = Some(meta.namespace.as_str());
-    let answer =
-        shared.client.create_subresource(accounts, namespace, account, "token", &body).await?;
-    let text = |name: &str| answer.pointer(name).and_then(Value::as_str).unwrap_or_default();
-    let end = text("/status/expirationTimestamp").parse::<Timestamp>().ok();
-    let lasts = end.map_or(request.seconds, |end| end.as_second().saturating_sub(now.as_second()));
-    let seconds = lasts.saturating_sub(lasts / LEFT_PART).clamp(1, AGE_MAX);
-    let renew_at = now.checked_add(SignedDuration::from_secs(seconds)).unwrap_or(now);
-    Ok(Token { text: text("/status/token").to_owned(), renew_at })
+    shared.client.create_subresource(accounts, namespace, account, "token", &body).await
 }

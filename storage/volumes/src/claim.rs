@@ -141,6 +141,7 @@ pub fn source_of(
         RemoteKind::Csi(csi) => {
             own(&mut csi.stage_secret);
             own(&mut csi.publish_secret);
+            own(&mut csi.expand_secret);
             csi.access_modes.clone_from(&spec.access_modes);
         }
         RemoteKind::Nfs(_) | RemoteKind::Iscsi(_) | RemoteKind::Local(_) => {}

@@ -155,6 +155,8 @@ pub struct Csi {
     pub stage_secret: Option<SecretName>,
     /// For bringing it to the pod.
     pub publish_secret: Option<SecretName>,
+    /// For letting it grow.
+    pub expand_secret: Option<SecretName>,
     /// Modes the volume was made for.
     pub access_modes: Vec<String>,
 }
@@ -311,6 +313,7 @@ fn parse_csi(given: &Value) -> Result<Csi, Problem> {
         fs_type: text(given, "fsType"),
         stage_secret: SecretName::parse(given.get("nodeStageSecretRef")),
         publish_secret: SecretName::parse(given.get("nodePublishSecretRef")),
+        expand_secret: SecretName::parse(given.get("nodeExpandSecretRef")),
         access_modes: Vec::new(),
     })
 }

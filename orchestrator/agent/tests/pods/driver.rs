@@ -20,11 +20,36 @@ const NAME: &str = "hostpath.example";
 struct Hostpath {
     dir: PathBuf,
     endpoint: PathBuf,
+    /// It mounts for a pod's group by itself.
+    groups: bool,
     calls: Mutex<Vec<String>>,
     staged: Mutex<BTreeMap<String, String>>,
 }
 
 impl Hostpath {
+    fn new(dir: &Path, groups: bool) -> Arc<Self> {
+        Arc::new(Self {
+            dir: dir.to_owned(),
+            endpoint: dir.join("csi.sock"),
+            groups,
+            calls: Mutex::default(),
+            staged: Mutex::default(),
+        })
+    }
+
+    /// Begins to answer, and to be found by the node's agent.
+    fn serve(self: &Arc<Self>, node: &Node, stop: &CancellationToken) -> JoinSet<()> {
+        let registry = node.containerd.dir().join("data/plugins_registry");
+        std::fs::create_dir_all(&registry).unwrap();
+        let mut tasks = JoinSet::new();
+        for socket in [&self.endpoint, &registry.join("hostpath.sock")] {
+            let listener = UnixListener::bind(socket).unwrap();
+            let serving = serve(stop.clone(), listener, Arc::clone(self));
+            tasks.spawn(async move { serving.await.unwrap() });
+        }
+        tasks
+    }
+
     fn note(&self, call: String) {
         self.calls.lock().unwrap().push(call);
     }
@@ -70,8 +95,10 @@ impl Service for Hostpath {
     }
 
     async fn node_get_capabilities(&self, _: Empty) -> Result<GetCapabilitiesResponse, Status> {
-        let rpc = Some(Kind { r#type: capability::NODE_STAGE_UNSTAGE_VOLUME });
-        Ok(GetCapabilitiesResponse { capabilities: vec![RpcCapability { rpc }] })
+        let mut kinds = vec![capability::NODE_STAGE_UNSTAGE_VOLUME];
+        kinds.extend(self.groups.then_some(capability::NODE_VOLUME_MOUNT_GROUP));
+        let one = |kind| RpcCapability { rpc: Some(Kind { r#type: kind }) };
+        Ok(GetCapabilitiesResponse { capabilities: kinds.into_iter().map(one).collect() })
     }
 
     async fn node_stage_volume(&self, asked: NodeStageVolumeRequest) -> Result<Empty, Status> {
@@ -89,8 +116,27 @@ impl Service for Hostpath {
 
     async fn node_publish_volume(&self, asked: NodePublishVolumeRequest) -> Result<Empty, Status> {
         let id = &asked.volume_id;
-        let pod = asked.volume_context.get("csi.storage.k8s.io/pod.name").cloned();
-        self.note(format!("publish {id} for {} ro={}", pod.unwrap_or_default(), asked.readonly));
+        let told = |key: &str| {
+            let found = asked.volume_context.get(&format!("csi.storage.k8s.io/{key}"));
+            found.cloned().unwrap_or_default()
+        };
+        let pod = told("pod.name");
+        if told("ephemeral") == "true" {
+            let capability = asked.volume_capability.and_then(|one| one.mount);
+            let group = capability.map(|mount| mount.volume_mount_group).unwrap_or_default();
+            let (account, tokens) = (told("serviceAccount.name"), told("serviceAccount.tokens"));
+            self.note(format!("inline for {pod} of {account} group={group} tokens={tokens}"));
+            let target = Path::new(&asked.target_path);
+            if target.exists() {
+                return Ok(Empty {});
+            }
+            for dir in [&*self.volume(id), target] {
+                std::fs::create_dir_all(dir).map_err(|err| Status::internal(err.to_string()))?;
+            }
+            return run("mount", &[Path::new("--bind"), &self.volume(id), target])
+                .map(|()| Empty {});
+        }
+        self.note(format!("publish {id} for {pod} ro={}", asked.readonly));
         if self.staged.lock().unwrap().get(id) != Some(&asked.staging_target_path) {
             return Err(Status::failed_precondition("it is not staged"));
         }
@@ -167,20 +213,10 @@ async fn a_driver_that_is_not_ours_brings_volumes_and_takes_them_away() {
     let Some(mut node) = Node::start().await else { return };
     let dir = tempfile::tempdir().unwrap();
     std::fs::create_dir(dir.path().join("vol-7")).unwrap();
-    let endpoint = dir.path().join("csi.sock");
-    let driver = Arc::new(Hostpath {
-        dir: dir.path().to_owned(),
-        endpoint: endpoint.clone(),
-        calls: Mutex::default(),
-        staged: Mutex::default(),
-    });
+    let driver = Hostpath::new(dir.path(), false);
+    let stop = CancellationToken::new();
+    let mut tasks = driver.serve(&node, &stop);
     let registry = node.containerd.dir().join("data/plugins_registry");
-    std::fs::create_dir_all(&registry).unwrap();
-    let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
-    for socket in [&endpoint, &registry.join("hostpath.sock")] {
-        let listener = UnixListener::bind(socket).unwrap();
-        tasks.spawn(serve(stop.clone(), listener, Arc::clone(&driver)));
-    }
     let listed = await_object(&node, CSI_NODE, |one| one["spec"]["drivers"][0].is_object()).await;
     let wanted = json!({"name": NAME, "nodeID": "host-w1", "allocatable": {"count": 5},
         "topologyKeys": ["topology.hostpath.example/node"]});
@@ -231,6 +267,50 @@ async fn a_driver_that_is_not_ours_brings_volumes_and_takes_them_away() {
 
     std::fs::remove_file(registry.join("hostpath.sock")).unwrap();
     await_object(&node, CSI_NODE, |one| one["spec"]["drivers"] == json!([])).await;
+    node.kill_agent().await;
+    stop.cancel();
+    while tasks.join_next().await.is_some() {}
+}
+
+/// A volume that lives with its pod: nothing is attached or staged, the driver is told of the pod
+/// and given its token, mounts for its group, and is asked again when the agent comes back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drivers_volume_lives_with_its_pod() {
+    let Some(mut node) = Node::start().await else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let driver = Hostpath::new(dir.path(), true);
+    let stop = CancellationToken::new();
+    let mut tasks = driver.serve(&node, &stop);
+    await_object(&node, CSI_NODE, |one| one["spec"]["drivers"][0].is_object()).await;
+    let wishes = json!({"metadata": {"name": NAME}, "spec": {"attachRequired": true,
+        "podInfoOnMount": true, "fsGroupPolicy": "File", "requiresRepublish": true,
+        "volumeLifecycleModes": ["Persistent", "Ephemeral"],
+        "tokenRequests": [{"audience": "vault", "expirationSeconds": 600}]}});
+    node.api.put(&format!("/apis/storage.k8s.io/v1/csidrivers/{NAME}"), wishes);
+    let mut spec = one("echo written > /data/file && sync; sleep 1000");
+    spec["serviceAccountName"] = json!("builder");
+    spec["automountServiceAccountToken"] = json!(false);
+    spec["securityContext"] = json!({"fsGroup": 4242});
+    spec["volumes"] = json!([{"name": "v", "csi": {"driver": NAME}}]);
+    spec["containers"][0]["volumeMounts"] = json!([{"name": "v", "mountPath": "/data"}]);
+    node.create("inline", spec);
+    node.await_pod("inline", is_ready).await;
+    let tokens = json!({"vault": {"token": "builder for \"vault\"",
+        "expirationTimestamp": "2099-01-01T00:00:00Z"}});
+    let expected = format!("inline for inline of builder group=4242 tokens={tokens}");
+    assert_eq!(driver.calls(), ["registered true ", &*expected]);
+    node.kill_agent().await;
+    node.start_agent();
+    let limit = Instant::now() + LIMIT;
+    while driver.calls().iter().filter(|call| **call == expected).count() < 2 {
+        assert!(Instant::now() < limit, "it is not asked again: {:#?}", driver.calls());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    node.api.delete_gracefully(&path("inline"), 1);
+    node.await_gone("inline").await;
+    let after: Vec<String> =
+        driver.calls().into_iter().filter(|one| one.starts_with("un")).collect();
+    assert!(after.len() == 1 && after[0].starts_with("unpublish csi-"), "{after:?}");
     node.kill_agent().await;
     stop.cancel();
     while tasks.join_next().await.is_some() {}

@@ -8,8 +8,10 @@
 //! Spec: CSI `csi.v1`, the node's half; upstream's paths, volume context of pods, access modes
 //! and group policies.
 //!
-//! *Limits*: no volume mount group, no published tokens (`tokenRequests`), no republishing
-//! (`requiresRepublish`), no `SELinux` mounts.
+//! A driver that wants to be asked again (`requiresRepublish`) is asked at each refresh of the
+//! pod's volumes, with new tokens when it wants those.
+//!
+//! *Limits*: no `SELinux` mounts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -29,6 +31,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::time::{Instant, sleep};
+use volumes::TokenRequest;
 use volumes::remote::{Csi, Mode, Remote, SecretName};
 
 use super::{Driver, STAGES, seen_by_drivers};
@@ -42,6 +45,12 @@ const STAGED: &str = "kubernetes.io/csi";
 const NOTES: &str = "csi";
 /// How long one try waits for an attachment; the next try comes with back-off.
 const ATTACH_LIMIT: Duration = Duration::from_secs(10);
+/// How long a token lasts whose driver does not say, in seconds; upstream's.
+const TOKEN_SECONDS: i64 = 3600;
+/// Under what name a driver is given tokens.
+const TOKENS: &str = "csi.storage.k8s.io/serviceAccount.tokens";
+const PERSISTENT: &str = "Persistent";
+const EPHEMERAL: &str = "Ephemeral";
 /// How often it is looked for meanwhile.
 const ATTACH_PACE: Duration = Duration::from_millis(300);
 
@@ -74,14 +83,25 @@ pub(crate) async fn set_up(
     target: &Path,
 ) -> Result<(), RemoteError> {
     let path = note_path(shared, &pod.metadata.uid, &remote.name);
-    if read(&path).is_some_and(|note| note.published) {
-        return Ok(());
-    }
+    let known = read(&path).filter(|note| note.published);
     let missing =
         || RemoteError::NoDriver { name: remote.name.clone(), driver: volume.driver.clone() };
     let driver = shared.disks.drivers.get(&volume.driver).ok_or_else(missing)?;
     let wishes = Wishes::of(shared, &volume.driver).await?;
+    if let Some(note) = known {
+        if !wishes.republish {
+            return Ok(());
+        }
+        let context = if note.attached {
+            await_attached(shared, remote, volume).await?
+        } else {
+            BTreeMap::new()
+        };
+        let job = Job { shared, pod, remote, volume, driver: &driver, context };
+        return job.publish(&note, &wishes).await;
+    }
     let ephemeral = volume.handle.is_empty();
+    wishes.check_life(remote, volume)?;
     let attached = wishes.attach && !ephemeral;
     let handle = if ephemeral {
         format!("csi-{}", hex(&format!("{}{}", pod.metadata.uid, remote.name)))
@@ -112,7 +132,9 @@ pub(crate) async fn set_up(
         make_dir(above)?;
     }
     job.publish(&note, &wishes).await?;
-    if let Some(group) = group(pod).filter(|_| wishes.owns(remote, volume)) {
+    // A driver that can mount for a group has done so.
+    let owns = wishes.owns(remote, volume) && job.mount_group().is_empty();
+    if let Some(group) = group(pod).filter(|_| owns) {
         give(target, group).map_err(file(target))?;
     }
     write(&path, &Note { published: true, ..note })
@@ -192,7 +214,7 @@ pub(crate) async fn expand(
         capacity_range: Some(CapacityRange { required_bytes: bytes, limit_bytes: 0 }),
         staging_target_path: staging.map(text).unwrap_or_default(),
         volume_capability: Some(job.capability()),
-        secrets: BTreeMap::new(),
+        secrets: job.secrets(volume.expand_secret.as_ref()).await?,
     };
     let failed = |source| RemoteError::Driver { name: remote.name.clone(), source };
     driver.client.node_expand_volume(request).await.map(drop).map_err(failed)
@@ -204,6 +226,12 @@ struct Wishes {
     attach: bool,
     pod_info: bool,
     group_policy: String,
+    republish: bool,
+    tokens: Vec<TokenRequest>,
+    /// Tokens come as a secret, not among what the driver may write down.
+    tokens_in_secrets: bool,
+    /// What its volumes may be: `Persistent`, `Ephemeral`; `None` when nothing was told.
+    lives: Option<Vec<String>>,
 }
 
 impl Wishes {
@@ -220,10 +248,40 @@ impl Wishes {
         let spec = found.get("spec").unwrap_or(&Value::Null);
         let flag = |name: &str| spec.get(name).and_then(Value::as_bool);
         let policy = spec.get("fsGroupPolicy").and_then(Value::as_str);
+        let list = |name: &str| spec.get(name).and_then(Value::as_array).cloned();
+        let token = |one: &Value| TokenRequest {
+            audience: one.get("audience").and_then(Value::as_str).unwrap_or_default().to_owned(),
+            seconds: one.get("expirationSeconds").and_then(Value::as_i64).unwrap_or(TOKEN_SECONDS),
+        };
+        let word = |one: &Value| one.as_str().map(str::to_owned);
+        let lives = list("volumeLifecycleModes").filter(|all| !all.is_empty());
+        let lives =
+            lives.map_or(vec![PERSISTENT.to_owned()], |all| all.iter().filter_map(word).collect());
         Self {
             attach: flag("attachRequired").unwrap_or(true),
             pod_info: flag("podInfoOnMount").unwrap_or(false),
             group_policy: policy.unwrap_or("ReadWriteOnceWithFSType").to_owned(),
+            republish: flag("requiresRepublish").unwrap_or(false),
+            tokens: list("tokenRequests").unwrap_or_default().iter().map(token).collect(),
+            tokens_in_secrets: flag("serviceAccountTokenInSecrets").unwrap_or(false),
+            lives: found.get("spec").is_some().then_some(lives),
+        }
+    }
+
+    /// Does the driver have volumes that live so long?
+    fn check_life(&self, remote: &Remote, volume: &Csi) -> Result<(), RemoteError> {
+        let mode = if volume.handle.is_empty() { EPHEMERAL } else { PERSISTENT };
+        let refused = |known: String| RemoteError::Life {
+            name: remote.name.clone(),
+            mode,
+            driver: volume.driver.clone(),
+            known,
+        };
+        match &self.lives {
+            Some(lives) if lives.iter().any(|one| one == mode) => Ok(()),
+            Some(lives) => Err(refused(format!("only supports {lives:?}"))),
+            None if mode == PERSISTENT => Ok(()),
+            None => Err(refused("no CSIDriver object".to_owned())),
         }
     }
 
@@ -269,8 +327,13 @@ impl Job<'_> {
 
     async fn publish(&self, note: &Note, wishes: &Wishes) -> Result<(), RemoteError> {
         let mut volume_context = self.volume.attributes.clone();
+        let mut secrets = self.secrets(self.volume.publish_secret.as_ref()).await?;
         if wishes.pod_info {
             volume_context.extend(pod_info(self.pod, self.volume.handle.is_empty()));
+        }
+        if let Some(tokens) = self.tokens(&wishes.tokens).await? {
+            let place = if wishes.tokens_in_secrets { &mut secrets } else { &mut volume_context };
+            place.insert(TOKENS.to_owned(), tokens);
         }
         let request = NodePublishVolumeRequest {
             volume_id: note.handle.clone(),
@@ -279,7 +342,7 @@ impl Job<'_> {
             target_path: text(&note.target),
             volume_capability: Some(self.capability()),
             readonly: self.remote.read_only,
-            secrets: self.secrets(self.volume.publish_secret.as_ref()).await?,
+            secrets,
             volume_context,
         };
         let failed = |source| RemoteError::Driver { name: self.remote.name.clone(), source };
@@ -293,12 +356,30 @@ impl Job<'_> {
         let mount = MountVolume {
             fs_type: self.volume.fs_type.clone(),
             mount_flags: self.remote.mount_options.clone(),
-            ..MountVolume::default()
+            volume_mount_group: self.mount_group(),
         };
         match self.remote.mode {
             Mode::Filesystem => VolumeCapability { block: None, mount: Some(mount), access_mode },
             Mode::Block => VolumeCapability { block: Some(Empty {}), mount: None, access_mode },
         }
+    }
+
+    /// The group a driver mounts for, when it can; empty otherwise.
+    fn mount_group(&self) -> String {
+        let able = self.driver.can(capability::NODE_VOLUME_MOUNT_GROUP);
+        group(self.pod).filter(|_| able).map(|group| group.id.to_string()).unwrap_or_default()
+    }
+
+    /// The pod's tokens that a driver wants, by audience, as upstream writes them.
+    async fn tokens(&self, wanted: &[TokenRequest]) -> Result<Option<String>, RemoteError> {
+        let mut all = serde_json::Map::new();
+        for request in wanted {
+            let given = crate::token::give(self.shared, self.pod, request).await;
+            let (token, end) = given.map_err(|source| record(self.remote, source))?;
+            let token = json!({"token": token, "expirationTimestamp": end});
+            all.insert(request.audience.clone(), token);
+        }
+        Ok((!all.is_empty()).then(|| Value::Object(all).to_string()))
     }
 
     async fn secrets(
@@ -494,6 +575,12 @@ mod tests {
         let said = Wishes::parse(&json!({"spec": {"attachRequired": false, "podInfoOnMount": true,
             "fsGroupPolicy": "File"}}));
         assert_eq!((said.attach, said.pod_info, &*said.group_policy), (false, true, "File"));
+        assert!(!said.republish && said.tokens.is_empty());
+        let said = Wishes::parse(&json!({"spec": {"requiresRepublish": true, "tokenRequests":
+            [{"audience": "vault", "expirationSeconds": 600}, {"audience": ""}]}}));
+        let seconds: Vec<i64> = said.tokens.iter().map(|one| one.seconds).collect();
+        assert!(said.republish && !said.tokens_in_secrets);
+        assert_eq!((&*said.tokens[0].audience, seconds), ("vault", vec![600, 3600]));
     }
 
     #[test]
