@@ -132,6 +132,51 @@ pub(super) fn fits(
     active.iter().try_for_each(|plugin| plugin.filter(&cycle, node))
 }
 
+/// Whether one node can take a pod, asked again and again while pods of that node come and go.
+pub(super) struct Question<'a> {
+    profile: &'a Profile,
+    pod: &'a Pod,
+    kind: &'a Kind,
+    questions: &'a Questions,
+    node: NodeId,
+    /// Who is to be asked, when that cannot change.
+    known: Option<(Vec<&'a Arc<dyn Plugin>>, Notes)>,
+}
+
+impl<'a> Question<'a> {
+    /// A question about a node while all pods are on it that will ever be on it.
+    ///
+    /// If then nobody looks further than this node, nobody will with fewer pods on it.
+    pub(super) fn new(
+        (profile, pod, kind, questions): (&'a Profile, &'a Pod, &'a Kind, &'a Questions),
+        node: NodeId,
+        snapshot: &Snapshot,
+    ) -> Self {
+        let mut cycle = Cycle { snapshot, pod, kind, questions, notes: Notes::default() };
+        let active = pre_filter(&mut cycle, profile).ok();
+        let near = active.filter(|all| all.iter().all(|one| one.scope() == Scope::Node));
+        let known = near.map(|active| (active, cycle.notes));
+        Self { profile, pod, kind, questions, node, known }
+    }
+
+    /// Can the node take the pod, as the snapshot is now?
+    ///
+    /// # Errors
+    ///
+    /// The first refusal.
+    pub(super) fn ask(&mut self, snapshot: &Snapshot) -> Result<(), Refusal> {
+        let Self { profile, pod, kind, questions, node, .. } = *self;
+        let Some((active, notes)) = self.known.take() else {
+            return fits(snapshot, profile, pod, kind, questions, node);
+        };
+        let cycle = Cycle { snapshot, pod, kind, questions, notes };
+        let answer = active.iter().try_for_each(|plugin| plugin.filter(&cycle, node));
+        let Cycle { notes, .. } = cycle;
+        self.known = Some((active, notes));
+        answer
+    }
+}
+
 /// Tries something with the pods nominated to a node in place, as far as they are not less
 /// important than this one; nothing of it stays.
 pub(super) fn with_nominated<T>(

@@ -13,7 +13,7 @@ use objects::pod::{
 use objects::selector::{Requirement, Selector};
 use objects::{LabelSelector, node::Taint};
 
-use super::resource::{Amounts, Names, load, requests};
+use super::resource::{Amounts, Names, ResourceId, load, requests};
 
 /// A port taken on a node: protocol, address, number.
 pub(super) type HostPort = (String, String, i64);
@@ -255,6 +255,12 @@ impl SpreadRule {
 }
 
 impl Needs {
+    /// How much is asked of a resource.
+    pub(super) fn asks(&self, resource: ResourceId) -> i64 {
+        let found = self.requests.iter().find(|(id, _)| *id == resource);
+        found.map_or(0, |(_, amount)| *amount)
+    }
+
     /// Compiles a pod.
     pub(super) fn of(names: &mut Names, pod: &Pod) -> Self {
         let spec = &pod.spec;

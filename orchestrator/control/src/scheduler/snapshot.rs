@@ -38,11 +38,13 @@ pub(super) struct Lodger {
     pub(super) kind: Arc<Kind>,
     node_name: String,
     node: Option<NodeId>,
+    /// The pod's, within reach: preemption asks for that of every pod.
+    priority: i64,
 }
 
 impl Lodger {
     pub(super) fn priority(&self) -> i64 {
-        self.pod.spec.priority.unwrap_or(0)
+        self.priority
     }
 }
 
@@ -206,6 +208,7 @@ impl Snapshot {
             kind: Arc::clone(kind),
             node_name: node_name.to_owned(),
             node: None,
+            priority: pod.spec.priority.unwrap_or(0),
         };
         if let Some(place) = self.lodgers.get_mut(id) {
             *place = Some(lodger);
@@ -251,6 +254,7 @@ impl Snapshot {
     /// Notes a pod's newer state; where it is does not change.
     pub(super) fn renew_pod(&mut self, id: PodId, pod: &Arc<Pod>) {
         let Some(Some(lodger)) = self.lodgers.get_mut(id) else { return };
+        lodger.priority = pod.spec.priority.unwrap_or(0);
         lodger.pod = Arc::clone(pod);
     }
 

@@ -124,13 +124,8 @@ fn asked(cycle: &Cycle<'_>, resource: ResourceId) -> i64 {
     match resource {
         CPU => needs.load.0,
         MEMORY => needs.load.1,
-        _ => requested(cycle, resource),
+        _ => needs.asks(resource),
     }
-}
-
-fn requested(cycle: &Cycle<'_>, resource: ResourceId) -> i64 {
-    let found = cycle.kind.needs.requests.iter().find(|(id, _)| *id == resource);
-    found.map_or(0, |(_, amount)| *amount)
 }
 
 impl Plugin for NodeResourcesFit {
@@ -224,7 +219,7 @@ impl Plugin for NodeResourcesBalancedAllocation {
     fn pre_score(&self, cycle: &mut Cycle<'_>, _feasible: &[NodeId]) -> Interest {
         // A pod that asks for nothing cannot unbalance a node.
         let asks = self.weights.iter().any(|(name, _)| {
-            cycle.snapshot.names.find(name).is_some_and(|id| requested(cycle, id) > 0)
+            cycle.snapshot.names.find(name).is_some_and(|id| cycle.kind.needs.asks(id) > 0)
         });
         if asks { Interest::Ask } else { Interest::Skip }
     }
@@ -234,7 +229,7 @@ impl Plugin for NodeResourcesBalancedAllocation {
         let shares = self.weights.iter().filter_map(|(name, _)| {
             let resource = cycle.snapshot.names.find(name)?;
             let capacity = table.capacity(node, resource);
-            let used = table.used(node, resource).saturating_add(requested(cycle, resource));
+            let used = table.used(node, resource).saturating_add(cycle.kind.needs.asks(resource));
             (capacity > 0).then(|| (used.min(capacity).saturating_mul(WHOLE) / capacity).min(WHOLE))
         });
         let shares: Vec<i64> = shares.collect();

@@ -5,14 +5,15 @@
 //! the one that costs least. Nothing is removed here: the cure is carried out elsewhere.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use objects::condition::find_condition;
 use objects::pod::Pod;
 
-use crate::scheduler::cycle::{Attempt, Cure, fits, sentence, with_nominated};
+use crate::scheduler::cycle::{Attempt, Cure, Question, sentence, with_nominated};
 use crate::scheduler::framework::{Plugin, Point, Refusal};
+use crate::scheduler::resource::{CPU, MEMORY};
 use crate::scheduler::snapshot::Snapshot;
 use crate::scheduler::table::PodId;
 use crate::scheduler::topology::NodeId;
@@ -20,6 +21,9 @@ use crate::scheduler::topology::NodeId;
 /// Cures between which the cheapest is chosen. Upstream seeks at least as many, more in large
 /// clusters; the search begins at another node each time, so what is cheap is found in turn.
 const CURES: usize = 100;
+
+/// Nodes that are looked at before all others. Most of them are cures.
+const LIKELY: usize = 2 * CURES;
 
 /// `DefaultPreemption`.
 #[derive(Debug)]
@@ -56,18 +60,31 @@ impl Plugin for DefaultPreemption {
         let start = attempt.turn.checked_rem(attempt.curable.len()).unwrap_or(0);
         let (first, second) = attempt.curable.split_at(start);
         let order: Vec<NodeId> = second.iter().chain(first).copied().collect();
-        for node in &order {
-            match price(attempt, *node) {
-                Ok(candidate) => candidates.push(candidate),
-                Err(refused) => {
-                    for reason in refused {
-                        *reasons.entry(reason).or_default() += 1;
+        // Where others hope too, or even everybody's leaving would not do, is looked at only when
+        // there is nothing else; then the reasons are wanted.
+        let likely = order.iter().filter(|node| is_likely(attempt, **node));
+        let likely: Vec<NodeId> = likely.take(LIKELY).copied().collect();
+        let mut try_all = |attempt: &mut Attempt<'_>, nodes: &[NodeId]| {
+            for node in nodes {
+                match price(attempt, *node) {
+                    Ok(candidate) => candidates.push(candidate),
+                    Err(refused) => {
+                        for reason in refused {
+                            *reasons.entry(reason).or_default() += 1;
+                        }
                     }
                 }
+                if candidates.len() >= CURES {
+                    break;
+                }
             }
-            if candidates.len() >= CURES {
-                break;
-            }
+            candidates.is_empty()
+        };
+        if try_all(attempt, &likely) {
+            let tried: BTreeSet<NodeId> = likely.into_iter().collect();
+            let rest: Vec<NodeId> =
+                order.iter().filter(|node| !tried.contains(*node)).copied().collect();
+            try_all(attempt, &rest);
         }
         let Some(chosen) = cheapest(attempt.snapshot, candidates) else {
             let hopeless = nodes.saturating_sub(order.len());
@@ -79,6 +96,31 @@ impl Plugin for DefaultPreemption {
         };
         Ok(Cure { node: chosen.node, victims: chosen.victims })
     }
+}
+
+/// May less important pods' leaving help at all? Says so of all nodes where it does, unless others
+/// are promised them, and of few others; costs little.
+fn is_likely(attempt: &Attempt<'_>, node: NodeId) -> bool {
+    let Attempt { snapshot, profile, pod, kind, nominations, .. } = attempt;
+    let priority = pod.spec.priority.unwrap_or(0);
+    let (mut cpu, mut memory) = (0, 0);
+    for (_, other) in snapshot.lodgers(node).filter(|(_, other)| other.priority() < priority) {
+        cpu += other.kind.needs.asks(CPU);
+        memory += other.kind.needs.asks(MEMORY);
+    }
+    let filters = profile.at(Point::Filter).iter();
+    let counts = filters.clone().any(|one| one.plugin.name() == "NodeResourcesFit");
+    let fits = |resource, freed: i64| {
+        let (table, asked) = (&snapshot.table, kind.needs.asks(resource));
+        asked == 0 || table.capacity(node, resource) - table.used(node, resource) + freed >= asked
+    };
+    let promised = || {
+        let others = nominations.get(snapshot.table.name(node)).into_iter().flatten();
+        others.into_iter().any(|(uid, other)| {
+            *uid != pod.metadata.uid && other.spec.priority.unwrap_or(0) >= priority
+        })
+    };
+    (!counts || fits(CPU, cpu) && fits(MEMORY, memory)) && !promised()
 }
 
 /// Are pods leaving already, for this pod's sake, the node it was promised?
@@ -123,7 +165,8 @@ fn price(attempt: &mut Attempt<'_>, node: NodeId) -> Result<Candidate, Vec<Strin
     let (profile, pod, kind) = (attempt.profile, attempt.pod, attempt.kind);
     let (questions, nominations) = (attempt.questions, attempt.nominations);
     with_nominated(attempt.snapshot, nominations, pod, node, |snapshot| {
-        let check = |snapshot: &Snapshot| fits(snapshot, profile, pod, kind, questions, node);
+        let mut question = Question::new((profile, pod, kind, questions), node, snapshot);
+        let mut check = |snapshot: &Snapshot| question.ask(snapshot);
         let (breaking, free) = by_budget(snapshot, &lesser);
         lesser.iter().for_each(|id| snapshot.lift(*id));
         let mut victims = Vec::new();
