@@ -13,6 +13,7 @@ use serde_json::Value;
 use super::kubectl::Kubectl;
 use super::story::Story;
 use crate::Rig;
+use crate::wait::{Seen, await_until};
 
 const MANIFEST: &str = include_str!("shop.yaml");
 /// Pods that start, a machine that boots: emulated, on a host that has other work.
@@ -44,6 +45,7 @@ pub(super) fn run(story: &mut Story) -> Result<()> {
         let load = Load::default();
         let start = Instant::now();
         load.during(&rig, &doors, || one(story, &rig, &kubectl, &machine.name))?;
+        await_door(&rig, SocketAddrV4::new(machine.address, port))?;
         let (asked, failed) = load.counts();
         let whole = u32::try_from(asked).unwrap_or(u32::MAX);
         let rate = f64::from(whole) / start.elapsed().as_secs_f64();
@@ -55,6 +57,16 @@ pub(super) fn run(story: &mut Story) -> Result<()> {
         ))?;
     }
     Ok(())
+}
+
+/// Waits until a machine that came back is a door again, as a load balancer does before it sends
+/// clients there: a node is Ready a moment before it has loaded the services of others.
+fn await_door(rig: &Rig, door: SocketAddrV4) -> Result<()> {
+    await_until(&format!("an answer at {door}"), LIMIT, || {
+        let answer = rig.ask(door, "/", None)?;
+        let status = answer.status;
+        Ok(if status == 200 { Seen::There(()) } else { Seen::NotYet(format!("status {status}")) })
+    })
 }
 
 /// One machine's maintenance.
