@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use cluster::plan::Networks;
-use ipnet::{IpNet, Ipv6Net};
+use ipnet::IpNet;
 use node::behind::Behind;
 use node::service::{Ranges, Site};
 use objects::config::ConfigMap;
@@ -17,7 +17,6 @@ use objects::node::Node;
 use runtime::cache::{CacheParams, Changes, ServiceCaches};
 use runtime::resource::{CONFIG_MAPS, NETWORK_POLICIES, NODES, Resource};
 use runtime::{Cache, Client, ClientConfig, ClientError, Supervisor};
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 use tokio::sync::watch;
@@ -174,10 +173,9 @@ impl Watched {
     pub(crate) fn ranges(&self) -> Option<Site> {
         let text = self.setting("networks")?;
         let networks: Networks = serde_json::from_str(&text).ok()?;
-        let second: SecondNetworks = serde_json::from_str(&text).unwrap_or_default();
         let dns = networks.dns().map(IpAddr::V4);
         let v4 = Ranges { pods: networks.pods.into(), services: networks.services.into(), dns };
-        let v6 = second.pods_v6.zip(second.services_v6).map(|(pods, services)| Ranges {
+        let v6 = networks.v6().map(|(pods, services)| Ranges {
             pods: IpNet::V6(pods),
             services: IpNet::V6(services),
             dns: None,
@@ -199,14 +197,6 @@ impl Watched {
 pub(crate) struct Told {
     services: u64,
     slices: u64,
-}
-
-/// What a site of two families tells beside [`Networks`], in the same text.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct SecondNetworks {
-    pods_v6: Option<Ipv6Net>,
-    services_v6: Option<Ipv6Net>,
 }
 
 fn cache<T: DeserializeOwned + Send + Sync + 'static>(

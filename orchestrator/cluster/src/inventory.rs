@@ -71,7 +71,14 @@ fn variables(machine: &Machine) -> Value {
         "muster_virtual": machine.r#virtual,
     });
     if let Value::Object(map) = &mut variables {
-        for (key, value) in [("muster_uuid", &machine.uuid), ("muster_serial", &machine.serial)] {
+        let pods = machine.pod_cidr_v6.map(|net| net.to_string());
+        let address = machine.address_v6.map(|address| address.to_string());
+        for (key, value) in [
+            ("muster_uuid", &machine.uuid),
+            ("muster_serial", &machine.serial),
+            ("muster_pod_cidr_v6", &pods),
+            ("muster_address_v6", &address),
+        ] {
             if let Some(value) = value {
                 map.insert(key.to_owned(), Value::String(value.clone()));
             }

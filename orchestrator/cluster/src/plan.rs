@@ -3,9 +3,9 @@
 //! These are also the `spec`s of the API objects `Machine` and `Rack` (group
 //! `muster.dev/v1alpha1`), hence the camel-case names on the wire.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -140,6 +140,12 @@ pub struct Networks {
     /// their rack, and so reach the seed while their gateway is down.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seed: Option<Ipv4Net>,
+    /// The range that holds every IPv6 pod network; `None` on a site of IPv4 alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pods_v6: Option<Ipv6Net>,
+    /// The range of IPv6 service addresses; there is one where there is one for pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub services_v6: Option<Ipv6Net>,
 }
 
 impl Networks {
@@ -155,8 +161,14 @@ impl Networks {
     /// The address of cluster DNS, the tenth of the services' range as upstream's installers
     /// choose it; `None` when the range has no tenth.
     #[must_use]
-    pub fn dns(&self) -> Option<std::net::Ipv4Addr> {
+    pub fn dns(&self) -> Option<Ipv4Addr> {
         self.services.hosts().nth(9)
+    }
+
+    /// The IPv6 ranges of pods and of services; `None` on a site of IPv4 alone.
+    #[must_use]
+    pub fn v6(&self) -> Option<(Ipv6Net, Ipv6Net)> {
+        self.pods_v6.zip(self.services_v6)
     }
 }
 
@@ -185,9 +197,23 @@ pub struct Rack {
     /// Whether sessions need the rack's key (`Rack::KEYS`).
     #[serde(default, skip_serializing_if = "Authentication::is_none")]
     pub authentication: Authentication,
+    /// The IPv6 subnet of the rack's machines and routers, a `/64`; `None` on a site of IPv4 alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subnet_v6: Option<Ipv6Net>,
 }
 
 impl Rack {
+    /// The IPv6 address of whoever has an IPv4 address in the rack: as far into the one subnet as
+    /// into the other. `None` where the rack has no IPv6, and outside of its subnet.
+    #[must_use]
+    pub fn address_v6(&self, address: Ipv4Addr) -> Option<Ipv6Addr> {
+        let subnet = self.subnet_v6?;
+        let inside = self.subnet.contains(&address);
+        let offset = u32::from(address).checked_sub(u32::from(self.subnet.network()));
+        let found = u128::from(subnet.network()).checked_add(u128::from(offset?));
+        found.filter(|_| inside).map(Ipv6Addr::from)
+    }
+
     /// Where the keys of racks stand: a Secret with one key for each rack, under its name. Keys
     /// are neither in `rack.yaml` nor on the boot network: nodes read them over TLS.
     pub const KEYS: (&str, &str) = ("kube-system", "muster-routing");
@@ -212,6 +238,33 @@ impl Authentication {
     }
 }
 
+/// By which addresses BGP neighbours in a rack speak to each other.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Numbering {
+    /// By those of the rack's subnet, node by node.
+    #[default]
+    Numbered,
+    /// By addresses of the link itself: a router has `fe80::1`, a second one `fe80::2`, on every
+    /// port, and takes whoever calls from there. IPv4 has IPv6 next hops then (RFC 8950).
+    Unnumbered,
+}
+
+impl Numbering {
+    /// Whether addresses of the subnet are used.
+    #[must_use]
+    pub fn is_numbered(&self) -> bool {
+        *self == Self::Numbered
+    }
+
+    /// The address on the link of the rack's N-th router, from zero.
+    #[must_use]
+    pub fn link_local(router: usize) -> Ipv6Addr {
+        let number = u16::try_from(router).unwrap_or(u16::MAX).saturating_add(1);
+        Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, number)
+    }
+}
+
 /// The routing protocol of a rack.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "mode", rename_all = "lowercase", rename_all_fields = "camelCase")]
@@ -223,6 +276,9 @@ pub enum RackRouting {
         /// All ToR routers of the rack, the gateway first; empty means the gateway alone.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         tors: Vec<Ipv4Addr>,
+        /// By which addresses nodes and routers speak to each other.
+        #[serde(default, skip_serializing_if = "Numbering::is_numbered")]
+        numbering: Numbering,
     },
     /// iBGP among the nodes of a flat network, by way of route reflectors; its router speaks no
     /// routing protocol with them.
@@ -276,6 +332,12 @@ pub struct Machine {
     /// The node's pod network.
     #[serde(rename = "podCIDR")]
     pub pod_cidr: Ipv4Net,
+    /// The node's IPv6 pod network; `None` on a site of IPv4 alone.
+    #[serde(rename = "podCIDRv6", default, skip_serializing_if = "Option::is_none")]
+    pub pod_cidr_v6: Option<Ipv6Net>,
+    /// Its IPv6 address, which lies in the rack's IPv6 subnet where the other lies in the other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address_v6: Option<Ipv6Addr>,
     /// The node's private AS number, 4200000000 + node.
     pub asn: u32,
     /// Virtual machine of the site's own hypervisor, not a box in a rack.

@@ -28,6 +28,9 @@ pub fn render_table(plan: &Plan) -> String {
         "seed {} (API port {}, boot port {}), pods {}, services {}\n",
         seed.address, seed.api_port, seed.http_port, plan.networks.pods, plan.networks.services
     ));
+    if let Some((pods, services)) = plan.networks.v6() {
+        text.push_str(&format!("IPv6 beside it, pods {pods}, services {services}\n"));
+    }
     for rack in &plan.racks {
         let mut routing = describe_routing(&rack.routing);
         if !rack.authentication.is_none() {
@@ -142,7 +145,7 @@ fn describe_disk(disk: &DiskSelector) -> String {
 
 fn describe_routing(routing: &RackRouting) -> String {
     match routing {
-        RackRouting::Bgp { tor_asn, tors } if tors.len() > 1 => {
+        RackRouting::Bgp { tor_asn, tors, .. } if tors.len() > 1 => {
             let tors: Vec<String> = tors.iter().map(ToString::to_string).collect();
             format!("BGP with AS {tor_asn} at {}", tors.join(", "))
         }

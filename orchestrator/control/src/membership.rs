@@ -51,7 +51,7 @@ pub fn reconcile(view: &View, key: &Key, _now: Timestamp) -> Steps {
     want(ZONE.to_owned(), &plan.rack);
     want(format!("{ROLE}{role}"), "");
     want("kubernetes.io/hostname".to_owned(), &plan.name);
-    let network = network(view, node, plan.pod_cidr);
+    let network = network(view, node, plan.pod_cidr, plan.pod_cidr_v6);
     let mut body = Map::new();
     if !labels.is_empty() {
         body.insert("metadata".to_owned(), json!({ "labels": labels }));
@@ -70,7 +70,12 @@ pub fn reconcile(view: &View, key: &Key, _now: Timestamp) -> Steps {
 /// A node that has one keeps it, because pods may live in it. One that another node still has,
 /// because the plan was changed under it, is not given a second time: the node waits until the
 /// other is reinstalled or gone.
-fn network(view: &View, node: &Node, planned: ipnet::Ipv4Net) -> Option<Value> {
+fn network(
+    view: &View,
+    node: &Node,
+    planned: ipnet::Ipv4Net,
+    second: Option<ipnet::Ipv6Net>,
+) -> Option<Value> {
     let overlaps = |text: &String| {
         let had: Result<ipnet::Ipv4Net, _> = text.parse();
         had.is_ok_and(|had| had.contains(&planned) || planned.contains(&had))
@@ -83,7 +88,9 @@ fn network(view: &View, node: &Node, planned: ipnet::Ipv4Net) -> Option<Value> {
         return None;
     }
     let cidr = planned.to_string();
-    Some(json!({"podCIDR": cidr, "podCIDRs": [cidr]}))
+    let second = second.map(|net| net.to_string());
+    let all: Vec<&String> = std::iter::once(&cidr).chain(&second).collect();
+    Some(json!({"podCIDR": cidr, "podCIDRs": all}))
 }
 
 #[cfg(test)]
@@ -128,6 +135,17 @@ mod tests {
         let node = serde_json::from_value(value).unwrap();
         let again = reconcile(&view(plan(), node), &Key::new("", "a"), Timestamp::UNIX_EPOCH);
         assert_eq!(again, Steps::none());
+    }
+
+    #[test]
+    fn a_node_of_two_families_has_a_network_of_each() {
+        let node = Node { metadata: ObjectMeta::named("a"), ..Node::blank() };
+        let mut spec = plan();
+        spec["podCIDRv6"] = json!("fd20:0:0:b::/64");
+        let steps = reconcile(&view(spec, node), &Key::new("", "a"), Timestamp::UNIX_EPOCH);
+        let [Action::Patch { body, .. }] = steps.actions.as_slice() else { panic!("{steps:?}") };
+        assert_eq!(body["spec"]["podCIDR"], "172.20.11.0/24");
+        assert_eq!(body["spec"]["podCIDRs"], json!(["172.20.11.0/24", "fd20:0:0:b::/64"]));
     }
 
     #[test]

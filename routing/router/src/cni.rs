@@ -8,8 +8,10 @@
 //!
 //! Spec: CNI 1.1.0 (ADD, DEL, CHECK, STATUS, GC, VERSION), and 0.3.0 to 1.0.0.
 //!
-//! *Limits*: IPv4; is the first plugin of its list, so a `prevResult` is only checked, not
-//! extended.
+//! On a site of two families a pod has an address of each: the IPv6 one lies as far into the node's
+//! IPv6 pod network as the other into the other, so only one of them need be remembered.
+//!
+//! *Limits*: is the first plugin of its list, so a `prevResult` is only checked, not extended.
 
 mod address;
 mod message;
@@ -126,7 +128,7 @@ fn check(call: &Call) -> Result<(), Failure> {
     let Some(address) = found else {
         return Err(Failure::unknown_container(format!("{owner} has no address")));
     };
-    message::check_previous(call, address)?;
+    message::check_previous(call, address, &network)?;
     wire::check(call, &wire::host_name(&owner.container, &owner.interface), address, &network)
 }
 

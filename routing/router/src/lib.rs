@@ -30,7 +30,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use bird::{Bird, BirdError};
-pub use pod_network::PodNetwork;
+pub use pod_network::{PodNetwork, PodNetworkV6};
 
 use crate::site::Site;
 use crate::world::{Health, Node};

@@ -1,16 +1,19 @@
 //! What the plugin must know, and the file it stands in.
 
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use thiserror::Error;
 
 /// The address every pod has as its gateway; each host end of a pod's link holds it.
 pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+/// The same of IPv6: the first address of the links' own range, so that no two ends of one link
+/// are in doubt who it is.
+pub(crate) const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 /// The version of the plugin list that the router writes: containerd 1.7 knows it.
 const LIST_VERSION: &str = "1.0.0";
 
@@ -27,6 +30,22 @@ pub struct PodNetwork {
     pub mtu: u32,
     /// The node's own address: what pods see when the node talks to them.
     pub node_address: Ipv4Addr,
+    /// The same of IPv6; `None` on a site of IPv4 alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub v6: Option<PodNetworkV6>,
+}
+
+/// The IPv6 half of a node's pod network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodNetworkV6 {
+    /// The range pods of this node get their addresses from.
+    #[serde(rename = "podCIDR")]
+    pub pod_cidr: Ipv6Net,
+    /// The gateway of every pod.
+    pub gateway: Ipv6Addr,
+    /// The node's own address.
+    pub node_address: Ipv6Addr,
 }
 
 /// A file of the router's or plugin's that could not be read or written.
@@ -67,6 +86,15 @@ impl FileError {
 }
 
 impl PodNetwork {
+    /// The IPv6 address of the pod that has this one: as far into the one range as into the other.
+    /// `None` on a site of IPv4 alone.
+    pub(crate) fn address_v6(&self, address: Ipv4Addr) -> Option<Ipv6Addr> {
+        let range = self.v6.as_ref()?.pod_cidr;
+        let offset = u32::from(address).checked_sub(u32::from(self.pod_cidr.network()))?;
+        let found = u128::from(range.network()).checked_add(u128::from(offset))?;
+        Some(Ipv6Addr::from(found)).filter(|found| range.contains(found))
+    }
+
     /// Renders the file's content.
     #[must_use]
     pub fn render(&self) -> String {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use cluster::plan::Role;
 use ipnet::Ipv4Net;
 use kernel::nft::{self, NftError};
-use kernel::{Link, LinkIndex, Netlink, NetlinkError, Route, sysctl};
+use kernel::{Address, LinkIndex, Netlink, NetlinkError, Route, sysctl};
 use objects::node::{ROUTES, ROUTES_ANNOUNCED, ROUTES_WITHDRAWN};
 use routes::birdc::ProtocolRow;
 use routes::compare::Difference;
@@ -26,24 +26,16 @@ use tracing::{info, warn};
 
 use crate::Paths;
 use crate::bird::{Bird, BirdError};
-use crate::pod_network::{FileError, GATEWAY, PodNetwork, beside, render_list, write_file};
+use crate::pod_network::{
+    FileError, GATEWAY, GATEWAY_V6, PodNetwork, PodNetworkV6, beside, render_list, write_file,
+};
 use crate::ready::{Answer, Wanted};
 use crate::site::{Known, Site};
 use view::{
-    describe, kernel_routes, kernel_view, render_survey, same_way, services_route, shared,
-    write_private,
+    KernelView, default_route_v6, describe, kernel_routes, kernel_view, own_v6, render_survey,
+    same_way, services_route, services_route_v6, settings, shared, write_private,
 };
 
-/// Settings a node forwards with. Loose reverse-path checks, because ways there and back differ
-/// with several routers; flows, not packets, are spread over them.
-const SETTINGS: [(&str, &str); 5] = [
-    ("net/ipv4/ip_forward", "1"),
-    ("net/ipv4/conf/all/rp_filter", "0"),
-    ("net/ipv4/conf/default/rp_filter", "0"),
-    ("net/ipv4/fib_multipath_hash_policy", "1"),
-    // Pods and their neighbours share the uplink only by way of us: nothing to redirect to.
-    ("net/ipv4/conf/all/send_redirects", "0"),
-];
 /// How long pods wait for the first neighbour. Their network would be ready before the rest of
 /// the site can reach it; but a node whose ToR is down must not stay without pods for ever: those
 /// of this node still reach each other, and the ToR's fault would hide behind a node's.
@@ -113,10 +105,8 @@ pub(crate) enum Seen {
 #[derive(Debug)]
 pub(crate) struct Everything {
     known: Known,
-    uplink: Link,
+    kernel: KernelView,
     settings: Vec<bool>,
-    routes: Vec<Route>,
-    loopback: LinkIndex,
     api: Api,
     bird: BirdView,
     bird_config: Option<BirdConfig>,
@@ -153,8 +143,10 @@ impl std::fmt::Debug for BirdConfig {
 pub(crate) enum Action {
     /// Write a kernel setting.
     Set { name: &'static str, value: &'static str },
-    /// Give service addresses a route, so that local clients get as far as nat.
-    RouteServices { route: Box<Route> },
+    /// Give service addresses a route, so that local clients get as far as nat; or IPv6 its way out.
+    Route { route: Box<Route> },
+    /// Answer to the node's own IPv6 address, which nothing before us gave it.
+    Address { address: Address, link: LinkIndex },
     /// Answer to the API's shared address.
     HoldApi { address: Ipv4Addr, loopback: LinkIndex },
     /// Leave it to the other masters.
@@ -188,8 +180,10 @@ pub(crate) enum RouterError {
     Bird(#[source] BirdError),
     #[error("cannot set up forwarding")]
     Setting(#[source] sysctl::SysctlError),
-    #[error("cannot route service addresses")]
+    #[error("cannot route service addresses, or IPv6 out of the rack")]
     Services(#[source] NetlinkError),
+    #[error("cannot give the node its IPv6 address")]
+    Address(#[source] NetlinkError),
     #[error("cannot take or leave the API's address")]
     Api(#[source] NetlinkError),
     #[error("cannot publish")]
@@ -282,7 +276,7 @@ impl Node {
     fn intent(&self, seen: &Everything) -> Result<Intent, IntentError> {
         Intent::new(Source {
             node: &self.name,
-            interface: &seen.uplink.name,
+            interface: &seen.kernel.uplink.name,
             pods: seen.known.pods,
             racks: &seen.known.racks,
             machines: &seen.known.machines,
@@ -304,12 +298,11 @@ impl Node {
         };
         let looked = kernel_view(&netlink, &known, &self.name).await;
         // Only a socket that works is kept.
-        let (uplink, loopback, routes) = looked?;
-        let api = self.look_at_api(&netlink, &known, loopback).await?;
+        let kernel = looked?;
+        let api = self.look_at_api(&netlink, &known, kernel.loopback).await?;
         self.netlink = Some(netlink);
-        let settings = SETTINGS
-            .iter()
-            .map(|(name, value)| sysctl::read(name).is_ok_and(|current| current == *value));
+        let settings = settings(known.networks.v6().is_some())
+            .map(|(name, value)| sysctl::read(name).is_ok_and(|current| current == value));
         // Nobody is invited before there is somebody to open the door.
         if !known.announce.is_empty()
             && !nft::has_table("ip", node::service::TABLE).await.map_err(RouterError::Table)?
@@ -321,10 +314,8 @@ impl Node {
         Ok(Everything {
             settings: settings.collect(),
             known,
-            uplink,
-            loopback,
+            kernel,
             api,
-            routes,
             bird,
             bird_config: fs::read_to_string(&self.paths.bird_config).ok().map(BirdConfig),
             pod_network: fs::read_to_string(&self.paths.pod_network).ok(),
@@ -449,7 +440,7 @@ impl World for Node {
             }
         };
         let mut plan = plan(&intent, seen, &self.paths);
-        let survey = Survey::new(&intent, &seen.bird, &kernel_routes(&seen.routes));
+        let survey = Survey::new(&intent, &seen.bird, &kernel_routes(&seen.kernel.routes));
         // While pods wait for a neighbour there is nothing to report yet.
         if plan.actions.is_empty() && plan.again_after.is_none() {
             now.missing = seen.known.pods.is_none().then_some("the node's podCIDR");
@@ -476,7 +467,11 @@ impl World for Node {
     async fn apply(&mut self, action: &Action) -> Result<(), RouterError> {
         match action {
             Action::Set { name, value } => sysctl::write(name, value).map_err(RouterError::Setting),
-            Action::RouteServices { route } => self.route(route).await,
+            Action::Route { route } => self.route(route).await,
+            Action::Address { address, link } => {
+                let netlink = Netlink::open().map_err(RouterError::Address)?;
+                netlink.add_address(*link, *address).await.map_err(RouterError::Address)
+            }
             Action::HoldApi { address, loopback } => {
                 let netlink = Netlink::open().map_err(RouterError::Api)?;
                 netlink.add_address(*loopback, shared(*address)).await.map_err(RouterError::Api)
@@ -521,18 +516,26 @@ impl World for Node {
 /// everything before.
 fn plan(intent: &Intent, seen: &Everything, paths: &Paths) -> Plan<Action> {
     let mut actions = Vec::new();
-    for ((name, value), right) in SETTINGS.into_iter().zip(&seen.settings) {
+    for ((name, value), right) in settings(intent.second.is_some()).zip(&seen.settings) {
         if !right {
             actions.push(Action::Set { name, value });
         }
     }
-    let services = services_route(intent, seen.loopback);
-    if !seen.routes.iter().any(|route| same_way(route, &services)) {
-        actions.push(Action::RouteServices { route: Box::new(services) });
+    let kernel = &seen.kernel;
+    if let Some(own) = own_v6(intent).filter(|own| !kernel.has_address(own)) {
+        actions.push(Action::Address { address: own, link: kernel.uplink.index });
+    }
+    let first = services_route(intent, kernel.loopback);
+    let second = services_route_v6(intent, kernel.uplink.index);
+    let way_out = default_route_v6(intent, kernel.uplink.index);
+    for route in std::iter::once(first).chain(second).chain(way_out) {
+        if !kernel.routes.iter().any(|found| same_way(found, &route)) {
+            actions.push(Action::Route { route: Box::new(route) });
+        }
     }
     // The address is here before anybody is invited, and until nobody is any more.
     if let Some(address) = seen.api.address.filter(|_| seen.api.wanted && !seen.api.held) {
-        actions.push(Action::HoldApi { address, loopback: seen.loopback });
+        actions.push(Action::HoldApi { address, loopback: kernel.loopback });
     }
     let text = BirdConfig(render_node(intent));
     // A BIRD without our protocols was restarted with its unit's minimal configuration.
@@ -542,7 +545,7 @@ fn plan(intent: &Intent, seen: &Everything, paths: &Paths) -> Plan<Action> {
         return Plan { actions, again_after: Some(NEIGHBOUR_BEAT) };
     }
     if let Some(address) = seen.api.address.filter(|_| !seen.api.wanted && seen.api.held) {
-        actions.push(Action::LeaveApi { address, loopback: seen.loopback });
+        actions.push(Action::LeaveApi { address, loopback: kernel.loopback });
     }
     // BIRD is told before, so that the neighbours are there when the pods come.
     let Some(pod_cidr) = seen.known.pods else {
@@ -551,8 +554,13 @@ fn plan(intent: &Intent, seen: &Everything, paths: &Paths) -> Plan<Action> {
     let network = PodNetwork {
         pod_cidr,
         gateway: GATEWAY,
-        mtu: seen.uplink.mtu,
+        mtu: kernel.uplink.mtu,
         node_address: intent.address,
+        v6: intent.second.as_ref().map(|second| PodNetworkV6 {
+            pod_cidr: second.pods,
+            gateway: GATEWAY_V6,
+            node_address: second.address,
+        }),
     };
     let network = network.render();
     if seen.pod_network.as_ref() != Some(&network) {

@@ -7,10 +7,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
+use cluster::plan::Numbering;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::intent::{Intent, Protocol};
+use crate::intent::{Intent, Origin, Protocol};
 
 /// One route of the kernel, as far as it matters here.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,16 +74,19 @@ pub fn compare(intent: &Intent, table: &[KernelRoute]) -> Vec<Difference> {
     let mut differences = Vec::new();
     must_be(&mut differences, &by_net, intent.pods.into(), Way::Blackhole);
     must_be(&mut differences, &by_net, intent.networks.services.into(), Way::Link);
-    for other in &intent.others {
-        let Some(route) = by_net.get(&other.pods.into()) else { continue };
-        let allowed = gateways(intent, other.address);
+    if let Some(second) = &intent.second {
+        must_be(&mut differences, &by_net, second.pods.into(), Way::Blackhole);
+        must_be(&mut differences, &by_net, second.services.into(), Way::Link);
+    }
+    for (destination, allowed) in intent.others.iter().flat_map(|other| ways(intent, other)) {
+        let Some(route) = by_net.get(&destination) else { continue };
         let right = match &route.way {
-            Way::Via(found) => found.iter().all(|gateway| allowed.contains(gateway)),
+            Way::Via(found) => found.iter().all(|one| allowed.contains(one) || is_on_wire(*one)),
             Way::Link | Way::Blackhole => false,
         };
         if !right {
             differences.push(Difference {
-                destination: other.pods.into(),
+                destination,
                 wanted: Way::Via(allowed).to_string(),
                 found: route.way.to_string(),
             });
@@ -106,10 +110,40 @@ fn must_be(
     }
 }
 
+/// Addresses of the link itself, which `OSPFv3` and unnumbered BGP use: they are in no plan, and
+/// lead no further than the rack's own wire.
+fn is_on_wire(gateway: IpAddr) -> bool {
+    matches!(gateway, IpAddr::V6(gateway) if gateway.is_unicast_link_local())
+}
+
+/// A node's pod networks, with the routers by which each may be reached.
+pub(crate) fn ways(intent: &Intent, other: &Origin) -> Vec<(IpNet, Vec<IpAddr>)> {
+    let mut all = vec![(IpNet::V4(other.pods), gateways(intent, other.address))];
+    let second = intent.second.as_ref().zip(other.second);
+    all.extend(second.map(|(own, other)| {
+        let near = own.subnet.contains(&other.address);
+        let gateways = match &intent.protocol {
+            Protocol::Ibgp { .. } => vec![other.address],
+            Protocol::Bgp { tors, numbering: Numbering::Unnumbered, .. } => {
+                (0..tors.len()).map(Numbering::link_local).collect()
+            }
+            Protocol::Bgp { .. } | Protocol::Ospf { .. } => {
+                own.tors.iter().copied().chain(near.then_some(other.address)).collect()
+            }
+        };
+        (IpNet::V6(other.pods), gateways.into_iter().map(IpAddr::V6).collect())
+    }));
+    all
+}
+
 /// The routers by which a node may be reached.
-pub(crate) fn gateways(intent: &Intent, other: Ipv4Addr) -> Vec<IpAddr> {
+fn gateways(intent: &Intent, other: Ipv4Addr) -> Vec<IpAddr> {
     let all = match &intent.protocol {
         // The ToR's word may name a node of the same rack as next hop: they share the link.
+        Protocol::Bgp { tors, numbering: Numbering::Unnumbered, .. } => {
+            let all = (0..tors.len()).map(|router| IpAddr::V6(Numbering::link_local(router)));
+            return all.collect();
+        }
         Protocol::Bgp { tors, .. } => {
             let mut all: Vec<Ipv4Addr> = tors.iter().map(|tor| tor.address).collect();
             all.extend(intent.subnet.contains(&other).then_some(other));
@@ -124,14 +158,24 @@ pub(crate) fn gateways(intent: &Intent, other: Ipv4Addr) -> Vec<IpAddr> {
 
 /// Routes by BIRD into the pod range that belong to no node of the plan.
 fn foreign(intent: &Intent, table: &[KernelRoute]) -> Vec<Difference> {
-    let pods = IpNet::V4(intent.networks.pods);
-    let known = |net: &IpNet| {
-        *net == IpNet::V4(intent.pods)
-            || intent.others.iter().any(|other| IpNet::V4(other.pods) == *net)
+    let second = intent.second.as_ref();
+    let pods = |net: &IpNet| {
+        IpNet::V4(intent.networks.pods).contains(net)
+            || second.is_some_and(|second| IpNet::V6(second.all_pods).contains(net))
+    };
+    let known = |net: &IpNet| match net {
+        IpNet::V4(net) => {
+            *net == intent.pods || intent.others.iter().any(|other| other.pods == *net)
+        }
+        IpNet::V6(net) => {
+            let others = intent.others.iter().filter_map(|other| other.second);
+            second.is_some_and(|second| *net == second.pods)
+                || others.into_iter().any(|other| other.pods == *net)
+        }
     };
     table
         .iter()
-        .filter(|route| route.by_bird && pods.contains(&route.destination))
+        .filter(|route| route.by_bird && pods(&route.destination))
         .filter(|route| !known(&route.destination))
         .map(|route| Difference {
             destination: route.destination,

@@ -40,6 +40,23 @@ pub(crate) fn plan() -> Plan {
     serde_json::from_str(&text).expect("the fixture is a plan")
 }
 
+/// The same site with a second family.
+pub(crate) fn dual() -> Plan {
+    let mut plan = plan();
+    plan.networks.pods_v6 = Some("fd20::/48".parse().expect("a range"));
+    plan.networks.services_v6 = Some("fd21::/112".parse().expect("a range"));
+    for (index, rack) in plan.racks.iter_mut().enumerate() {
+        let subnet = format!("fd10:0:0:{}::/64", index + 1);
+        rack.subnet_v6 = Some(subnet.parse().expect("a subnet"));
+        for machine in plan.machines.iter_mut().filter(|one| one.rack == rack.name) {
+            machine.address_v6 = rack.address_v6(machine.address);
+            let pods = format!("fd20:0:0:{:x}::/64", machine.node);
+            machine.pod_cidr_v6 = Some(pods.parse().expect("a pod network"));
+        }
+    }
+    plan
+}
+
 /// The intent of a machine of the fixture.
 pub(crate) fn intent(node: &str) -> crate::Intent {
     let plan = plan();

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use cluster::plan::{Machine, Networks, Rack, RackRouting, Role};
+use cluster::plan::{Machine, Networks, Numbering, Rack, RackRouting, Role};
 use ipnet::Ipv4Net;
 use thiserror::Error;
 
 use crate::key::{Key, KeyError};
+use crate::second::{Second, SecondOrigin};
 
 /// Everything a node's routing follows from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +37,8 @@ pub struct Intent {
     pub key: Option<Key>,
     /// The other nodes of the cluster, by address.
     pub others: Vec<Origin>,
+    /// The same for IPv6; `None` on a site of IPv4 alone.
+    pub second: Option<Second>,
 }
 
 /// A routing protocol with what it needs to know.
@@ -47,6 +50,8 @@ pub enum Protocol {
         asn: u32,
         /// Its ToR routers.
         tors: Vec<Tor>,
+        /// By which addresses they are spoken to.
+        numbering: Numbering,
     },
     /// iBGP by way of the rack's route reflectors.
     Ibgp {
@@ -94,6 +99,8 @@ pub struct Origin {
     pub pods: Ipv4Net,
     /// Masters may announce the API's address.
     pub role: Role,
+    /// What it has of IPv6; `None` on a site of IPv4 alone.
+    pub second: Option<SecondOrigin>,
 }
 
 impl Origin {
@@ -107,6 +114,7 @@ impl Origin {
             asn: machine.asn,
             pods: machine.pod_cidr,
             role: machine.role,
+            second: SecondOrigin::of(machine),
         }
     }
 }
@@ -223,6 +231,7 @@ impl Intent {
             bfd: Bfd::default(),
             key,
             others,
+            second: Second::new(machine, rack, source.racks, source.networks),
             node,
         })
     }
@@ -254,10 +263,10 @@ fn key_of(
 
 fn protocol(machine: &Machine, rack: &Rack, machines: &[Machine]) -> Protocol {
     match rack.routing {
-        RackRouting::Bgp { tor_asn, ref tors } => {
+        RackRouting::Bgp { tor_asn, ref tors, numbering } => {
             let all = if tors.is_empty() { std::slice::from_ref(&rack.gateway) } else { tors };
             let tors = all.iter().map(|address| Tor { address: *address, asn: tor_asn }).collect();
-            Protocol::Bgp { asn: machine.asn, tors }
+            Protocol::Bgp { asn: machine.asn, tors, numbering }
         }
         RackRouting::Ibgp { asn, ref reflectors } => {
             let mut here: Vec<Origin> = in_rack(machines, rack)

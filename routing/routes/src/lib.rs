@@ -16,6 +16,7 @@ pub mod export;
 pub mod figures;
 pub mod intent;
 pub mod node;
+pub mod second;
 pub mod survey;
 pub mod tor;
 

@@ -1,11 +1,12 @@
 //! The node's side: announce the own pod network, believe what the plan allows.
 
-use cluster::plan::Role;
+use cluster::plan::{Numbering, Role};
 
 use crate::intent::{Intent, Origin, Protocol, Tor};
+use crate::second;
 use crate::words::{
-    INSIDE, Pattern, SESSION, default_route, quote, render_adjacency, render_bfd, render_password,
-    render_set, symbol,
+    INSIDE, Pattern, SESSION, default_route, quote, quote_link, render_adjacency, render_bfd,
+    render_password, render_set, symbol,
 };
 
 /// Renders a node's whole BIRD configuration.
@@ -19,9 +20,10 @@ pub fn render_node(intent: &Intent) -> String {
     text += "protocol device { scan time 10; }\n";
     text += &origins(intent);
     text += &kernel(intent);
+    text += &second::render_node_part(intent);
     text += &render_bfd(&[&intent.interface], intent.bfd);
     text += &match &intent.protocol {
-        Protocol::Bgp { asn, tors } => bgp(intent, *asn, tors),
+        Protocol::Bgp { asn, tors, numbering } => bgp(intent, *asn, tors, *numbering),
         Protocol::Ibgp { asn, reflectors, clients } => ibgp(intent, *asn, reflectors, clients),
         Protocol::Ospf { area, priority, tor, nodes } => {
             let mut text = originator_filter(intent, *tor, nodes);
@@ -80,24 +82,36 @@ fn pod_networks(intent: &Intent) -> Pattern {
     Pattern::inside(intent.networks.pods, intent.pods.prefix_len())
 }
 
-fn bgp(intent: &Intent, asn: u32, tors: &[Tor]) -> String {
+fn bgp(intent: &Intent, asn: u32, tors: &[Tor], numbering: Numbering) -> String {
     let believed = render_set(abroad(intent).chain([pod_networks(intent)]));
     let password = render_password(intent.key.as_ref());
+    let (local, next_hop) = match numbering {
+        Numbering::Numbered => (format!("{} ", intent.address), ""),
+        Numbering::Unnumbered => (String::new(), "        extended next hop yes; next hop self;\n"),
+    };
     let mut text = format!(
         "template bgp tor {{
-    local {} as {asn};
+    local {local}as {asn};
 {SESSION}{password}    ipv4 {{
-        import where net ~ {believed};
+{next_hop}        import where net ~ {believed};
         import limit 20000 action restart;
         export where proto = \"pods4\" || proto = \"announce4\";
     }};
-}}
+{}}}
 ",
-        intent.address
+        second::render_channel(intent, numbering)
     );
     for (index, Tor { address, asn }) in tors.iter().enumerate() {
         let number = index.saturating_add(1);
-        text += &format!("protocol bgp tor{number} from tor {{ neighbor {address} as {asn}; }}\n");
+        let neighbour = match numbering {
+            Numbering::Numbered => address.to_string(),
+            Numbering::Unnumbered => {
+                let link = quote_link(&intent.interface);
+                format!("{} % {link}", Numbering::link_local(index))
+            }
+        };
+        text +=
+            &format!("protocol bgp tor{number} from tor {{ neighbor {neighbour} as {asn}; }}\n");
     }
     text
 }
@@ -127,8 +141,9 @@ fn ibgp(
         import limit 20000 action restart;
         export where {told};
     }};
-}}
-"
+{}}}
+",
+        second::render_inside_channel(intent, !clients.is_empty())
     );
     for (index, reflector) in reflectors.iter().enumerate() {
         let number = index.saturating_add(1);
@@ -136,7 +151,8 @@ fn ibgp(
             "protocol bgp reflector{number} from inside {{ neighbor {reflector} as {asn}; }}\n"
         );
     }
-    for Origin { node, number, address, pods, role, .. } in clients {
+    for client in clients {
+        let Origin { node, number, address, pods, role, .. } = client;
         let shared = Pattern::anycast_of(&intent.networks, *role);
         let allowed = render_set(std::iter::once(Pattern::exactly(*pods)).chain(shared));
         let name = symbol("node_", &number.to_string());
@@ -146,6 +162,7 @@ fn ibgp(
         text += &format!(
             "    ipv4 {{ import where net ~ {allowed}; import keep filtered yes; import limit 64 action restart; }};\n"
         );
+        text += &second::render_client_channel(client);
         text += "}\n";
     }
     text

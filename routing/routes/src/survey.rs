@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::birdc::{BirdRoute, Counts, ProtocolRow};
-use crate::compare::{Difference, KernelRoute, Way, compare, gateways};
+use crate::compare::{Difference, KernelRoute, Way, compare, ways};
 use crate::intent::{Intent, Protocol};
 
 /// One node's routing, seen from three sides.
@@ -222,7 +222,13 @@ fn origins(intent: &Intent) -> Vec<(IpNet, &'static str)> {
     let api = intent.networks.api_net();
     let purpose = |net| if api == Some(net) { "API" } else { "service" };
     let host = intent.own_host().map(|net| (IpNet::V4(net), "own address"));
+    let second = intent.second.iter().flat_map(|second| {
+        let host = matches!(intent.protocol, Protocol::Bgp { .. }).then(|| second.host());
+        let host = host.map(|net| (IpNet::V6(net), "own address"));
+        std::iter::once((IpNet::V6(second.pods), "own pods")).chain(host)
+    });
     own.chain(host)
+        .chain(second)
         .chain(intent.announce.iter().map(|net| (IpNet::V4(*net), purpose(*net))))
         .collect()
 }
@@ -255,7 +261,13 @@ fn untold(intent: &Intent, bird: &BirdView) -> Vec<Difference> {
     let mut differences = Vec::new();
     for row in bird.neighbours().filter(|row| row.is_running()) {
         let Some(told) = bird.told.get(&row.name) else { continue };
-        let lacking = origins.keys().filter(|net| !told.contains(net));
+        // OSPF has an instance for each family, BGP sessions carry both.
+        let carries = |net: &IpNet| match (row.kind.as_str(), net) {
+            ("OSPF", IpNet::V4(_)) => !row.name.ends_with('6'),
+            ("OSPF", IpNet::V6(_)) => row.name.ends_with('6'),
+            _ => true,
+        };
+        let lacking = origins.keys().filter(|net| carries(net) && !told.contains(net));
         differences.extend(lacking.map(|net| Difference {
             destination: *net,
             wanted: format!("announced to {}", row.name),
@@ -297,10 +309,14 @@ fn out_of_step(intent: &Intent, bird: &BirdView, table: &[KernelRoute]) -> Vec<D
         return differences;
     }
     let known: BTreeSet<IpNet> = bird.routes.iter().map(|route| route.destination).collect();
-    let ours = IpNet::V4(intent.networks.pods);
+    let second = intent.second.as_ref();
+    let ours = |net: &IpNet| {
+        IpNet::V4(intent.networks.pods).contains(net)
+            || second.is_some_and(|second| IpNet::V6(second.all_pods).contains(net))
+    };
     let left = kernel.values().filter(|route| !known.contains(&route.destination));
     // Foreign pod networks are named by `compare` already.
-    differences.extend(left.filter(|route| !ours.contains(&route.destination)).map(|route| {
+    differences.extend(left.filter(|route| !ours(&route.destination)).map(|route| {
         let found = format!("{} from an earlier BIRD", route.way);
         Difference { destination: route.destination, wanted: "no route".to_owned(), found }
     }));
@@ -328,19 +344,29 @@ fn rows(intent: &Intent, bird: &BirdView, table: &[KernelRoute]) -> Vec<Row> {
     };
     want(intent.pods.into(), "own pods".to_owned(), Some(Way::Blackhole));
     want(intent.networks.services.into(), "services".to_owned(), Some(Way::Link));
-    for other in &intent.others {
-        let way = Way::Via(gateways(intent, other.address));
-        want(other.pods.into(), format!("pods of {}", other.node), Some(way));
+    if let Some(second) = &intent.second {
+        want(second.pods.into(), "own pods".to_owned(), Some(Way::Blackhole));
+        want(second.services.into(), "services".to_owned(), Some(Way::Link));
     }
-    for net in &intent.underlay {
-        want(IpNet::V4(*net), "another rack".to_owned(), None);
+    for other in &intent.others {
+        for (pods, gateways) in ways(intent, other) {
+            want(pods, format!("pods of {}", other.node), Some(Way::Via(gateways)));
+        }
+    }
+    let second = intent.second.as_ref();
+    let racks = intent.underlay.iter().map(|net| IpNet::V4(*net));
+    let racks = racks.chain(second.iter().flat_map(|one| &one.underlay).map(|net| IpNet::V6(*net)));
+    for net in racks {
+        want(net, "another rack".to_owned(), None);
     }
     let purpose = |net: &IpNet| {
         if net.prefix_len() == 0 {
             "way out".to_owned()
         } else if IpNet::V4(intent.networks.services).contains(net) {
             "service".to_owned()
-        } else if IpNet::V4(intent.networks.pods).contains(net) {
+        } else if IpNet::V4(intent.networks.pods).contains(net)
+            || second.is_some_and(|second| IpNet::V6(second.all_pods).contains(net))
+        {
             "nobody's pods".to_owned()
         } else {
             "not in the plan".to_owned()

@@ -6,11 +6,12 @@
 
 use std::net::Ipv4Addr;
 
-use cluster::plan::{Machine, Networks, Plan, RackRouting, Role};
+use cluster::plan::{Machine, Networks, Numbering, Plan, RackRouting, Role};
 use ipnet::Ipv4Net;
 
 use crate::intent::{Bfd, Origin};
 use crate::key::Key;
+use crate::second::{self, SecondTor};
 use crate::words::{
     Pattern, SESSION, default_route, quote, render_adjacency, render_bfd, render_password,
     render_set, symbol,
@@ -42,6 +43,9 @@ pub struct TorIntent {
     /// Nodes' own addresses that may come from other ToR routers. The rack's nodes need not hear
     /// of them: which way leads to them is decided behind its routers.
     pub hosts_abroad: Vec<Ipv4Net>,
+    /// The same for IPv6; `None` on a site of IPv4 alone. What other routers are spoken to by must
+    /// have IPv6 addresses of its own then.
+    pub second: Option<SecondTor>,
     /// How fast a silent neighbour is noticed; a slow interval here slows the nodes down, too.
     pub bfd: Bfd,
     /// Whether IPv6 router advertisements are sent to the rack.
@@ -118,6 +122,7 @@ impl TorIntent {
             connected,
             abroad,
             hosts_abroad,
+            second: SecondTor::new(plan, rack),
             bfd: Bfd::default(),
             advertisement: Advertisement::Silent,
             key: None,
@@ -165,6 +170,7 @@ pub fn render_tor(intent: &TorIntent) -> String {
     persist;
 }
 ";
+    text += &second::render_tor_part(intent);
     let mut interfaces = vec![intent.interface.as_str()];
     interfaces.extend(intent.uplinks.iter().map(|uplink| uplink.interface.as_str()));
     text += &render_bfd(&interfaces, intent.bfd);
@@ -175,8 +181,11 @@ pub fn render_tor(intent: &TorIntent) -> String {
         );
     }
     let asn = match intent.routing {
-        RackRouting::Bgp { tor_asn, .. } => {
-            text += &node_sessions(intent, tor_asn);
+        RackRouting::Bgp { tor_asn, numbering, .. } => {
+            text += &match numbering {
+                Numbering::Numbered => node_sessions(intent, tor_asn),
+                Numbering::Unnumbered => open_sessions(intent, tor_asn),
+            };
             Some(tor_asn)
         }
         RackRouting::Ibgp { asn, .. } => {
@@ -230,11 +239,13 @@ fn node_sessions(intent: &TorIntent, asn: u32) -> String {
         import none; import keep filtered yes; import limit 64 action restart;
         export where net ~ {audible};
     }};
-}}
+{}}}
 ",
-        intent.address
+        intent.address,
+        second::render_tor_channel(intent)
     );
-    for Origin { node, number, address, asn, pods, role } in &intent.nodes {
+    for origin in &intent.nodes {
+        let Origin { node, number, address, asn, pods, role, .. } = origin;
         let shared = Pattern::anycast_of(&intent.networks, *role);
         let own = [*pods, Ipv4Net::from(*address)].map(Pattern::exactly);
         let allowed = render_set(own.into_iter().chain(shared));
@@ -243,8 +254,41 @@ fn node_sessions(intent: &TorIntent, asn: u32) -> String {
         text += &format!("protocol bgp {name} from node {{\n");
         text += &format!("    neighbor {address} as {asn};\n");
         text += &format!("    ipv4 {{ import where net ~ {allowed}; }};\n");
+        text += &second::render_node_channel(origin);
         text += "}\n";
     }
+    text
+}
+
+/// Sessions with whoever calls from the rack's link: no line for each node but those of the filter,
+/// which believes of each AS number what the plan gives its node.
+fn open_sessions(intent: &TorIntent, asn: u32) -> String {
+    let mut text = String::from("filter from_node4 {\n");
+    for Origin { address, asn, pods, role, .. } in &intent.nodes {
+        let api = Pattern::api(&intent.networks).filter(|_| *role == Role::Master);
+        let own = [*pods, Ipv4Net::from(*address)].map(Pattern::exactly);
+        let own = render_set(own.into_iter().chain(api));
+        text += &format!("    if net ~ {own} && bgp_path.first = {asn} then accept;\n");
+    }
+    let services = render_set(Pattern::service_ranges(&intent.networks).map(Pattern::hosts));
+    text += &format!("    if net ~ {services} then accept;\n    reject;\n}}\n");
+    text += &second::render_open_filter(intent);
+    let audible = beyond_the_rack(intent);
+    let password = render_password(intent.key.as_ref());
+    let interface = quote(&intent.interface);
+    text += &format!(
+        "protocol bgp nodes {{
+    local as {asn};
+    neighbor range fe80::/64 external; interface {interface}; dynamic name \"node_\";
+{SESSION}{password}    ipv4 {{
+        extended next hop yes; next hop self; import filter from_node4;
+        import keep filtered yes; import limit 64 action restart;
+        export where net ~ {audible};
+    }};
+{}}}
+",
+        second::render_open_channel(intent)
+    );
     text
 }
 
@@ -303,8 +347,9 @@ fn uplinks(intent: &TorIntent, asn: u32) -> String {
         import where net ~ {believed}; import keep filtered yes; import limit 20000 action restart;
         export where net ~ {told};
     }};
-}}
-"
+{}}}
+",
+        second::render_uplink_channel(intent)
     );
     for Uplink { name, address, asn, .. } in &intent.uplinks {
         let symbol = symbol("up_", name);

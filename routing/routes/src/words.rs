@@ -1,7 +1,7 @@
 //! Small pieces of BIRD's configuration language.
 
 use cluster::plan::{Networks, Role};
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::intent::Bfd;
 use crate::key::Key;
@@ -9,7 +9,7 @@ use crate::key::Key;
 /// Prefixes to match: this one, or longer ones inside it up to a length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Pattern {
-    net: Ipv4Net,
+    net: IpNet,
     /// Shortest and longest accepted prefix length; `None` is the prefix itself.
     lengths: Option<(u8, u8)>,
 }
@@ -36,19 +36,22 @@ impl Pattern {
         Self::service_ranges(networks).map(Self::hosts).chain(api)
     }
 
-    pub(crate) fn exactly(net: Ipv4Net) -> Self {
-        Self { net: net.trunc(), lengths: None }
+    pub(crate) fn exactly(net: impl Into<IpNet>) -> Self {
+        Self { net: net.into().trunc(), lengths: None }
     }
 
     /// `net` and what lies inside it, down to prefixes of `longest` bits.
-    pub(crate) fn inside(net: Ipv4Net, longest: u8) -> Self {
+    pub(crate) fn inside(net: impl Into<IpNet>, longest: u8) -> Self {
+        let net = net.into().trunc();
         let shortest = net.prefix_len();
-        Self { net: net.trunc(), lengths: Some((shortest, longest.max(shortest))) }
+        Self { net, lengths: Some((shortest, longest.max(shortest))) }
     }
 
     /// Only single addresses inside `net`.
-    pub(crate) fn hosts(net: Ipv4Net) -> Self {
-        Self { net: net.trunc(), lengths: Some((32, 32)) }
+    pub(crate) fn hosts(net: impl Into<IpNet>) -> Self {
+        let net = net.into().trunc();
+        let longest = net.max_prefix_len();
+        Self { net, lengths: Some((longest, longest)) }
     }
 }
 
@@ -71,6 +74,11 @@ pub(crate) fn default_route() -> Ipv4Net {
     Ipv4Net::default()
 }
 
+/// The same of IPv6.
+pub(crate) fn default_route_v6() -> Ipv6Net {
+    Ipv6Net::default()
+}
+
 /// Renders the BFD protocol on some interfaces.
 pub(crate) fn render_bfd(interfaces: &[&str], bfd: Bfd) -> String {
     let names: Vec<String> = interfaces.iter().map(|name| quote(name)).collect();
@@ -86,6 +94,13 @@ pub(crate) fn render_bfd(interfaces: &[&str], bfd: Bfd) -> String {
 pub(crate) fn quote(text: &str) -> String {
     let safe: String = text.chars().filter(|c| !c.is_control() && *c != '"').collect();
     format!("\"{safe}\"")
+}
+
+/// Quotes a link's name as a symbol, as behind an address of the link itself.
+pub(crate) fn quote_link(name: &str) -> String {
+    let safe = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ':' | '@');
+    let safe: String = name.chars().filter(safe).collect();
+    format!("'{safe}'")
 }
 
 /// Makes a symbol of a name, behind a prefix of ours so that it meets no reserved word.
@@ -108,14 +123,25 @@ pub(crate) const INSIDE: &str = "    direct; bfd yes; ttl security yes;
 /// The options every OSPF interface of ours has. Most routers send OSPF with a TTL of 1 unless
 /// told otherwise, so a TTL of 255 is offered but not asked for.
 const ADJACENCY: &str = "type broadcast; hello 1; dead count 4; cost 10; bfd yes; ttl security tx only; tx length 1400;";
+/// As [`ADJACENCY`], for `OSPFv3`, whose messages stay on the link by their addresses.
+const ADJACENCY_V6: &str =
+    "type broadcast; hello 1; dead count 4; cost 10; bfd yes; tx length 1400;";
 
 /// Renders the options of an OSPF interface, with the rack's key if it has one.
 pub(crate) fn render_adjacency(key: Option<&Key>) -> String {
-    let key = key.map_or_else(String::new, |key| {
+    format!("{ADJACENCY}{}", render_trailer(key))
+}
+
+/// The same for `OSPFv3`; its key needs routers that know RFC 7166.
+pub(crate) fn render_adjacency_v6(key: Option<&Key>) -> String {
+    format!("{ADJACENCY_V6}{}", render_trailer(key))
+}
+
+fn render_trailer(key: Option<&Key>) -> String {
+    key.map_or_else(String::new, |key| {
         let key = quote(key.reveal());
         format!(" authentication cryptographic; password {key} {{ id 1; algorithm hmac sha256; }};")
-    });
-    format!("{ADJACENCY}{key}")
+    })
 }
 
 /// Renders the key of a BGP session: a TCP MD5 signature, the one kind that all routers know.

@@ -99,10 +99,20 @@ pub(crate) fn build(site: &Topology) -> Result<()> {
             &format!("addr add {1}/31 dev {0}\nlink set {0} up\n", right.interface, right.address),
         )?;
     }
-    for tor in &site.tors {
+    for (index, tor) in site.tors.iter().enumerate() {
         shell(&tor.namespace, ROUTER_SYSCTLS)?;
+        batch(Some(&tor.namespace), &second_family(site, index, tor))?;
     }
     Ok(())
+}
+
+/// The commands that give a router its IPv6 addresses; nobody else has them.
+fn second_family(site: &Topology, index: usize, tor: &TorSite) -> String {
+    let rack = tor.addresses_v6.iter().map(|address| format!("{address}/64 dev {BRIDGE}"));
+    let ends = site
+        .cable_ends(index)
+        .filter_map(|(near, _)| Some(format!("{}/127 dev {}", near.address_v6?, near.interface)));
+    rack.chain(ends).map(|what| format!("addr add {what} nodad\n")).collect()
 }
 
 fn build_tor(site: &Topology, index: usize, tor: &TorSite) -> Result<()> {
@@ -363,6 +373,7 @@ mod tests {
             include_str!("../../../examples/lab/rack.yaml"),
             include_str!("../../../examples/university/rack.yaml"),
             include_str!("../../../examples/two-tors/rack.yaml"),
+            include_str!("../../../examples/two-families/rack.yaml"),
         ] {
             let plan = Plan::parse(text).unwrap();
             let site = Topology::new(&plan, &[], "test-0000").unwrap();

@@ -2,11 +2,11 @@
 //!
 //! Pure. Nothing is stored of this; every process that opens the rig computes it again.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use cluster::plan::{BootMethod, Machine, Plan, RackRouting};
+use cluster::plan::{BootMethod, Machine, Numbering, Plan, Rack, RackRouting};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -57,6 +57,9 @@ pub(crate) struct TorSite {
     /// Its own address in the rack: the gateway's for the first.
     pub(crate) gateway: Ipv4Addr,
     pub(crate) prefix_len: u8,
+    /// Its IPv6 addresses in the rack, all of them of `/64`s: what the plan's other family or its
+    /// sessions without numbers ask for.
+    pub(crate) addresses_v6: Vec<Ipv6Addr>,
     /// Stable address of the bridge, so that it does not change with every tap.
     pub(crate) bridge_mac: String,
     pub(crate) machines: Vec<MachineSite>,
@@ -86,6 +89,8 @@ pub(crate) struct CableEnd {
     pub(crate) tor: usize,
     pub(crate) interface: String,
     pub(crate) address: Ipv4Addr,
+    /// The same where the plan has a second family, a `/127`.
+    pub(crate) address_v6: Option<Ipv6Addr>,
     pub(crate) asn: u32,
 }
 
@@ -153,6 +158,7 @@ impl Topology {
                 namespace: format!("{tag}-tor-{}", rack.name),
                 gateway: rack.gateway,
                 prefix_len: rack.subnet.prefix_len(),
+                addresses_v6: addresses_v6(rack, 0, rack.gateway),
                 bridge_mac: stable_mac(tag, &rack.name),
                 machines: plan
                     .machines
@@ -267,6 +273,7 @@ fn further_routers(plan: &Plan, tag: &str) -> Vec<TorSite> {
                 rack: rack.name.clone(),
                 bridge_of: Some(index),
                 number,
+                addresses_v6: addresses_v6(rack, number, *address),
                 gateway: *address,
                 prefix_len: rack.subnet.prefix_len(),
                 machines: Vec::new(),
@@ -274,6 +281,17 @@ fn further_routers(plan: &Plan, tag: &str) -> Vec<TorSite> {
         }
     }
     all
+}
+
+/// What a router of a rack, the N-th from zero, has of IPv6 on the rack's link.
+fn addresses_v6(rack: &Rack, number: usize, address: Ipv4Addr) -> Vec<Ipv6Addr> {
+    let local = match rack.routing {
+        RackRouting::Bgp { numbering: Numbering::Unnumbered, .. } => {
+            Some(Numbering::link_local(number))
+        }
+        RackRouting::Bgp { .. } | RackRouting::Ibgp { .. } | RackRouting::Ospf { .. } => None,
+    };
+    rack.address_v6(address).into_iter().chain(local).collect()
 }
 
 /// A cable between each pair of routers of different racks.
@@ -299,7 +317,12 @@ fn cables(plan: &Plan, tors: &[TorSite]) -> Result<Vec<Cable>> {
                 let asn = asn(&rack.routing).with_context(|| {
                     format!("rack {} needs routing.torAsn to reach other racks", rack.name)
                 })?;
-                anyhow::Ok(CableEnd { tor, interface: format!("to{far}"), address, asn })
+                // A unique local range of the rig's own, with the first family's address in it.
+                let address_v6 =
+                    Ipv6Addr::from((0xfdff_u128 << 112) | u128::from(u32::from(address)));
+                let address_v6 = plan.networks.v6().map(|_| address_v6);
+                let interface = format!("to{far}");
+                anyhow::Ok(CableEnd { tor, interface, address, address_v6, asn })
             };
             let ends = [end(left, right, low, left_rack)?, end(right, left, high, right_rack)?];
             cables.push(Cable { ends });

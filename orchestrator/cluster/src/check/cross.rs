@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::fields::{Found, Problems};
+use super::second::PodRangeV6;
 use super::word::PodRange;
 use super::{MachineDraft, NODE_ASN_BASE, RackDraft, SeedDraft};
 use crate::plan::{Machine, Rack, RackRouting, Role, Seed};
@@ -19,6 +20,10 @@ pub(super) struct Draft {
     pub(super) load_balancers: Vec<Found<Ipv4Net>>,
     /// The API's address, which is a range of one: nobody else may have it.
     pub(super) api: Option<Found<Ipv4Net>>,
+    /// Where the IPv6 ranges of pods and of services would stand, if they are not there.
+    pub(super) v6_missing: [Option<Place>; 2],
+    pub(super) pods_v6: Option<Found<PodRangeV6>>,
+    pub(super) services_v6: Option<Found<Ipv6Net>>,
     pub(super) racks: Vec<RackDraft>,
     pub(super) machines: Vec<MachineDraft>,
     pub(super) links: Option<Found<Ipv4Net>>,
@@ -28,6 +33,7 @@ impl Draft {
     /// Compares everything with everything; `None` when a part is missing (reported already).
     pub(super) fn check(&self, problems: &mut Problems) -> Option<(Seed, Vec<Rack>, Vec<Machine>)> {
         self.check_overlaps(problems);
+        super::second::check(self, problems);
         self.check_unique(problems);
         let seed = self.check_seed(problems);
         let racks: Vec<Option<Rack>> =
@@ -161,6 +167,8 @@ impl Draft {
             (None, _, _) => None,
         };
         let node = draft.node.as_ref()?.value;
+        let pod_cidr_v6 = self.pods_v6.as_ref().and_then(|pods| pods.value.network(node));
+        let subnet_v6 = rack.and_then(|rack| rack.subnet_v6.as_ref()).map(|found| found.value);
         Some(Machine {
             name: draft.name.as_ref()?.value.clone(),
             rack: draft.rack.as_ref()?.value.clone(),
@@ -175,6 +183,8 @@ impl Draft {
             boot: draft.boot.as_ref()?.value,
             disk: draft.disk.clone(),
             pod_cidr: pod_cidr?,
+            pod_cidr_v6,
+            address_v6: super::second::address(address?, subnet?, subnet_v6),
             asn: NODE_ASN_BASE + node,
             r#virtual: draft.is_virtual,
         })
@@ -203,6 +213,7 @@ impl Draft {
             gateway: draft.gateway.as_ref()?.value,
             routing,
             authentication: draft.routing.as_ref()?.authentication,
+            subnet_v6: draft.subnet_v6.as_ref().map(|found| found.value),
         })
     }
 

@@ -124,6 +124,12 @@ impl<'a> Fields<'a> {
         items.iter().enumerate().map(|(at, item)| (item, format!("{path}[{at}]"))).collect()
     }
 
+    /// Where `key` would stand, if it is not there.
+    pub(super) fn absent(&self, key: &str) -> Option<Place> {
+        let place = Place { path: join(&self.place.path, key), ..self.place.clone() };
+        self.node(key).is_none().then_some(place)
+    }
+
     /// Reports that `key` is not there.
     pub(super) fn missing(&self, key: &str, hint: &str, problems: &mut Problems) {
         let place = Place { path: join(&self.place.path, key), ..self.place.clone() };

@@ -6,13 +6,15 @@
 mod cross;
 mod fields;
 mod routing;
+mod second;
 mod word;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 
 use self::cross::Draft;
 use self::fields::{Fields, Found, Problems, Refusal, scalar};
 use self::routing::RoutingDraft;
+use self::second::PodRangeV6;
 use self::word::PodRange;
 use crate::document::Node;
 use crate::plan::{BootMethod, Ceph, DiskSelector, Networks, Plan, Role, Sim, Timings};
@@ -37,8 +39,12 @@ const MACHINE_KEYS: [&str; 11] =
 /// A rack whose own fields could be read.
 #[derive(Debug)]
 pub(super) struct RackDraft {
+    place: Place,
     name: Option<Found<String>>,
     subnet: Option<Found<Ipv4Net>>,
+    subnet_v6: Option<Found<Ipv6Net>>,
+    /// Whether it says something of its IPv6 subnet, be it wrong.
+    says_v6: bool,
     gateway: Option<Found<std::net::Ipv4Addr>>,
     routing: Option<RoutingDraft>,
 }
@@ -142,8 +148,20 @@ fn read(root: &Fields<'_>, problems: &mut Problems) -> Option<Plan> {
         .filter_map(|(node, path)| read_machine(&path, node, problems))
         .collect();
 
-    let Ranges { pods, services, load_balancers, api } = networks;
-    let draft = Draft { seed, pods, services, load_balancers, api, racks, machines, links };
+    let Ranges { v6_missing, pods, services, load_balancers, api, pods_v6, services_v6 } = networks;
+    let draft = Draft {
+        seed,
+        v6_missing,
+        pods,
+        services,
+        load_balancers,
+        api,
+        pods_v6,
+        services_v6,
+        racks,
+        machines,
+        links,
+    };
     let (seed, racks, machines) = draft.check(problems)?;
     let networks = Networks {
         pods: draft.pods.as_ref()?.value.range,
@@ -151,6 +169,8 @@ fn read(root: &Fields<'_>, problems: &mut Problems) -> Option<Plan> {
         load_balancers: draft.load_balancers.iter().map(|found| found.value).collect(),
         api: draft.api.as_ref().map(|found| found.value.addr()),
         seed: Some(seed.subnet).filter(|subnet| racks.iter().all(|rack| rack.subnet != *subnet)),
+        pods_v6: draft.pods_v6.as_ref().map(|found| found.value.range),
+        services_v6: draft.services_v6.as_ref().map(|found| found.value),
     };
     Some(Plan { site: site?.value, seed, networks, timings, racks, machines, ceph, sim })
 }
@@ -177,14 +197,18 @@ fn read_seed(path: &str, node: &Node, problems: &mut Problems) -> Option<SeedDra
 /// The cluster's ranges as far as they could be read.
 #[derive(Debug, Default)]
 struct Ranges {
+    /// Where either of the IPv6 ranges would stand, if it is not there.
+    v6_missing: [Option<Place>; 2],
     pods: Option<Found<PodRange>>,
     services: Option<Found<Ipv4Net>>,
     load_balancers: Vec<Found<Ipv4Net>>,
     api: Option<Found<Ipv4Net>>,
+    pods_v6: Option<Found<PodRangeV6>>,
+    services_v6: Option<Found<Ipv6Net>>,
 }
 
 fn read_networks(path: &str, node: &Node, problems: &mut Problems) -> Ranges {
-    let known = ["pods", "services", "loadBalancers", "api"];
+    let known = ["pods", "services", "loadBalancers", "api", "podsV6", "servicesV6"];
     let Some(fields) = Fields::open(path, node, &known, problems) else {
         return Ranges::default();
     };
@@ -210,7 +234,10 @@ fn read_networks(path: &str, node: &Node, problems: &mut Problems) -> Ranges {
         }
         Err(Refusal::new("must have a prefix from /12 to /28", "a /24 holds 254 services"))
     });
-    Ranges { pods, services, load_balancers: balancers, api }
+    let pods_v6 = fields.optional("podsV6", problems, second::pods);
+    let services_v6 = fields.optional("servicesV6", problems, second::services);
+    let v6_missing = ["podsV6", "servicesV6"].map(|key| fields.absent(key));
+    Ranges { v6_missing, pods, services, load_balancers: balancers, api, pods_v6, services_v6 }
 }
 
 fn read_timings(root: &Fields<'_>, problems: &mut Problems) -> Timings {
@@ -278,10 +305,12 @@ fn read_ceph(path: &str, node: &Node, problems: &mut Problems) -> Option<Ceph> {
 }
 
 fn read_rack(path: &str, node: &Node, problems: &mut Problems) -> Option<RackDraft> {
-    let fields = Fields::open(path, node, &["name", "subnet", "gateway", "routing"], problems)?;
+    let known = ["name", "subnet", "gateway", "routing", "subnetV6"];
+    let fields = Fields::open(path, node, &known, problems)?;
     let name = fields.required("name", "name the rack", problems, word::label);
     let subnet =
         fields.required("subnet", "the subnet of the rack's machines", problems, word::network);
+    let subnet_v6 = fields.optional("subnetV6", problems, second::subnet);
     let hint = "the ToR router's address in the rack's subnet";
     let gateway = fields.required("gateway", hint, problems, word::address);
     let routing = match fields.node("routing") {
@@ -292,7 +321,8 @@ fn read_rack(path: &str, node: &Node, problems: &mut Problems) -> Option<RackDra
             None
         }
     };
-    Some(RackDraft { name, subnet, gateway, routing })
+    let says_v6 = fields.node("subnetV6").is_some();
+    Some(RackDraft { place: fields.place, name, subnet, subnet_v6, says_v6, gateway, routing })
 }
 
 fn read_machine(path: &str, node: &Node, problems: &mut Problems) -> Option<MachineDraft> {

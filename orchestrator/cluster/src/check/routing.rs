@@ -3,9 +3,10 @@
 use super::fields::{Fields, Found, Problems, Refusal, scalar};
 use super::{NODE_ASN_BASE, NODE_MAX, word};
 use crate::document::Node;
-use crate::plan::{Authentication, RackRouting};
+use crate::plan::{Authentication, Numbering, RackRouting};
 
-const KEYS: [&str; 7] = ["mode", "torAsn", "tors", "area", "asn", "reflectors", "authentication"];
+const KEYS: [&str; 8] =
+    ["mode", "torAsn", "tors", "area", "asn", "reflectors", "authentication", "numbering"];
 /// More routers than a rack has power supplies.
 const TORS_MAX: usize = 4;
 /// One may fail; more only add sessions.
@@ -50,6 +51,14 @@ pub(super) fn read(path: &str, node: &Node, problems: &mut Problems) -> Option<R
             Err(Refusal::new("is neither none nor key", hint))
         }
     });
+    let numbering = fields.optional("numbering", problems, |text| match text {
+        "numbered" => Ok(Numbering::Numbered),
+        "unnumbered" => Ok(Numbering::Unnumbered),
+        _ => {
+            let hint = "write unnumbered where routers have fe80::1 on every port";
+            Err(Refusal::new("is neither numbered nor unnumbered", hint))
+        }
+    });
     let mode = mode?.value;
     only(&fields, mode, problems);
     let value = match mode {
@@ -58,7 +67,8 @@ pub(super) fn read(path: &str, node: &Node, problems: &mut Problems) -> Option<R
                 fields.missing("torAsn", "the ToR router's AS number, as in 65001", problems);
             }
             let tors = tors.iter().map(|found| found.value).collect();
-            RackRouting::Bgp { tor_asn: tor_asn?.value, tors }
+            let numbering = numbering.map_or(Numbering::Numbered, |found| found.value);
+            RackRouting::Bgp { tor_asn: tor_asn?.value, tors, numbering }
         }
         Mode::Ibgp => {
             if fields.node("asn").is_none() {
@@ -85,6 +95,7 @@ fn only(fields: &Fields<'_>, mode: Mode, problems: &mut Problems) {
     for (key, modes, names) in [
         ("torAsn", &[Mode::Bgp, Mode::Ospf][..], "the modes bgp and ospf"),
         ("tors", &[Mode::Bgp], "mode bgp"),
+        ("numbering", &[Mode::Bgp], "mode bgp"),
         ("area", &[Mode::Ospf], "mode ospf"),
         ("asn", &[Mode::Ibgp], "mode ibgp"),
         ("reflectors", &[Mode::Ibgp], "mode ibgp"),

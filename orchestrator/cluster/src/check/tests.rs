@@ -24,6 +24,7 @@ fn the_examples_are_sound() {
     assert_eq!(verdict(include_str!("../../../../examples/university/rack.yaml")), "");
     assert_eq!(verdict(include_str!("../../../../examples/campus/rack.yaml")), "");
     assert_eq!(verdict(include_str!("../../../../examples/two-tors/rack.yaml")), "");
+    assert_eq!(verdict(include_str!("../../../../examples/two-families/rack.yaml")), "");
     assert_eq!(verdict(include_str!("../../../../examples/database/rack.yaml")), "");
 }
 
@@ -39,6 +40,82 @@ fn the_apis_address_is_nobodys_own() {
     let free = LAB.replacen("services:", "api: 10.98.254.1\n  services:", 1);
     let plan = Plan::parse(&free).unwrap();
     assert_eq!(plan.networks.api, Some("10.98.254.1".parse().unwrap()));
+}
+
+/// The lab with a second family.
+fn dual() -> String {
+    LAB.replacen("services:", "podsV6: fd20::/48\n  servicesV6: fd21::/112\n  services:", 1)
+        .replacen("subnet: 10.98.1.0/24", "subnet: 10.98.1.0/24\n    subnetV6: fd10:0:0:1::/64", 1)
+        .replacen("subnet: 10.98.2.0/24", "subnet: 10.98.2.0/24\n    subnetV6: fd10:0:0:2::/64", 1)
+}
+
+#[test]
+fn a_second_family_follows_from_node_numbers_and_first_addresses() {
+    let plan = Plan::parse(&dual()).unwrap();
+    let machine = plan.machine("b-worker").unwrap();
+    assert_eq!(machine.node, 21);
+    assert_eq!(machine.pod_cidr_v6, Some("fd20:0:0:15::/64".parse().unwrap()));
+    assert_eq!(machine.address_v6, Some("fd10:0:0:2::15".parse().unwrap()));
+    let rack = plan.rack("b").unwrap();
+    assert_eq!(rack.address_v6(rack.gateway), Some("fd10:0:0:2::1".parse().unwrap()));
+    assert_eq!(rack.address_v6("10.98.1.1".parse().unwrap()), None);
+    assert_eq!(Plan::parse(LAB).unwrap().machine("b-worker").unwrap().address_v6, None);
+}
+
+#[test]
+fn a_second_family_is_everywhere_or_nowhere() {
+    let verdict_of = |from: &str, to: &str| {
+        let text = dual();
+        assert!(text.contains(from), "{from} is not in the file");
+        verdict(&text.replacen(from, to, 1))
+    };
+    let without = |line: &str| verdict_of(line, "");
+    expect![[r#"
+        line 13: networks.podsV6: is missing; give the pods one, too, such as fd20::/48
+    "#]]
+    .assert_eq(&without("  podsV6: fd20::/48\n"));
+    expect![[r#"
+        line 13: networks.servicesV6: is missing; give services one, too, such as fd21::/112
+    "#]]
+    .assert_eq(&without("  servicesV6: fd21::/112\n"));
+    expect![[r#"
+        line 28: racks[1].subnetV6: is missing; the site has IPv6: give a /64, such as fd10:0:0:2::/64
+    "#]].assert_eq(&without("    subnetV6: fd10:0:0:2::/64\n"));
+    expect![[r#"
+        line 23: racks[0].subnetV6 = fd10:0:0:1::/64: is of no use without IPv6 ranges for pods and services; give networks.podsV6 and networks.servicesV6, or remove it
+        line 28: racks[1].subnetV6 = fd10:0:0:2::/64: is of no use without IPv6 ranges for pods and services; give networks.podsV6 and networks.servicesV6, or remove it
+    "#]].assert_eq(&without("  podsV6: fd20::/48\n  servicesV6: fd21::/112\n"));
+}
+
+#[test]
+fn ranges_of_the_second_family_are_checked() {
+    let mut verdicts = String::new();
+    for (from, to) in [
+        ("podsV6: fd20::/48", "podsV6: fd20::/64"),
+        ("podsV6: fd20::/48", "podsV6: 'fd20:0:0:{node}::/64'"),
+        ("podsV6: fd20::/48", "podsV6: fe80::/48"),
+        ("podsV6: fd20::/48", "podsV6: fd20::/60"),
+        ("podsV6: fd20::/48", "podsV6: 10.0.0.0/8"),
+        ("servicesV6: fd21::/112", "servicesV6: fd20::/112"),
+        ("servicesV6: fd21::/112", "servicesV6: fd21::/64"),
+        ("subnetV6: fd10:0:0:2::/64", "subnetV6: fd10:0:0:1::/64"),
+        ("subnetV6: fd10:0:0:2::/64", "subnetV6: fd10::/60"),
+        ("subnetV6: fd10:0:0:2::/64", "subnetV6: fd10:0:0:2::1/64"),
+    ] {
+        verdicts += &verdict(&dual().replacen(from, to, 1));
+    }
+    expect![[r#"
+        line 14: networks.podsV6 = fd20::/64: must have a prefix from /32 to /60; a /48 holds 65535 nodes
+        line 14: networks.podsV6 = fd20:0:0:{node}::/64: must be a whole range, of which node N gets the N-th /64; write it as fd20::/48
+        line 14: networks.podsV6 = fe80::/48: is no range that routers carry; take a unique local range, as in fd20::/48, or a global one
+        line 39: machines[2].node = 21: has no pod network in fd20::/60; give a number from 1 to 15
+        line 14: networks.podsV6 = 10.0.0.0/8: is not an IPv6 network; write it as fd20::/48
+        line 15: networks.servicesV6 = fd20::/112: overlaps networks.podsV6 = fd20::/48; choose a range of its own
+        line 15: networks.servicesV6 = fd21::/64: must have a prefix from /108 to /124; a /112 holds 65534 services
+        line 30: racks[1].subnetV6 = fd10:0:0:1::/64: overlaps racks[0].subnetV6 = fd10:0:0:1::/64; choose a range of its own
+        line 30: racks[1].subnetV6 = fd10::/60: is no /64, as the subnet of a link is; try fd10::/64
+        line 30: racks[1].subnetV6 = fd10:0:0:2::1/64: has host bits set; try fd10:0:0:2::/64
+    "#]].assert_eq(&verdicts);
 }
 
 #[test]
@@ -220,6 +297,13 @@ fn every_mode_has_its_own_words() {
         "{ mode: ibgp, asn: 65002, reflectors: [a-worker] }",
         expect![[r#"
             line 28: racks[1].routing.reflectors[0] = a-worker: is no machine of this rack; the machines here are b-worker
+        "#]],
+    );
+    check(
+        "{ mode: bgp, torAsn: 65002 }",
+        "{ mode: ospf, numbering: unnumbered }",
+        expect![[r#"
+            line 28: racks[1].routing.numbering = unnumbered: belongs to mode bgp; remove it, or change the mode
         "#]],
     );
     let flat = LAB.replace("{ mode: bgp, torAsn: 65002 }", "{ mode: ibgp, asn: 65002 }");

@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 
 use futures_util::TryStreamExt;
 use netlink_packet_route::address::{
-    AddressAttribute, AddressMessage, AddressScope as WireAddressScope,
+    AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope as WireAddressScope,
 };
 use netlink_packet_route::link::{
     InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage, State,
@@ -185,6 +185,11 @@ impl Netlink {
             AddressScope::Global => WireAddressScope::Universe,
             AddressScope::Link => WireAddressScope::Link,
         };
+        // Addresses of ours follow from the plan: nobody else has them, and nothing need wait
+        // until the link was asked. The scope of an IPv6 address follows from itself.
+        if address.address.is_ipv6() {
+            request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+        }
         let added = request.execute().await;
         added.map_err(|err| NetlinkError::new("add address", address, err))
     }

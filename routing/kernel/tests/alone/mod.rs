@@ -13,7 +13,7 @@
     reason = "helpers of tests: clippy's leave for tests does not reach them"
 )]
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -136,8 +136,24 @@ pub(crate) fn connects(
     to: &Namespace,
     address: Ipv4Addr,
 ) -> Result<Ipv4Addr, String> {
+    match connects_any(from, to, address.into())? {
+        IpAddr::V4(peer) => Ok(peer),
+        IpAddr::V6(peer) => Err(format!("unexpected peer {peer}")),
+    }
+}
+
+/// The same for either family.
+pub(crate) fn connects_any(
+    from: &Namespace,
+    to: &Namespace,
+    address: IpAddr,
+) -> Result<IpAddr, String> {
+    let any: IpAddr = match address {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
     let listener = to
-        .run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)))
+        .run(|| TcpListener::bind((any, 0)))
         .map_err(|err| err.to_string())?
         .map_err(|err| format!("listen: {err}"))?;
     let port = listener.local_addr().map_err(|err| err.to_string())?.port();
@@ -148,8 +164,5 @@ pub(crate) fn connects(
         .map_err(|err| format!("connect {target}: {err}"))?;
     let (_, peer) = listener.accept().map_err(|err| err.to_string())?;
     drop(stream);
-    match peer {
-        SocketAddr::V4(peer) => Ok(*peer.ip()),
-        SocketAddr::V6(peer) => Err(format!("unexpected peer {peer}")),
-    }
+    Ok(peer.ip())
 }

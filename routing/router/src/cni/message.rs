@@ -317,14 +317,23 @@ pub(super) fn render_result(
     let ip = json!({
         "address": format!("{address}/32"), "gateway": network.gateway, "interface": 1,
     });
+    let mut ips = vec![with_family(call, ip, "4")];
+    let mut routes = vec![json!({"dst": "0.0.0.0/0", "gw": network.gateway})];
+    if let Some((address, v6)) = network.address_v6(address).zip(network.v6.as_ref()) {
+        let ip = json!({
+            "address": format!("{address}/128"), "gateway": v6.gateway, "interface": 1,
+        });
+        ips.push(with_family(call, ip, "6"));
+        routes.push(json!({"dst": "::/0", "gw": v6.gateway}));
+    }
     json!({
         "cniVersion": call.config.version,
         "interfaces": [
             {"name": host, "mac": wired.host_mac},
             {"name": call.interface, "mac": wired.pod_mac, "sandbox": call.namespace},
         ],
-        "ips": [with_family(call, ip)],
-        "routes": [{"dst": "0.0.0.0/0", "gw": network.gateway}],
+        "ips": ips,
+        "routes": routes,
         "dns": {},
     })
 }
@@ -337,31 +346,38 @@ pub(super) fn render_loopback(call: &Call) -> Value {
         "interfaces": [
             {"name": call.interface, "mac": "00:00:00:00:00:00", "sandbox": call.namespace},
         ],
-        "ips": [with_family(call, ip)],
+        "ips": [with_family(call, ip, "4")],
         "dns": {},
     })
 }
 
 /// Before 1.0.0 an address names its family.
-fn with_family(call: &Call, mut ip: Value) -> Value {
+fn with_family(call: &Call, mut ip: Value, family: &str) -> Value {
     if call.config.version.starts_with("0.")
         && let Some(fields) = ip.as_object_mut()
     {
-        fields.insert("version".to_owned(), json!("4"));
+        fields.insert("version".to_owned(), json!(family));
     }
     ip
 }
 
-/// Does the earlier result name the address that the container still has?
-pub(super) fn check_previous(call: &Call, address: Ipv4Addr) -> Result<(), Failure> {
+/// Does the earlier result name the addresses that the container still has?
+pub(super) fn check_previous(
+    call: &Call,
+    address: Ipv4Addr,
+    network: &PodNetwork,
+) -> Result<(), Failure> {
     let Some(previous) = &call.config.previous else {
         return Err(Failure::config("CHECK without prevResult".to_owned()));
     };
     let ips = previous.get("ips").and_then(Value::as_array);
-    let wanted = format!("{address}/32");
-    let named = |ip: &Value| ip.get("address").and_then(Value::as_str) == Some(&wanted);
-    if ips.is_some_and(|ips| ips.iter().any(named)) {
-        return Ok(());
+    let second = network.address_v6(address).map(|address| format!("{address}/128"));
+    for wanted in std::iter::once(format!("{address}/32")).chain(second) {
+        let named = |ip: &Value| ip.get("address").and_then(Value::as_str) == Some(&wanted);
+        if !ips.is_some_and(|ips| ips.iter().any(named)) {
+            let why = format!("prevResult does not name {wanted}, which the container has");
+            return Err(Failure::wiring(why));
+        }
     }
-    Err(Failure::wiring(format!("prevResult does not name {wanted}, which the container has")))
+    Ok(())
 }

@@ -1,10 +1,10 @@
 //! The links, addresses and routes of one pod.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::linux::fs::MetadataExt as _;
 use std::path::Path;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use kernel::netns::Namespace;
 use kernel::sync::Network;
 use kernel::{
@@ -13,7 +13,7 @@ use kernel::{
 
 use super::message::Failure;
 use super::{Call, LINK_PREFIX};
-use crate::pod_network::PodNetwork;
+use crate::pod_network::{PodNetwork, PodNetworkV6};
 
 /// What the kernel chose while a pod was wired.
 #[derive(Debug)]
@@ -34,12 +34,60 @@ pub(super) fn host_name(container: &str, interface: &str) -> String {
     format!("{LINK_PREFIX}{:012x}", hash & 0xffff_ffff_ffff)
 }
 
-fn host(address: Ipv4Addr) -> IpNet {
-    IpNet::V4(Ipv4Net::from(address))
+fn host(address: IpAddr) -> IpNet {
+    IpNet::from(address)
 }
 
-fn single(address: Ipv4Addr, scope: AddressScope) -> Address {
-    Address { address: IpAddr::V4(address), prefix_len: 32, scope }
+fn single(address: IpAddr, scope: AddressScope) -> Address {
+    Address { address, prefix_len: host(address).prefix_len(), scope }
+}
+
+/// A pod's address of one family, with what stands on the other side of its link.
+#[derive(Debug, Clone, Copy)]
+struct Half {
+    address: IpAddr,
+    gateway: IpAddr,
+    /// The node's own address of that family.
+    node: IpAddr,
+}
+
+impl Half {
+    /// What a pod has: an address of each of the site's families.
+    fn all(address: Ipv4Addr, pods: &PodNetwork) -> impl Iterator<Item = Self> {
+        let first = Self {
+            address: address.into(),
+            gateway: pods.gateway.into(),
+            node: pods.node_address.into(),
+        };
+        let half = |(address, v6): (Ipv6Addr, &PodNetworkV6)| Self {
+            address: address.into(),
+            gateway: v6.gateway.into(),
+            node: v6.node_address.into(),
+        };
+        let second = pods.address_v6(address).zip(pods.v6.as_ref()).map(half);
+        std::iter::once(first).chain(second)
+    }
+
+    fn family(&self) -> Family {
+        match self.address {
+            IpAddr::V4(_) => Family::V4,
+            IpAddr::V6(_) => Family::V6,
+        }
+    }
+
+    fn default_route(&self) -> IpNet {
+        match self.address {
+            IpAddr::V4(_) => IpNet::V4(Ipv4Net::default()),
+            IpAddr::V6(_) => IpNet::V6(Ipv6Net::default()),
+        }
+    }
+
+    /// The node speaks to its pods as itself, not as their gateway.
+    fn route(&self, link: &Link) -> Route {
+        let mut route = Route::on_link(host(self.address), link.index);
+        route.source = Some(self.node);
+        route
+    }
 }
 
 fn failed(err: &NetlinkError) -> Failure {
@@ -98,7 +146,7 @@ pub(super) fn connect(
         here.delete_link(left.index).map_err(|err| failed(&err))?;
         here.add_veth(&veth).map_err(|err| failed(&err))?;
     }
-    let pod = pod_side(&there, &call.interface, address, pods.gateway);
+    let pod = pod_side(&there, &call.interface, address, pods);
     let pod = pod.map_err(|err| failed(&err))?;
     let host = host_side(&here, host_end, address, pods).map_err(|err| failed(&err))?;
     Ok(Wired { host_mac: host.mac, pod_mac: pod.mac })
@@ -108,15 +156,21 @@ fn pod_side(
     there: &Network,
     interface: &str,
     address: Ipv4Addr,
-    gateway: Ipv4Addr,
+    pods: &PodNetwork,
 ) -> Result<Link, NetlinkError> {
     there.set_up(LOOPBACK)?;
     let link = there.require_link(interface)?;
     there.set_up(link.index)?;
-    there.add_address(link.index, single(address, AddressScope::Global))?;
-    there.replace_route(&Route::on_link(host(gateway), link.index))?;
-    let hop = NextHop { gateway: Some(gateway.into()), link: Some(link.index), onlink: true };
-    there.replace_route(&Route::via(IpNet::V4(Ipv4Net::default()), hop))?;
+    for half in Half::all(address, pods) {
+        there.add_address(link.index, single(half.address, AddressScope::Global))?;
+        // Addresses of the link itself need no route.
+        if half.family() == Family::V4 {
+            there.replace_route(&Route::on_link(host(half.gateway), link.index))?;
+        }
+        let gateway = Some(half.gateway);
+        let hop = NextHop { gateway, link: Some(link.index), onlink: true };
+        there.replace_route(&Route::via(half.default_route(), hop))?;
+    }
     Ok(link)
 }
 
@@ -127,16 +181,11 @@ fn host_side(
     pods: &PodNetwork,
 ) -> Result<Link, NetlinkError> {
     let link = here.require_link(name)?;
-    here.add_address(link.index, single(pods.gateway, AddressScope::Link))?;
-    here.replace_route(&pod_route(&link, address, pods))?;
+    for half in Half::all(address, pods) {
+        here.add_address(link.index, single(half.gateway, AddressScope::Link))?;
+        here.replace_route(&half.route(&link))?;
+    }
     Ok(link)
-}
-
-/// The node speaks to its pods as itself, not as their gateway.
-fn pod_route(link: &Link, address: Ipv4Addr, pods: &PodNetwork) -> Route {
-    let mut route = Route::on_link(host(address), link.index);
-    route.source = Some(IpAddr::V4(pods.node_address));
-    route
 }
 
 /// Removes a pod's host end, and with it the pod's; nothing there is fine.
@@ -161,31 +210,33 @@ pub(super) fn check(
     let missing = |what: String| Failure::wiring(format!("{what} is missing"));
     let link = here.link(host_end).map_err(|err| failed(&err))?;
     let link = link.filter(|link| link.up).ok_or_else(|| missing(format!("link {host_end}")))?;
-    let routes = here.routes(Family::V4).map_err(|err| failed(&err))?;
-    let wanted = pod_route(&link, address, pods);
-    let right =
-        |route: &Route| route.destination == wanted.destination && route.kind == wanted.kind;
-    if !routes.iter().any(right) {
-        return Err(missing(format!("the route to {address}")));
+    for half in Half::all(address, pods) {
+        let routes = here.routes(half.family()).map_err(|err| failed(&err))?;
+        let wanted = half.route(&link);
+        let right = |one: &Route| one.destination == wanted.destination && one.kind == wanted.kind;
+        if !routes.iter().any(right) {
+            return Err(missing(format!("the route to {}", half.address)));
+        }
     }
     let namespace = open(call)?;
     let there = network_in(&namespace)?;
-    let looked = there
-        .require_link(&call.interface)
-        .and_then(|link| Ok((there.addresses(link.index)?, there.routes(Family::V4)?)));
-    let (addresses, routes) = looked.map_err(|err| failed(&err))?;
-    if !addresses.iter().any(|one| one.address == IpAddr::V4(address)) {
-        return Err(missing(format!("address {address} of {}", call.interface)));
-    }
-    let gateway = Some(IpAddr::V4(pods.gateway));
-    let default = |route: &Route| match &route.kind {
-        RouteKind::Unicast(hops) => {
-            route.destination.prefix_len() == 0 && hops.iter().any(|hop| hop.gateway == gateway)
+    let link = there.require_link(&call.interface).map_err(|err| failed(&err))?;
+    let addresses = there.addresses(link.index).map_err(|err| failed(&err))?;
+    for half in Half::all(address, pods) {
+        if !addresses.iter().any(|one| one.address == half.address) {
+            return Err(missing(format!("address {} of {}", half.address, call.interface)));
         }
-        RouteKind::Blackhole | RouteKind::Unreachable | RouteKind::Other => false,
-    };
-    if !routes.iter().any(default) {
-        return Err(missing(format!("the default route of {}", call.interface)));
+        let routes = there.routes(half.family()).map_err(|err| failed(&err))?;
+        let gateway = Some(half.gateway);
+        let default = |route: &Route| match &route.kind {
+            RouteKind::Unicast(hops) => {
+                route.destination.prefix_len() == 0 && hops.iter().any(|hop| hop.gateway == gateway)
+            }
+            RouteKind::Blackhole | RouteKind::Unreachable | RouteKind::Other => false,
+        };
+        if !routes.iter().any(default) {
+            return Err(missing(format!("the default route of {}", call.interface)));
+        }
     }
     Ok(())
 }

@@ -1,15 +1,37 @@
 use std::collections::BTreeMap;
 
+use kernel::Link;
+use serde_json::Value;
+
 use super::*;
 
 fn everything() -> (Intent, Everything) {
+    everything_of(serde_json::json!({}), serde_json::json!({}), serde_json::json!({}))
+}
+
+/// The same on a site of two families.
+fn dual() -> (Intent, Everything) {
+    everything_of(
+        serde_json::json!({"podCIDRv6": "fd20:0:0:b::/64", "addressV6": "fd10:0:0:1::b"}),
+        serde_json::json!({"subnetV6": "fd10:0:0:1::/64"}),
+        serde_json::json!({"podsV6": "fd20::/48", "servicesV6": "fd21::/112"}),
+    )
+}
+
+fn everything_of(machine_v6: Value, rack_v6: Value, networks_v6: Value) -> (Intent, Everything) {
+    let both = |mut first: Value, second: Value| {
+        first.as_object_mut().unwrap().extend(second.as_object().unwrap().clone());
+        first
+    };
     let machine = serde_json::json!({"name": "a", "rack": "r", "node": 11, "role": "worker",
         "address": "10.98.1.11", "prefixLen": 24, "gateway": "10.98.1.1",
         "mac": "52:54:00:00:00:0b", "boot": "bios", "podCIDR": "172.20.11.0/24",
         "asn": 4_200_000_011_u32});
+    let machine = both(machine, machine_v6);
     let rack = serde_json::json!({"name": "r", "subnet": "10.98.1.0/24", "gateway": "10.98.1.1",
         "routing": {"mode": "bgp", "torAsn": 65001}});
     let networks = serde_json::json!({"pods": "172.20.0.0/16", "services": "172.21.0.0/24"});
+    let (rack, networks) = (both(rack, rack_v6), both(networks, networks_v6));
     let known = Known {
         machines: vec![serde_json::from_value(machine).unwrap()],
         racks: vec![serde_json::from_value(rack).unwrap()],
@@ -40,11 +62,14 @@ fn everything() -> (Intent, Everything) {
         keys: &known.keys,
     });
     let seen = Everything {
+        settings: vec![false; settings(known.networks.v6().is_some()).count()],
         known,
-        uplink,
-        settings: vec![false; SETTINGS.len()],
-        routes: Vec::new(),
-        loopback: LinkIndex(1),
+        kernel: KernelView {
+            uplink,
+            addresses: Vec::new(),
+            loopback: LinkIndex(1),
+            routes: Vec::new(),
+        },
         api: Api::default(),
         bird: BirdView::default(),
         bird_config: None,
@@ -60,12 +85,13 @@ fn everything() -> (Intent, Everything) {
 fn apply(seen: &mut Everything, action: Action, neighbour: &str) {
     match action {
         Action::Set { name, .. } => {
-            let at = SETTINGS.iter().position(|(setting, _)| *setting == name).unwrap();
+            let at = settings(true).position(|(setting, _)| setting == name).unwrap();
             seen.settings[at] = true;
         }
         Action::HoldApi { .. } => seen.api.held = true,
         Action::LeaveApi { .. } => seen.api.held = false,
-        Action::RouteServices { route } => seen.routes.push(*route),
+        Action::Address { address, .. } => seen.kernel.addresses.push(address),
+        Action::Route { route } => seen.kernel.routes.push(*route),
         Action::Configure { text } => {
             seen.bird_config = Some(text);
             seen.configured_for = Some(Duration::ZERO);
@@ -107,6 +133,24 @@ fn from_nothing_everything_is_set_up_and_the_pod_network_last() {
     assert!(matches!(first.last(), Some(Action::Configure { .. })), "{first:?}");
     settle(&intent, &mut seen, "Established");
     assert!(seen.list.is_some() && seen.pod_network.is_some());
+}
+
+#[test]
+fn a_node_of_two_families_has_its_address_before_anything_that_needs_it() {
+    let (intent, mut seen) = dual();
+    let first = plan(&intent, &seen, &Paths::default()).actions;
+    let at = |wanted: fn(&Action) -> bool| first.iter().position(wanted).unwrap();
+    let address = at(|one| matches!(one, Action::Address { .. }));
+    assert!(address < at(|one| matches!(one, Action::Route { .. })), "{first:?}");
+    assert!(address < at(|one| matches!(one, Action::Configure { .. })), "{first:?}");
+    settle(&intent, &mut seen, "Established");
+    assert_eq!(seen.kernel.routes.len(), 3, "to the services of each family, and out");
+    assert!(seen.settings.iter().all(|right| *right) && seen.settings.len() == 7);
+    let network: PodNetwork = serde_json::from_str(&seen.pod_network.unwrap()).unwrap();
+    let pod = network.address_v6("172.20.11.7".parse().unwrap());
+    assert_eq!(pod, Some("fd20:0:0:b::7".parse().unwrap()));
+    let (_, first) = everything();
+    assert_eq!(first.settings.len(), 5, "a site of IPv4 alone is left alone");
 }
 
 #[test]

@@ -54,6 +54,21 @@ pub(crate) fn plan(racks: &[Value], machines: &[Place]) -> Plan {
     .unwrap()
 }
 
+/// The same site with IPv6 beside IPv4.
+pub(crate) fn dual(mut plan: Plan) -> Plan {
+    plan.networks.pods_v6 = Some("fd20::/48".parse().unwrap());
+    plan.networks.services_v6 = Some("fd21::/112".parse().unwrap());
+    for (index, rack) in plan.racks.iter_mut().enumerate() {
+        rack.subnet_v6 = Some(format!("fd10:0:0:{}::/64", index + 1).parse().unwrap());
+        for machine in plan.machines.iter_mut().filter(|one| one.rack == rack.name) {
+            machine.address_v6 = rack.address_v6(machine.address);
+            let pods = format!("fd20:0:0:{:x}::/64", machine.node);
+            machine.pod_cidr_v6 = Some(pods.parse().unwrap());
+        }
+    }
+    plan
+}
+
 pub(crate) fn bgp(tor_asn: u32) -> Value {
     json!({"mode": "bgp", "torAsn": tor_asn})
 }
@@ -193,6 +208,17 @@ impl Site {
                      ip addr add {address}/24 dev rack0; ip link set rack0 up"
                 ),
             );
+            let local = cluster::plan::Numbering::link_local(index);
+            shell_in(&name, &format!("ip addr add {local}/64 dev rack0 nodad"));
+            if let Some(address) = self.plan.rack(rack).unwrap().address_v6(address) {
+                shell_in(
+                    &name,
+                    &format!(
+                        "echo 1 >/proc/sys/net/ipv6/conf/all/forwarding; \
+                         ip addr add {address}/64 dev rack0 nodad"
+                    ),
+                );
+            }
             intent.bfd = bfd;
             if !self.plan.rack(rack).unwrap().authentication.is_none() {
                 intent.key = Some(Key::new(&key_of(rack)).unwrap());
@@ -218,6 +244,7 @@ impl Site {
                 let names = ends.map(|tor| tor.name.clone());
                 let asns = ends.map(asn);
                 let addresses = [0, 1].map(|end| Ipv4Addr::new(10, 98, 255, number + end));
+                let addresses_v6 = [0, 1].map(|end| format!("fd10:0:0:ff::{:x}", number + end));
                 number += 2;
                 let [near, far] = &names;
                 shell(&format!(
@@ -232,6 +259,11 @@ impl Site {
                             addresses[here]
                         ),
                     );
+                    if self.plan.networks.v6().is_some() {
+                        let address = &addresses_v6[here];
+                        let add = format!("ip addr add {address}/127 dev {interface} nodad");
+                        shell_in(&names[here], &add);
+                    }
                     let name = names[there].clone();
                     let (address, asn) = (addresses[there], asns[there]);
                     let tor = if here == 0 { left } else { right };

@@ -4,9 +4,10 @@
 //! nodes, BFD on each session.
 //!
 //! *Limits*: FRR cannot bind an OSPF prefix to the router id it came from, so in OSPF mode it
-//! only keeps prefixes out that no node of the rack has.
+//! only keeps prefixes out that no node of the rack has. IPv6 and unnumbered sessions are not
+//! written; where the site has them, a comment says so.
 
-use cluster::plan::{RackRouting, Role};
+use cluster::plan::{Numbering, RackRouting, Role};
 use ipnet::Ipv4Net;
 
 use crate::intent::Origin;
@@ -18,12 +19,19 @@ pub(super) fn render(intent: &TorIntent) -> String {
     let mut text = format!("! ToR router of rack {}: written by Muster.\n", intent.rack);
     text +=
         "! Needs zebra, bfdd and bgpd or ospfd. Sessions to other routers are the site's own.\n";
+    if intent.second.is_some() {
+        text += "! This is the IPv4 half: the site's IPv6 is written for BIRD alone.\n";
+    }
     text += &format!("ip router-id {}\n!\n", intent.address);
     text += &format!(
         "bfd\n profile muster\n  detect-multiplier {0}\n  receive-interval {1}\n  transmit-interval {1}\n exit\nexit\n!\n",
         intent.bfd.multiplier, intent.bfd.interval_ms
     );
     text += &match intent.routing {
+        RackRouting::Bgp { numbering: Numbering::Unnumbered, .. } => {
+            "! Sessions by the links' own addresses are written for BIRD and in words alone.\n"
+                .to_owned()
+        }
         RackRouting::Bgp { tor_asn, .. } => bgp(intent, tor_asn),
         RackRouting::Ibgp { .. } => static_routes(intent),
         RackRouting::Ospf { area, .. } => ospf(intent, area),

@@ -88,7 +88,11 @@ fn crush_knows_every_rack_and_moves_no_pool_that_would_not_fit() {
 fn two_routers_with_a_key_have_a_file_each_and_the_key_is_left_out() {
     let mut plan = plan();
     let two = vec!["10.98.1.1".parse().unwrap(), "10.98.1.2".parse().unwrap()];
-    plan.racks[0].routing = cluster::plan::RackRouting::Bgp { tor_asn: 65001, tors: two };
+    plan.racks[0].routing = cluster::plan::RackRouting::Bgp {
+        tor_asn: 65001,
+        tors: two,
+        numbering: cluster::plan::Numbering::Numbered,
+    };
     plan.racks[0].authentication = cluster::plan::Authentication::Key;
     for (format, begin) in [(Format::Bird, "# ToR router of"), (Format::Frr, "! ToR router of")] {
         let text = tors(&plan, "a", format);

@@ -1,6 +1,6 @@
 //! A ToR router's side in words, for routers that neither BIRD nor FRR runs on.
 
-use cluster::plan::{RackRouting, Role};
+use cluster::plan::{Numbering, RackRouting, Role};
 use ipnet::Ipv4Net;
 
 use crate::intent::Origin;
@@ -60,6 +60,12 @@ fn bfd(intent: &TorIntent) -> String {
 
 fn bgp(intent: &TorIntent, asn: u32) -> String {
     let mut text = format!("BGP, AS {asn}, one session to each node\n");
+    if let RackRouting::Bgp { tors, numbering: Numbering::Unnumbered, .. } = &intent.routing {
+        let router = tors.iter().position(|tor| *tor == intent.address).unwrap_or_default();
+        let own = Numbering::link_local(router);
+        text += &format!("  by {own} on every port to the rack, from whoever calls (fe80::/64)\n");
+        text += "  IPv4 with IPv6 next hops (RFC 8950); the AS number says whose session it is\n";
+    }
     text += "  hold time 9 s, keepalive 3 s, TTL security (one hop)\n";
     text += &key(intent, "TCP MD5 signature (RFC 2385)");
     text += &bfd(intent);

@@ -51,6 +51,19 @@ fn two_tors_are_two_sessions() {
 }
 
 #[test]
+fn a_hostile_interface_name_cannot_leave_its_symbol() {
+    let mut intent = intent("a-worker");
+    if let Protocol::Bgp { numbering, .. } = &mut intent.protocol {
+        *numbering = Numbering::Unnumbered;
+    }
+    intent.interface = "eth0' as 1; }; include '/etc/shadow".to_owned();
+    let text = render_node(&intent);
+    let session = text.lines().find(|line| line.starts_with("protocol bgp tor1")).unwrap();
+    assert_eq!(session.matches('\'').count(), 2, "{session}");
+    accepted_by_bird(&text);
+}
+
+#[test]
 fn a_hostile_interface_name_cannot_leave_its_string() {
     let mut intent = intent("a-worker");
     intent.interface = "eth0\"; }; include \"/etc/shadow".to_owned();
