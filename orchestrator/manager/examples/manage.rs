@@ -7,7 +7,11 @@ use std::path::PathBuf;
 use cluster::plan::Timings;
 use tokio_util::sync::CancellationToken;
 
-#[tokio::main(flavor = "current_thread")]
+/// As in `muster`: what is tried and measured here is to be what runs there.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+#[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     runtime::telemetry::init("info", runtime::telemetry::Format::Text);
     let mut arguments = std::env::args().skip(1);

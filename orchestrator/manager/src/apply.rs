@@ -26,7 +26,7 @@ use crate::signer::{Signer, SignerError};
 use crate::{empty, fence, image, usage};
 
 /// Writes of one round under way at a time: enough for the server to commit them in groups.
-pub(crate) const AT_ONCE: usize = 32;
+pub(crate) const AT_ONCE: usize = 96;
 
 /// Why a step failed.
 #[derive(Debug, Error)]

@@ -17,7 +17,7 @@ use crate::{Node, path};
 const STORIES: [&str; 2] =
     [include_str!("testdata/conformance.yaml"), include_str!("testdata/node.yaml")];
 /// Stories told at a time: each waits for little, but all of them at once are a crowd for two cores.
-const AT_ONCE: usize = 24;
+const AT_ONCE: usize = 48;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -9,9 +9,9 @@ use control::scheduler::Config;
 use manager::Stopwatch;
 use objects::node::Node;
 use objects::pod::Pod;
-use runtime::client::ListParams;
+use runtime::client::{ListParams, Patch};
 use runtime::{Client, Resource};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -93,7 +93,7 @@ async fn make(clients: &[Client], objects: Vec<Value>) -> Result<(), Failure> {
             let kind = kind.ok_or("a kind nobody knows")?;
             let namespace = text(&object, "/metadata/namespace");
             match client.create(&Resource::from(kind), namespace, &object).await {
-                Ok(_) => Ok(()),
+                Ok(made) => untaint(&client, &object, &made).await,
                 Err(err) if err.is_already_exists() => Ok(()),
                 Err(err) => Err(runtime::report(&err).into()),
             }
@@ -101,6 +101,20 @@ async fn make(clients: &[Client], objects: Vec<Value>) -> Result<(), Failure> {
     }
     while let Some(done) = tasks.join_next().await {
         done??;
+    }
+    Ok(())
+}
+
+/// Takes the taint off a new node that says not ready, as the node controller would: no controller
+/// runs here.
+async fn untaint(client: &Client, wanted: &Value, made: &Value) -> Result<(), Failure> {
+    let taints = |object: &Value| object.pointer("/spec/taints").cloned().unwrap_or_default();
+    let is_node = text(made, "/kind") == Some("Node");
+    let name = text(made, "/metadata/name").unwrap_or_default();
+    if is_node && taints(made) != taints(wanted) {
+        let patch = Patch::merge(json!({"spec": {"taints": taints(wanted)}}));
+        let nodes = Resource::from(&objects::kind::NODE);
+        client.patch(&nodes, None, name, &patch).await.map_err(|err| runtime::report(&err))?;
     }
     Ok(())
 }
