@@ -8,6 +8,7 @@
 
 mod batch;
 mod cluster;
+mod device;
 mod metadata;
 mod network;
 mod pod;
@@ -71,7 +72,8 @@ fn object_rules(check: &mut Check, kind: &Kind, object: &Value) {
         "ConfigMap" | "Secret" => cluster::check_data(check, kind, object),
         "Node" => cluster::check_node(check, spec),
         "Event" => cluster::check_event(check, object),
-        "EndpointSlice" => cluster::check_slice(check, object),
+        "EndpointSlice" => network::check_slice(check, object),
+        "Endpoints" => network::check_endpoints(check, object),
         "CertificateSigningRequest" => cluster::check_csr(check, spec),
         "Lease" => cluster::check_lease(check, spec),
         "Machine" => cluster::check_machine(check, spec),
@@ -99,6 +101,16 @@ fn rarer_rules(check: &mut Check, kind: &Kind, object: &Value, spec: &Value) {
         "PersistentVolume" => storage::check_volume(check, spec),
         "PersistentVolumeClaim" => storage::check_claim(check, spec),
         "StorageClass" => storage::check_class(check, object),
+        "CSIStorageCapacity" => {
+            let class = text(object, "storageClassName");
+            check.rule("storageClassName", class, objects::name::check_dns_subdomain);
+        }
+        "DeviceClass" => device::check_class(check, spec),
+        "ResourceClaim" => device::check_claim(check, "spec", spec),
+        "ResourceClaimTemplate" => {
+            device::check_claim(check, "spec.spec", spec.get("spec").unwrap_or(&Value::Null));
+        }
+        "ResourceSlice" => device::check_slice(check, spec),
         "VolumeAttachment" => storage::check_attachment(check, spec),
         "CSINode" => storage::check_node_drivers(check, spec),
         "CSIDriver" => storage::check_driver(check, spec),
@@ -132,6 +144,13 @@ fn rarer_rules(check: &mut Check, kind: &Kind, object: &Value, spec: &Value) {
         "PriorityLevelConfiguration" => policy::check_priority_level(check, spec),
         _ => {}
     }
+}
+
+/// Checks what an event of events.k8s.io must say besides what one of the core group must.
+pub(crate) fn validate_newer_event(object: &Value) -> Vec<Cause> {
+    let mut check = Check::default();
+    cluster::check_newer_event(&mut check, object);
+    check.causes
 }
 
 /// Collects mistakes.

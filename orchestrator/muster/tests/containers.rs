@@ -15,6 +15,7 @@
 mod containerd;
 mod control;
 mod images;
+mod operator;
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;

@@ -52,6 +52,9 @@ pub(super) fn validate(request: &Request, old: Option<&Value>, new: &Value) -> V
         Some(old) => validate::validate_update(kind, &request.subresource, old, new),
         None => validate::validate_create(kind, new),
     };
+    if old.is_none() && *kind == kind::EVENT && request.served.group == "events.k8s.io" {
+        causes.extend(validate::validate_newer_event(new));
+    }
     if *kind == kind::CUSTOM_RESOURCE_DEFINITION && request.is_main() {
         causes.extend(custom::check_definition(new, old));
     }

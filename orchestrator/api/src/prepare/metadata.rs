@@ -20,6 +20,23 @@ const SERVER_FIELDS: &[&str] = &[
     "selfLink",
 ];
 
+/// Lists and maps that are left out when nothing is in them, as upstream writes objects: clients
+/// test that there are none.
+const LEFT_OUT: &[&str] = &["annotations", "finalizers", "labels", "ownerReferences"];
+
+fn leave_out_empty(meta: &mut Map<String, Value>) {
+    for field in LEFT_OUT {
+        let empty = match meta.get(*field) {
+            Some(Value::Array(items)) => items.is_empty(),
+            Some(Value::Object(members)) => members.is_empty(),
+            _ => false,
+        };
+        if empty {
+            meta.remove(*field);
+        }
+    }
+}
+
 /// The metadata of an object, made when missing.
 pub(super) fn meta_mut(object: &mut Value) -> Option<&mut Map<String, Value>> {
     let fields = object.as_object_mut()?;
@@ -52,6 +69,7 @@ pub(super) fn stamp_new(
         meta.remove(*field);
     }
     meta.remove("resourceVersion");
+    leave_out_empty(meta);
     let text = |key: &str| meta.get(key).and_then(Value::as_str).unwrap_or("").to_owned();
     let (name, base) = (text("name"), text("generateName"));
     if name.is_empty() && !request.name.is_empty() {
@@ -137,6 +155,7 @@ pub(super) fn carry_over(request: &Request, old: &Value, new: &mut Value, _conte
         };
     }
     meta.remove("resourceVersion");
+    leave_out_empty(meta);
     if !request.kind.namespaced {
         meta.remove("namespace");
     }

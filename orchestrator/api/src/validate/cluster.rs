@@ -10,8 +10,9 @@ use super::{Check, items, text};
 
 /// The data of a config map or secret.
 const DATA_BYTES_MAX: usize = 1024 * 1024;
-const ADDRESSES_MAX: usize = 100;
-const ENDPOINTS_MAX: usize = 1000;
+/// Words of an event.
+const EVENT_WORD_BYTES_MAX: usize = 128;
+const EVENT_NOTE_BYTES_MAX: usize = 1024;
 
 pub(super) fn check_data(check: &mut Check, kind: &Kind, object: &Value) {
     let mut size: usize = 0;
@@ -52,6 +53,14 @@ fn check_secret_type(check: &mut Check, object: &Value) {
         if object.get("data").and_then(|data| data.get(*key)).is_none() {
             check.required(format!("data[{key}]"), "");
         }
+    }
+    if text(object, "type") == "kubernetes.io/dockerconfigjson"
+        && let Some(said) = object.pointer("/data/.dockerconfigjson").and_then(Value::as_str)
+        && let Err(err) =
+            serde_json::from_slice::<Value>(&STANDARD.decode(said).unwrap_or_default())
+    {
+        let hidden = json!("<secret contents redacted>");
+        check.invalid("data[.dockerconfigjson]", &hidden, &err.to_string());
     }
 }
 
@@ -111,45 +120,46 @@ pub(super) fn check_event(check: &mut Check, object: &Value) {
         let why = "does not match event.namespace";
         check.invalid("involvedObject.namespace", &json!(about), why);
     }
+    if object.get("eventTime").is_none_or(Value::is_null) {
+        return;
+    }
+    // Events with a time of their own say who tells what.
+    let teller = text(object, "reportingComponent");
+    check.name("reportingController", teller, name::check_label_key);
+    for field in ["reportingInstance", "action", "reason"] {
+        let said = text(object, field);
+        if said.is_empty() {
+            check.required(field, "");
+        } else if said.len() > EVENT_WORD_BYTES_MAX {
+            let why = format!("can have at most {EVENT_WORD_BYTES_MAX} characters");
+            check.invalid(field, &json!(""), &why);
+        }
+    }
+    if text(object, "message").len() > EVENT_NOTE_BYTES_MAX {
+        let why = format!("can have at most {EVENT_NOTE_BYTES_MAX} characters");
+        check.invalid("message", &json!(""), &why);
+    }
 }
 
-pub(super) fn check_slice(check: &mut Check, object: &Value) {
-    let kinds = ["FQDN", "IPv4", "IPv6"];
-    if text(object, "addressType").is_empty() {
-        check.required("addressType", "");
+/// What an event of events.k8s.io says: its time, and nothing in the older fields.
+pub(super) fn check_newer_event(check: &mut Check, object: &Value) {
+    if object.get("eventTime").is_none_or(Value::is_null) {
+        check.required("eventTime", "");
     }
-    check.one_of("addressType", object.get("addressType"), &kinds);
-    let endpoints = items(object, "endpoints");
-    if endpoints.len() > ENDPOINTS_MAX {
-        check.causes.push(Cause {
-            reason: "FieldValueTooMany".to_owned(),
-            message: format!(
-                "Too many: {}: must have at most {ENDPOINTS_MAX} items",
-                endpoints.len()
-            ),
-            field: "endpoints".to_owned(),
-        });
+    let kind = text(object, "type");
+    if !matches!(kind, "Normal" | "Warning") {
+        check.invalid("type", &json!(""), &format!("has invalid value: {kind}"));
     }
-    for (at, endpoint) in endpoints.iter().enumerate() {
-        let path = format!("endpoints[{at}].addresses");
-        let addresses = items(endpoint, "addresses");
-        if addresses.is_empty() {
-            check.required(&path, "must contain at least 1 address");
-        } else if addresses.len() > ADDRESSES_MAX {
-            check.invalid(&path, &json!(addresses.len()), "must have at most 100 items");
+    for field in ["firstTimestamp", "lastTimestamp"] {
+        if object.get(field).is_some_and(|time| !time.is_null()) {
+            check.invalid(field, &json!(""), "needs to be unset");
         }
-        for (number, address) in addresses.iter().enumerate() {
-            let said = address.as_str().unwrap_or("");
-            let fits = match text(object, "addressType") {
-                "IPv4" => matches!(said.parse(), Ok(IpAddr::V4(_))),
-                "IPv6" => matches!(said.parse(), Ok(IpAddr::V6(_))),
-                _ => true,
-            };
-            if !fits {
-                let place = format!("{path}[{number}]");
-                check.invalid(place, address, "must be an address of the slice's addressType");
-            }
-        }
+    }
+    if object.get("count").is_some_and(|count| count != 0) {
+        check.invalid("count", &json!(""), "needs to be unset");
+    }
+    if ["source.component", "source.host"].iter().any(|path| !text(object, path).is_empty()) {
+        check.invalid("source", &json!(""), "needs to be unset");
     }
 }
 

@@ -8,6 +8,10 @@ use serde_json::{Value, json};
 use super::{Check, items, metadata, pod, text};
 
 const PROTOCOLS: &[&str] = &["SCTP", "TCP", "UDP"];
+/// Bounds of a slice of endpoints.
+const ENDPOINTS_MAX: usize = 1000;
+const ADDRESSES_MAX: usize = 100;
+const PORTS_MAX: usize = 20_000;
 
 /// An address and a prefix length; the network's own address when that is wanted.
 fn parse_cidr(said: &str) -> Option<(IpAddr, u8)> {
@@ -291,5 +295,119 @@ pub(super) fn check_ip_address(check: &mut Check, object: &Value, spec: &Value) 
         if text(parent, field).is_empty() {
             check.required(format!("spec.parentRef.{field}"), "");
         }
+    }
+}
+
+/// Checks an address that pods and services may have, for some mean something else on every link.
+///
+/// Upstream refuses loopback too; here it is let through, for a site of one machine serves there.
+fn check_plain_address(check: &mut Check, path: &str, address: IpAddr) {
+    let special = match address {
+        address if address.is_unspecified() => "may not be unspecified (0.0.0.0 or ::)",
+        IpAddr::V4(four) if four.is_link_local() => {
+            "may not be in the link-local range (169.254.0.0/16, fe80::/10)"
+        }
+        IpAddr::V6(six) if six.is_unicast_link_local() => {
+            "may not be in the link-local range (169.254.0.0/16, fe80::/10)"
+        }
+        IpAddr::V4(four) if four.octets().starts_with(&[224, 0, 0]) => {
+            "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)"
+        }
+        IpAddr::V6(six) if six.octets().starts_with(&[0xff, 2]) => {
+            "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)"
+        }
+        _ => return,
+    };
+    check.invalid(path, &json!(address.to_string()), special);
+}
+
+/// Checks a slice of endpoints.
+pub(super) fn check_slice(check: &mut Check, object: &Value) {
+    let kinds = ["FQDN", "IPv4", "IPv6"];
+    if text(object, "addressType").is_empty() {
+        check.required("addressType", "");
+    }
+    check.one_of("addressType", object.get("addressType"), &kinds);
+    let endpoints = items(object, "endpoints");
+    too_many(check, "endpoints", endpoints.len(), ENDPOINTS_MAX);
+    for (at, endpoint) in endpoints.iter().enumerate() {
+        let path = format!("endpoints[{at}].addresses");
+        let addresses = items(endpoint, "addresses");
+        if addresses.is_empty() {
+            check.required(&path, "must contain at least 1 address");
+        }
+        too_many(check, &path, addresses.len(), ADDRESSES_MAX);
+        for (number, address) in addresses.iter().enumerate() {
+            let place = format!("{path}[{number}]");
+            let said = address.as_str().unwrap_or("");
+            match (text(object, "addressType"), said.parse::<IpAddr>()) {
+                ("IPv4", Ok(found)) if found.is_ipv4() => check_plain_address(check, &place, found),
+                ("IPv6", Ok(found)) if found.is_ipv6() => check_plain_address(check, &place, found),
+                ("IPv4", _) => check.invalid(place, address, "must be an IPv4 address"),
+                ("IPv6", _) => check.invalid(place, address, "must be an IPv6 address"),
+                ("FQDN", _) => check.rule(&place, said, name::check_dns_subdomain),
+                _ => {}
+            }
+        }
+    }
+    let ports = items(object, "ports");
+    too_many(check, "ports", ports.len(), PORTS_MAX);
+    let mut seen = std::collections::BTreeSet::new();
+    for (at, port) in ports.iter().enumerate() {
+        let said = text(port, "name");
+        if !said.is_empty() {
+            check.rule(&format!("ports[{at}].name"), said, name::check_dns_label);
+        }
+        if !seen.insert(said) {
+            check.duplicate(format!("ports[{at}].name"), &json!(said));
+        }
+        check.one_of(&format!("ports[{at}].protocol"), port.get("protocol"), PROTOCOLS);
+    }
+}
+
+/// Checks the older form of endpoints.
+pub(super) fn check_endpoints(check: &mut Check, object: &Value) {
+    for (at, subset) in items(object, "subsets").iter().enumerate() {
+        let path = format!("subsets[{at}]");
+        let (ready, waiting) = (items(subset, "addresses"), items(subset, "notReadyAddresses"));
+        if ready.is_empty() && waiting.is_empty() {
+            check.required(path.clone(), "must specify `addresses` or `notReadyAddresses`");
+        }
+        for (key, all) in [("addresses", ready), ("notReadyAddresses", waiting)] {
+            for (number, address) in all.iter().enumerate() {
+                let place = format!("{path}.{key}[{number}].ip");
+                let said = text(address, "ip");
+                match said.parse() {
+                    Ok(found) => check_plain_address(check, &place, found),
+                    Err(_) => {
+                        let why = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
+                        check.invalid(place, &json!(said), why);
+                    }
+                }
+            }
+        }
+        let ports = items(subset, "ports");
+        for (number, port) in ports.iter().enumerate() {
+            let place = format!("{path}.ports[{number}]");
+            let said = text(port, "name");
+            if !said.is_empty() {
+                check.rule(&format!("{place}.name"), said, name::check_dns_label);
+            } else if ports.len() > 1 {
+                check.required(format!("{place}.name"), "");
+            }
+            let number = port.get("port").and_then(Value::as_i64).unwrap_or(0);
+            check.range(&format!("{place}.port"), Some(&json!(number)), 1, 65_535);
+            check.one_of(&format!("{place}.protocol"), port.get("protocol"), PROTOCOLS);
+        }
+    }
+}
+
+fn too_many(check: &mut Check, path: &str, count: usize, most: usize) {
+    if count > most {
+        check.causes.push(objects::Cause {
+            reason: "FieldValueTooMany".to_owned(),
+            message: format!("Too many: {count}: must have at most {most} items"),
+            field: path.to_owned(),
+        });
     }
 }

@@ -320,6 +320,39 @@ pub(super) fn check_limits(check: &mut Check, spec: &Value) {
     }
 }
 
+/// The scopes of quotas.
+const SCOPES: &[&str] = &[
+    "BestEffort",
+    "CrossNamespacePodAffinity",
+    "NotBestEffort",
+    "NotTerminating",
+    "PriorityClass",
+    "Terminating",
+    "VolumeAttributesClass",
+];
+/// What quotas count by names of upstream's own.
+const STANDARD_RESOURCES: &[&str] = &[
+    "configmaps",
+    "cpu",
+    "ephemeral-storage",
+    "limits.cpu",
+    "limits.ephemeral-storage",
+    "limits.memory",
+    "memory",
+    "persistentvolumeclaims",
+    "pods",
+    "replicationcontrollers",
+    "requests.cpu",
+    "requests.ephemeral-storage",
+    "requests.memory",
+    "requests.storage",
+    "resourcequotas",
+    "secrets",
+    "services",
+    "services.loadbalancers",
+    "services.nodeports",
+];
+
 /// Checks a quota.
 pub(super) fn check_quota(check: &mut Check, spec: &Value) {
     for (name, amount) in spec.get("hard").and_then(Value::as_object).into_iter().flatten() {
@@ -332,23 +365,79 @@ pub(super) fn check_quota(check: &mut Check, spec: &Value) {
             check.invalid(path, &json!(amount.to_string()), "must be greater than or equal to 0");
         }
     }
-    let scopes = [
-        "BestEffort",
-        "CrossNamespacePodAffinity",
-        "NotBestEffort",
-        "NotTerminating",
-        "PriorityClass",
-        "Terminating",
-        "VolumeAttributesClass",
-    ];
     let all = items(spec, "scopes");
-    for scope in all {
-        check.one_of("spec.scopes", Some(scope), &scopes);
+    for scope in all.iter().filter_map(Value::as_str) {
+        check_scope(check, "spec.scopes", &json!(all), scope, spec);
     }
     let has = |word: &str| all.iter().any(|scope| scope == word);
     for (one, other) in [("BestEffort", "NotBestEffort"), ("Terminating", "NotTerminating")] {
         if has(one) && has(other) {
             check.invalid("spec.scopes", &json!(all), "conflicting scopes");
+        }
+    }
+    let selector = spec.get("scopeSelector").unwrap_or(&Value::Null);
+    let path = "spec.scopeSelector.matchExpressions";
+    for one in items(selector, "matchExpressions") {
+        let (scope, operator) = (text(one, "scopeName"), text(one, "operator"));
+        let values = items(one, "values");
+        if SCOPES.contains(&scope) {
+            check_scope(check, path, selector, scope, spec);
+        } else {
+            check.invalid(format!("{path}.scopeName"), &json!(scope), "unsupported scope");
+        }
+        if !matches!(scope, "PriorityClass" | "VolumeAttributesClass") && operator != "Exists" {
+            let why = "must be 'Exist' when scope is any of ResourceQuotaScopeTerminating, \
+                       ResourceQuotaScopeNotTerminating, ResourceQuotaScopeBestEffort, \
+                       ResourceQuotaScopeNotBestEffort or \
+                       ResourceQuotaScopeCrossNamespacePodAffinity";
+            check.invalid(format!("{path}.operator"), &json!(operator), why);
+        }
+        match (operator, values.is_empty()) {
+            ("In" | "NotIn", true) => {
+                let why = "must be at least one value when `operator` is 'In' or 'NotIn' for \
+                           scope selector";
+                check.required(format!("{path}.values"), why);
+            }
+            ("Exists" | "DoesNotExist", false) => {
+                let why = "must be no value when `operator` is 'Exist' or 'DoesNotExist' for \
+                           scope selector";
+                check.invalid(format!("{path}.values"), &json!(values), why);
+            }
+            ("In" | "NotIn" | "Exists" | "DoesNotExist", _) => {}
+            _ => {
+                let why = "not a valid selector operator";
+                check.invalid(format!("{path}.operator"), &json!(operator), why);
+            }
+        }
+    }
+}
+
+/// Checks a quota's scope, and that what is counted can be of it.
+fn check_scope(check: &mut Check, path: &str, shown: &Value, scope: &str, spec: &Value) {
+    let fits = |resource: &str| match scope {
+        "BestEffort" => resource == "pods",
+        "VolumeAttributesClass" => {
+            matches!(resource, "persistentvolumeclaims" | "requests.storage")
+        }
+        _ if SCOPES.contains(&scope) => matches!(
+            resource,
+            "pods"
+                | "cpu"
+                | "memory"
+                | "requests.cpu"
+                | "requests.memory"
+                | "limits.cpu"
+                | "limits.memory"
+        ),
+        _ => true,
+    };
+    if !SCOPES.contains(&scope) {
+        check.invalid(path, shown, "unsupported scope");
+    }
+    let hard = spec.get("hard").and_then(Value::as_object).into_iter().flatten();
+    for (resource, _) in hard {
+        if STANDARD_RESOURCES.contains(&resource.as_str()) && !fits(resource) {
+            check.invalid(path, shown, "unsupported scope applied to resource");
         }
     }
 }
@@ -373,7 +462,37 @@ pub(super) fn check_flow_schema(check: &mut Check, spec: &Value) {
         }
         if items(rule, "resourceRules").is_empty() && items(rule, "nonResourceRules").is_empty() {
             let why = "at least one of resourceRules and nonResourceRules has to be non-empty";
-            check.required(path, why);
+            check.required(path.clone(), why);
+        }
+        let required = [
+            ("verbs", "verbs must contain at least one value"),
+            ("apiGroups", "resource rules must supply at least one api group"),
+            ("resources", "resource rules must supply at least one resource"),
+        ];
+        for (number, one) in items(rule, "resourceRules").iter().enumerate() {
+            let place = format!("{path}.resourceRules[{number}]");
+            for (field, why) in required {
+                if items(one, field).is_empty() {
+                    check.required(format!("{place}.{field}"), why);
+                }
+            }
+            let everywhere = one.get("clusterScope").and_then(Value::as_bool).unwrap_or(false);
+            if items(one, "namespaces").is_empty() && !everywhere {
+                let why = "resource rules that are not cluster scoped must supply at least one \
+                           namespace";
+                check.required(format!("{place}.namespaces"), why);
+            }
+        }
+        for (number, one) in items(rule, "nonResourceRules").iter().enumerate() {
+            let place = format!("{path}.nonResourceRules[{number}]");
+            for (field, why) in [
+                ("verbs", "verbs must contain at least one value"),
+                ("nonResourceURLs", "nonResourceURLs must contain at least one value"),
+            ] {
+                if items(one, field).is_empty() {
+                    check.required(format!("{place}.{field}"), why);
+                }
+            }
         }
     }
 }
@@ -399,11 +518,44 @@ pub(super) fn check_priority_level(check: &mut Check, spec: &Value) {
             if response.get("type").is_none() {
                 check.required(kind, "");
             }
+            let path = "spec.limited.limitResponse.queuing";
+            match (text(response, "type"), response.get("queuing")) {
+                ("Reject", Some(_)) => {
+                    check.forbidden(
+                        path,
+                        "must be nil if limited.limitResponse.type is not Limited",
+                    );
+                }
+                ("Queue", Some(queuing)) => check_queuing(check, path, queuing),
+                _ => {}
+            }
         }
         (other, _) => check.causes.push(objects::Cause::unsupported(
             "spec.type",
             &json!(other),
             &["Exempt", "Limited"],
         )),
+    }
+}
+
+/// Checks how requests wait.
+fn check_queuing(check: &mut Check, path: &str, queuing: &Value) {
+    let number = |field: &str| queuing.get(field).and_then(Value::as_i64);
+    for (field, most) in [("queueLengthLimit", None), ("queues", Some(10_000_000))] {
+        let Some(found) = number(field) else { continue };
+        if found <= 0 {
+            check.invalid(format!("{path}.{field}"), &json!(found), "must be positive");
+        } else if most.is_some_and(|most| found > most) {
+            let why = "must not be greater than 10000000";
+            check.invalid(format!("{path}.{field}"), &json!(found), why);
+        }
+    }
+    if let (Some(hand), queues) = (number("handSize"), number("queues")) {
+        if hand <= 0 {
+            check.invalid(format!("{path}.handSize"), &json!(hand), "must be positive");
+        } else if let Some(queues) = queues.filter(|queues| hand > *queues) {
+            let why = format!("should not be greater than queues ({queues})");
+            check.invalid(format!("{path}.handSize"), &json!(hand), &why);
+        }
     }
 }

@@ -152,6 +152,131 @@ fn every_kind_of_storage_and_rule_names_what_is_wrong_and_where() {
 }
 
 #[test]
+fn quotas_flows_and_endpoints_name_what_is_wrong_and_where() {
+    check_faults(&[
+        (
+            &kind::RESOURCE_QUOTA,
+            "/spec",
+            json!({"hard": {"services": "1"}, "scopes": ["BestEffort"]}),
+            "spec.scopes: Invalid value: [\"BestEffort\"]: unsupported scope applied to resource",
+        ),
+        (
+            &kind::RESOURCE_QUOTA,
+            "/spec",
+            json!({"hard": {"count/x.example.com": "1"}, "scopes": ["What"]}),
+            "spec.scopes: Invalid value: [\"What\"]: unsupported scope",
+        ),
+        (
+            &kind::RESOURCE_QUOTA,
+            "/spec",
+            json!({"hard": {"pods": "1"}, "scopeSelector": {"matchExpressions": [
+                {"scopeName": "PriorityClass", "operator": "In"}]}}),
+            "spec.scopeSelector.matchExpressions.values: Required value: must be at least one \
+             value when `operator` is 'In' or 'NotIn' for scope selector",
+        ),
+        (
+            &kind::FLOW_SCHEMA,
+            "/spec/rules/0/resourceRules",
+            json!([{"verbs": ["get"], "apiGroups": ["*"], "resources": ["*"]}]),
+            "spec.rules[0].resourceRules[0].namespaces: Required value: resource rules that are \
+             not cluster scoped must supply at least one namespace",
+        ),
+        (
+            &kind::PRIORITY_LEVEL_CONFIGURATION,
+            "/spec/limited/limitResponse",
+            json!({"type": "Queue", "queuing": {"queues": 4, "handSize": 5, "queueLengthLimit": 1}}),
+            "spec.limited.limitResponse.queuing.handSize: Invalid value: 5: should not be greater \
+             than queues (4)",
+        ),
+        (
+            &kind::ENDPOINTS,
+            "/subsets/0/addresses/0/ip",
+            json!("169.254.0.7"),
+            "subsets[0].addresses[0].ip: Invalid value: \"169.254.0.7\": may not be in the link-local \
+             range (169.254.0.0/16, fe80::/10)",
+        ),
+        (
+            &kind::ENDPOINTS,
+            "/subsets/0/ports/0/port",
+            json!(0),
+            "subsets[0].ports[0].port: Invalid value: 0: must be between 1 and 65535, inclusive",
+        ),
+        (
+            &kind::ENDPOINT_SLICE,
+            "/endpoints",
+            json!([{"addresses": ["::1"]}]),
+            "endpoints[0].addresses[0]: Invalid value: \"::1\": must be an IPv4 address",
+        ),
+        (
+            &kind::EVENT,
+            "/eventTime",
+            json!("2026-01-01T00:00:00.000000Z"),
+            "reportingController: Required value",
+        ),
+        (
+            &kind::CSI_STORAGE_CAPACITY,
+            "/storageClassName",
+            json!("A_b"),
+            "storageClassName: Invalid value: \"A_b\": a lowercase RFC 1123 subdomain must consist \
+             of lower case letters, digits, '-' and '.', and must start and end with a letter or \
+             digit (e.g. 'example.com', regex used for validation is \
+             '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')",
+        ),
+    ]);
+}
+
+#[test]
+fn devices_and_workloads_name_what_is_wrong_and_where() {
+    check_faults(&[
+        (
+            &kind::DEVICE_CLASS,
+            "/spec/selectors/0/cel/expression",
+            json!("1"),
+            "spec.selectors[0].cel.expression: Invalid value: \"1\": must evaluate to bool",
+        ),
+        (
+            &kind::RESOURCE_CLAIM,
+            "/spec/devices/requests/0/exactly",
+            Value::Null,
+            "spec.devices.requests[0]: Required value: exactly one of `exactly` or \
+             `firstAvailable` is required",
+        ),
+        (
+            &kind::RESOURCE_CLAIM_TEMPLATE,
+            "/spec/spec/devices/requests/0/exactly/deviceClassName",
+            json!(""),
+            "spec.spec.devices.requests[0].exactly.deviceClassName: Required value",
+        ),
+        (
+            &kind::RESOURCE_SLICE,
+            "/spec/pool/resourceSliceCount",
+            json!(0),
+            "spec.pool.resourceSliceCount: Invalid value: 0: must be greater than zero",
+        ),
+        (
+            &kind::RESOURCE_SLICE,
+            "/spec/nodeName",
+            Value::Null,
+            "spec: Required value: exactly one of `nodeName`, `nodeSelector`, `allNodes`, \
+             `perDeviceNodeSelection` is required",
+        ),
+        (
+            &kind::STATEFUL_SET,
+            "/spec/podManagementPolicy",
+            json!("Odd"),
+            "spec.podManagementPolicy: Invalid value: \"Odd\": must be 'OrderedReady' or 'Parallel'",
+        ),
+        (
+            &kind::DAEMON_SET,
+            "/spec/updateStrategy",
+            json!({"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0}}),
+            "spec.updateStrategy.rollingUpdate.maxUnavailable: Invalid value: 0: cannot be 0 when \
+             maxSurge is 0",
+        ),
+    ]);
+}
+
+#[test]
 fn what_is_fixed_stays() {
     for (kind, path, value, expected) in [
         (

@@ -24,8 +24,50 @@ pub(super) fn check(check: &mut Check, kind: &Kind, spec: &Value) {
     }
     check_selector(check, kind, spec);
     check_template(check, spec);
-    if kind.kind == "Deployment" {
-        check_strategy(check, spec.get("strategy").unwrap_or(&Value::Null));
+    let part = |field: &str| spec.get(field).unwrap_or(&Value::Null);
+    match kind.kind {
+        "Deployment" => check_strategy(check, part("strategy")),
+        "DaemonSet" => check_daemons(check, part("updateStrategy")),
+        "StatefulSet" => {
+            let said = text(spec, "podManagementPolicy");
+            if !matches!(said, "" | "OrderedReady" | "Parallel") {
+                let why = "must be 'OrderedReady' or 'Parallel'";
+                check.invalid("spec.podManagementPolicy", &json!(said), why);
+            }
+            let said = text(spec, "updateStrategy.type");
+            if !matches!(said, "" | "OnDelete" | "RollingUpdate") {
+                let why = "must be 'RollingUpdate' or 'OnDelete'";
+                check.invalid("spec.updateStrategy", part("updateStrategy"), why);
+            }
+            let partition = spec.pointer("/updateStrategy/rollingUpdate/partition");
+            check.not_negative("spec.updateStrategy.rollingUpdate.partition", partition);
+        }
+        _ => {}
+    }
+}
+
+/// Checks how daemons are renewed: one after the other, or beside the old.
+fn check_daemons(check: &mut Check, strategy: &Value) {
+    let kinds = ["OnDelete", "RollingUpdate"];
+    check.one_of("spec.updateStrategy.type", strategy.get("type"), &kinds);
+    let Some(rolling) = strategy.get("rollingUpdate") else { return };
+    let is_zero = |field: &str| match rolling.get(field) {
+        None => field == "maxSurge",
+        Some(Value::String(text)) => text == "0%",
+        Some(number) => number == &json!(0),
+    };
+    let path = "spec.updateStrategy.rollingUpdate";
+    let shown = |field: &str| rolling.get(field).cloned().unwrap_or_default();
+    match (is_zero("maxUnavailable"), is_zero("maxSurge")) {
+        (true, true) => {
+            let why = "cannot be 0 when maxSurge is 0";
+            check.invalid(format!("{path}.maxUnavailable"), &shown("maxUnavailable"), why);
+        }
+        (false, false) => {
+            let why = "may not be set when maxUnavailable is non-zero";
+            check.invalid(format!("{path}.maxSurge"), &shown("maxSurge"), why);
+        }
+        _ => {}
     }
 }
 

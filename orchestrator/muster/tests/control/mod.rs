@@ -23,20 +23,30 @@ const PUMPS: Resource = Resource::namespaced("example.com", "v1", "Pump", "pumps
 const QUOTAS: Resource = Resource::namespaced("", "v1", "ResourceQuota", "resourcequotas");
 
 /// An API server, and managers beside it.
-struct Site {
+pub(super) struct Site {
     data: tempfile::TempDir,
     admin: Client,
     tasks: JoinSet<()>,
 }
 
 impl Site {
-    async fn start() -> Self {
+    pub(super) async fn start() -> Self {
         let data = tempfile::tempdir().unwrap();
         let server = open_api(data.path()).await;
         let mut tasks = JoinSet::new();
         tasks.spawn(async move { server.serve().await.unwrap() });
         let admin = Client::from_kubeconfig(data.path().join("admin.kubeconfig")).unwrap();
         Self { data, admin, tasks }
+    }
+
+    /// The admin's kubeconfig.
+    pub(super) fn kubeconfig(&self) -> PathBuf {
+        self.data.path().join("admin.kubeconfig")
+    }
+
+    /// Runs all controllers.
+    pub(super) fn manage_all(&mut self) {
+        self.manage(self.data.path().join("manager.kubeconfig"), "all");
     }
 
     /// Runs some controllers as the user of a kubeconfig.
@@ -62,8 +72,7 @@ impl Site {
 
     /// A kubeconfig of a user with nothing but the roles that the server gives its name.
     fn identify(&self, user: &str) -> PathBuf {
-        let admin =
-            ClientConfig::from_kubeconfig(&self.data.path().join("admin.kubeconfig")).unwrap();
+        let admin = ClientConfig::from_kubeconfig(&self.kubeconfig()).unwrap();
         let authority = Authority::load(&self.data.path().join("pki")).unwrap();
         let sans = Sans { names: Vec::new(), addresses: Vec::new() };
         let made = authority.issue(&Subject::new(user, &[]), &sans, Usage::Client, DAY).unwrap();
@@ -131,7 +140,7 @@ fn pump(name: &str, finalizers: &[&str]) -> Value {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn objects_of_definitions_are_looked_after_as_built_in_ones_are() {
     let mut site = Site::start().await;
-    site.manage(site.data.path().join("manager.kubeconfig"), "all");
+    site.manage_all();
     let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "works"}});
     site.create(&NAMESPACES, None, namespace).await;
     site.create(&DEFINITIONS, None, definition()).await;
