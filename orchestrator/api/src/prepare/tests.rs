@@ -307,7 +307,8 @@ fn approval_is_decided_once_and_only_there() {
 fn events_are_one_in_both_versions() {
     let url = "/apis/events.k8s.io/v1/namespaces/a/events";
     let wish = json!({"metadata": {"name": "e"}, "regarding": {"kind": "Pod", "name": "p", "namespace": "a"},
-        "note": "hello", "type": "Normal", "reason": "r", "eventTime": "2026-01-01T00:00:00.000001Z"});
+        "note": "hello", "type": "Normal", "reason": "r", "eventTime": "2026-01-01T00:00:00.000001Z",
+        "action": "a", "reportingController": "example.com/teller", "reportingInstance": "t-1"});
     let made = prepare("POST", url, None, &wish).unwrap().object;
     assert_eq!((&made["apiVersion"], &made["message"]), (&json!("v1"), &json!("hello")));
     let shown = answer(&request("GET", &format!("{url}/e")), &made);
