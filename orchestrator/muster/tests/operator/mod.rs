@@ -234,8 +234,7 @@ async fn until_copied(copies: &[Box<dyn Fn() -> BTreeSet<String>>; 3], wanted: &
 }
 
 /// A server with the operator's kind, and a client of it.
-async fn open(site: &mut Site) -> Client {
-    site.manage_all();
+async fn open(site: &Site) -> Client {
     let text = std::fs::read_to_string(site.kubeconfig()).unwrap();
     let kubeconfig = kube::config::Kubeconfig::from_yaml(&text).unwrap();
     let options = kube::config::KubeConfigOptions::default();
@@ -291,7 +290,8 @@ fn holds(litres: &'static str) -> impl Condition<ConfigMap> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_kube_rs_operator_leads_its_objects_from_wish_to_end() {
     let mut site = Site::start().await;
-    let client = open(&mut site).await;
+    site.manage_all();
+    let client = open(&site).await;
     let mut tasks = JoinSet::new();
     let copies = keep_copies(&client, &mut tasks);
     let operator = start(&client, &mut tasks);
@@ -301,7 +301,7 @@ async fn a_kube_rs_operator_leads_its_objects_from_wish_to_end() {
     // A wish is fulfilled, told of, and seen by whoever keeps copies.
     let ann = PatchParams::apply("ann");
     let tried = pumps.patch("one", &ann.clone().dry_run(), &Patch::Apply(pump(3))).await.unwrap();
-    assert_eq!((tried.spec.replicas, pumps.get_opt("one").await.unwrap().is_none()), (1, true));
+    assert!(tried.spec.replicas == 1 && pumps.get_opt("one").await.unwrap().is_none());
     pumps.patch("one", &ann, &Patch::Apply(pump(3))).await.unwrap();
     let made = until(&pumps, "one", runs(1)).await.unwrap();
     assert_eq!(made.finalizers(), [FINALIZER]);
@@ -311,14 +311,13 @@ async fn a_kube_rs_operator_leads_its_objects_from_wish_to_end() {
         .map(|one| (one.manager.clone().unwrap(), one.operation.clone().unwrap()))
         .filter(|(manager, _)| manager == "ann" || manager == OPERATOR)
         .collect();
-    let applied = |manager: &str| (manager.to_owned(), "Apply".to_owned());
-    assert_eq!(managers, BTreeSet::from([applied("ann"), applied(OPERATOR)]));
+    let applied = ["ann", OPERATOR].map(|one| (one.to_owned(), "Apply".to_owned()));
+    assert_eq!(managers, BTreeSet::from(applied));
     let part = until(&parts, "one", holds("3")).await.unwrap();
     assert_eq!(part.owner_references()[0].uid, made.uid().unwrap());
     until_copied(&copies, &["one"]).await;
-    let events: Api<Told> = Api::namespaced(client.clone(), HOME);
     let by_pump = ListParams::default().fields("regarding.kind=Pump,reason=Filled");
-    let told = events.list(&by_pump).await.unwrap().items;
+    let told = Api::<Told>::namespaced(client.clone(), HOME).list(&by_pump).await.unwrap().items;
     assert_eq!(told.first().and_then(|one| one.note.as_deref()), Some("water runs"), "{told:?}");
 
     // A change is a new generation; what is taken away is put back.
@@ -349,10 +348,10 @@ async fn a_kube_rs_operator_leads_its_objects_from_wish_to_end() {
     assert_eq!(pumps.get_scale("one").await.unwrap().status.unwrap().replicas, 4);
 
     // It goes when it has been drained, and what it owned goes after it.
-    let stale = Preconditions { uid: Some("another".to_owned()), resource_version: None };
-    let params = DeleteParams::default().preconditions(stale);
-    refused(pumps.delete("one", &params).await, 409, "Conflict");
     let params = DeleteParams::default();
+    let stale = Preconditions { uid: Some("another".to_owned()), resource_version: None };
+    let other = params.clone().preconditions(stale);
+    refused(pumps.delete("one", &other).await, 409, "Conflict");
     let gone = delete_and_finalize(pumps.clone(), "one", &params);
     tokio::time::timeout(LIMIT, gone).await.expect("the pump goes").unwrap();
     assert_eq!(*operator.drained.lock().unwrap(), BTreeSet::from(["one".to_owned()]));
@@ -362,8 +361,9 @@ async fn a_kube_rs_operator_leads_its_objects_from_wish_to_end() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kube_rs_finds_kinds_at_run_time_and_handles_their_objects() {
-    let mut site = Site::start().await;
-    let client = open(&mut site).await;
+    // Nobody else may add kinds while they are counted.
+    let site = Site::start().await;
+    let client = open(&site).await;
     let kind = GroupVersionKind::gvk(GROUP, "v1", "Pump");
     let one_by_one = Discovery::new(client.clone()).run().await.unwrap();
     let at_once = Discovery::new(client.clone()).run_aggregated().await.unwrap();
