@@ -13,6 +13,7 @@ use std::time::Duration;
 use cri::message::{ContainerState, ListContainersRequest};
 use node::names::POD_UID;
 use node::shutdown::{Phase, end, is_graceful, plan_shutdown};
+use runtime::report;
 use tokio::process::Command;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -23,7 +24,9 @@ use crate::Shared;
 /// How often the runtime is asked whether pods have ended.
 const BEAT: Duration = Duration::from_millis(100);
 /// How long the machine's manager may take to answer.
-const ASK_LIMIT: Duration = Duration::from_secs(5);
+const ASK_LIMIT: Duration = Duration::from_secs(30);
+/// How long the API may take to tell the node's pods to an agent that does not know them yet.
+const LIST_LIMIT: Duration = Duration::from_secs(10);
 /// How long the API may take to be told of the last ends.
 const TELL_LIMIT: Duration = Duration::from_secs(2);
 
@@ -38,6 +41,12 @@ pub(crate) async fn run(stop: CancellationToken, shared: Arc<Shared>) {
         info!("the machine shuts down; its pods end first");
         shared.leaving.store(true, Ordering::Relaxed);
         shared.hurry.notify_one();
+        // One that has only just started does not know yet whom to end.
+        if tokio::time::timeout(LIST_LIMIT, shared.pods.wait_synced()).await.is_err() {
+            warn!(
+                "the API does not tell this node's pods; only those of its own files end in order"
+            );
+        }
         let pods = shared.pods.list();
         let fixed = Arc::clone(&shared.fixed.borrow());
         let own = pods.iter().filter(|pod| !node::manifest::is_mirror(pod)).chain(fixed.iter());
@@ -84,11 +93,19 @@ async fn run_still(shared: &Shared, uids: &BTreeSet<String>) -> bool {
     })
 }
 
-/// Asks the machine's manager whether everything stops.
+/// Asks the machine's manager whether everything stops. Where it cannot be asked, pods are left
+/// alone: ending them for a mere restart of the agent would be the greater harm.
 async fn is_ending(manager: &Path) -> bool {
     let asked = Command::new(manager).arg("is-system-running").kill_on_drop(true).output();
     match tokio::time::timeout(ASK_LIMIT, asked).await {
         Ok(Ok(answer)) => answer.stdout.trim_ascii() == b"stopping",
-        _ => false,
+        Ok(Err(err)) => {
+            warn!(err = report(&err), "cannot ask whether the machine stops; pods are left alone");
+            false
+        }
+        Err(_) => {
+            warn!("no answer whether the machine stops; pods are left alone");
+            false
+        }
     }
 }

@@ -196,11 +196,13 @@ impl Seen {
     /// Tells whether nothing of the pod runs or holds an address any more.
     #[must_use]
     pub fn is_at_rest(&self) -> bool {
-        self.sandboxes.iter().all(|sandbox| !sandbox.ready)
-            && !self
-                .containers
-                .iter()
-                .any(|c| matches!(c.life, Life::Running { .. } | Life::Unknown))
+        self.is_quiet() && self.sandboxes.iter().all(|sandbox| !sandbox.ready)
+    }
+
+    /// Tells whether none of the pod's containers runs, or may run.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        !self.containers.iter().any(|c| matches!(c.life, Life::Running { .. } | Life::Unknown))
     }
 }
 

@@ -108,7 +108,10 @@ fn set_phase(status: &mut PodStatus, pod: &Pod, seen: &Seen, memory: &Memory) {
     if pod.is_finished() {
         return;
     }
-    if let Some(verdict) = &memory.verdict {
+    if let Some(verdict) = &memory.verdict
+        && seen.is_quiet()
+    {
+        // Not before: whoever replaces the pod takes this for its end.
         "Failed".clone_into(&mut status.phase);
         status.reason.clone_from(&verdict.reason);
         status.message.clone_from(&verdict.message);

@@ -1,6 +1,6 @@
 //! Stories of a machine that shuts down under its agent.
 
-use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
 
 use serde_json::{Value, json};
 
@@ -10,8 +10,11 @@ impl Node {
     /// Asks the agent to stop, while the machine's manager says this of itself.
     async fn ask_to_stop(&mut self, state: &str) {
         let manager = self.containerd.dir().join("systemctl");
-        std::fs::write(&manager, format!("#!/bin/sh\necho {state}\n")).unwrap();
-        std::fs::set_permissions(&manager, std::fs::Permissions::from_mode(0o755)).unwrap();
+        // Another process writes the program: a file that is open for writing cannot be run, and
+        // whatever this process starts meanwhile would hold it open for a moment.
+        let script = "printf '#!/bin/sh\necho %s\n' \"$1\" > \"$0\" && chmod 755 \"$0\"";
+        let written = Command::new("sh").args(["-c", script]).arg(&manager).arg(state).status();
+        assert!(written.unwrap().success());
         self.asked.cancel();
         self.agent.join_next().await;
     }

@@ -159,12 +159,13 @@ fn failures_give_their_reasons() {
         }),
         ..Memory::default()
     };
-    check_with(
-        &pod("Always", "a", json!({})),
-        "+0 a0:exit,137",
-        &mut memory,
-        "Failed | a0: Error 137",
-    );
+    // Whoever replaces the pod waits until the last of it has ended.
+    for (state, expected) in [
+        ("+0 a0:run", "Running ready | a0: running ready"),
+        ("+0 a0:exit,137", "Failed | a0: Error 137"),
+    ] {
+        check_with(&pod("Always", "a", json!({})), state, &mut memory, expected);
+    }
 }
 
 #[test]
