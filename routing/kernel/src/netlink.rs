@@ -7,11 +7,17 @@
 //! Spec: rtnetlink(7).
 
 mod link;
+mod request;
 mod route;
 
-use rtnetlink::packet_core::ErrorMessage;
+use futures_util::StreamExt as _;
+use rtnetlink::packet_core::{ErrorMessage, NetlinkPayload};
 use thiserror::Error;
 use tokio::task::JoinSet;
+
+pub(crate) use self::link::{parse_address, parse_link};
+pub(crate) use self::request::Request;
+pub(crate) use self::route::parse_route;
 
 pub use self::link::{Address, AddressScope, Link, LinkIndex, Veth};
 pub use self::route::{Family, NextHop, Route, RouteKind, RouteOrigin};
@@ -101,5 +107,17 @@ impl Netlink {
         let mut tasks = JoinSet::new();
         tasks.spawn(connection);
         Ok(Self { handle, _connection: tasks })
+    }
+    /// Sends a request and awaits its acknowledgement.
+    async fn change(&self, request: Request) -> Result<(), NetlinkError> {
+        let Request { message, operation, subject } = request;
+        let failed = |err: rtnetlink::Error| NetlinkError::new(operation, &subject, err);
+        let mut answers = self.handle.clone().request(message).map_err(failed)?;
+        while let Some(answer) = answers.next().await {
+            if let NetlinkPayload::Error(err) = answer.payload {
+                return Err(failed(rtnetlink::Error::NetlinkError(err)));
+            }
+        }
+        Ok(())
     }
 }

@@ -7,7 +7,7 @@ mod alone;
 use std::net::IpAddr;
 
 use kernel::nft::{Element, Elements, Parts, Place, Transaction, Value};
-use kernel::sync::Network;
+use kernel::sync::{Change, Network};
 use kernel::{
     Address, AddressScope, Family, NextHop, Route, RouteKind, RouteOrigin, Veth, conntrack, nft,
     sysctl,
@@ -92,6 +92,46 @@ fn links_addresses_and_routes_are_what_was_asked_for() {
         network.delete_link(link.index).unwrap();
         assert!(network.delete_link(link.index).unwrap_err().is_missing());
         assert_eq!(network.link("here0").unwrap(), None);
+    });
+}
+
+#[test]
+fn changes_go_together_and_the_first_failure_is_told() {
+    alone("changes_go_together_and_the_first_failure_is_told", &["ip", "nsenter"], || {
+        let (network, there) = (Network::open().unwrap(), namespace("there"));
+        let veth = Veth { name: "here0", peer: "there0", peer_namespace: &there, mtu: 1400 };
+        let ours = network.add_veth(&veth).unwrap();
+        assert_eq!((ours.name.as_str(), ours.mtu, ours.up), ("here0", 1400, true));
+        let inside = Network::open_in(&there).unwrap();
+        let loopback = inside.require_link("lo").unwrap().index;
+        let link = inside.apply_and_find(&[Change::SetUp(loopback)], "there0").unwrap().index;
+        assert!(inside.require_link("lo").unwrap().up);
+        let own =
+            Address { address: address("10.7.0.2"), prefix_len: 32, scope: AddressScope::Global };
+        let gateway = address("169.254.1.1");
+        let near = Route::on_link(gateway.into(), link);
+        let hop = NextHop { gateway: Some(gateway), link: Some(link), onlink: false };
+        let far = Route::via("0.0.0.0/0".parse().unwrap(), hop);
+        // The way to the gateway comes after what leads by it: that fails, and the rest is done.
+        let disorder = [
+            Change::SetUp(link),
+            Change::AddAddress(link, own),
+            Change::ReplaceRoute(&far),
+            Change::ReplaceRoute(&near),
+        ];
+        let told = inside.apply(&disorder).unwrap_err();
+        assert_eq!(told.to_string(), format!("cannot replace route {far}"));
+        let routes = inside.routes(Family::V4).unwrap();
+        assert_eq!(routes.iter().map(|one| one.destination).collect::<Vec<_>>(), [gateway.into()]);
+        inside.apply(&disorder).unwrap();
+        inside.apply(&[]).unwrap();
+        assert_eq!(inside.routes(Family::V4).unwrap().len(), 2);
+        assert!(inside.apply_and_find(&[], "there9").unwrap_err().is_missing());
+        // What failed leaves nothing behind that the next answer could be taken for.
+        assert_eq!(inside.require_link("there0").unwrap().index, link);
+        assert_eq!(inside.links().unwrap().len(), 2);
+        let addresses = inside.addresses(link).unwrap();
+        assert_eq!(addresses.iter().filter(|one| one.address.is_ipv4()).count(), 1);
     });
 }
 

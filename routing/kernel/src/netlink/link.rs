@@ -14,6 +14,7 @@ use netlink_packet_route::link::{
 };
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth};
 
+use super::request::{Request, plain_address_message};
 use super::{Cause, Netlink, NetlinkError};
 use crate::netns::Namespace;
 
@@ -130,9 +131,7 @@ impl Netlink {
     ///
     /// When the link is missing or the kernel refuses.
     pub async fn set_up(&self, index: LinkIndex) -> Result<(), NetlinkError> {
-        let message = LinkUnspec::new_with_index(index.0).up().build();
-        let changed = self.handle.link().change(message).execute().await;
-        changed.map_err(|err| NetlinkError::new("set up", index, err))
+        self.change(Request::set_up(index)).await
     }
 
     /// Creates a veth pair in one message, the peer directly inside its namespace. This end is up;
@@ -145,18 +144,7 @@ impl Netlink {
     ///
     /// When a link of either name exists ([`NetlinkError::is_exists`]) or the kernel refuses.
     pub async fn add_veth(&self, veth: &Veth<'_>) -> Result<(), NetlinkError> {
-        let peer = LinkMessageBuilder::<LinkUnspec>::new()
-            .name(veth.peer)
-            .mtu(veth.mtu)
-            .setns_by_fd(veth.peer_namespace.as_raw_fd())
-            .build();
-        let message = LinkVeth::new(veth.name, veth.peer)
-            .up()
-            .mtu(veth.mtu)
-            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
-            .build();
-        let added = self.handle.link().add(message).execute().await;
-        added.map_err(|err| NetlinkError::new("add veth", veth.name, err))
+        self.change(Request::add_veth(veth)).await
     }
 
     /// Deletes a link; a veth's peer goes with it.
@@ -165,8 +153,7 @@ impl Netlink {
     ///
     /// When the link is missing ([`NetlinkError::is_missing`]) or cannot be deleted.
     pub async fn delete_link(&self, index: LinkIndex) -> Result<(), NetlinkError> {
-        let deleted = self.handle.link().del(index.0).execute().await;
-        deleted.map_err(|err| NetlinkError::new("delete", index, err))
+        self.change(Request::delete_link(index)).await
     }
 
     /// Gives a link an address. Giving it one it has already is no error.
@@ -179,19 +166,7 @@ impl Netlink {
         index: LinkIndex,
         address: Address,
     ) -> Result<(), NetlinkError> {
-        let mut request =
-            self.handle.address().add(index.0, address.address, address.prefix_len).replace();
-        request.message_mut().header.scope = match address.scope {
-            AddressScope::Global => WireAddressScope::Universe,
-            AddressScope::Link => WireAddressScope::Link,
-        };
-        // Addresses of ours follow from the plan: nobody else has them, and nothing need wait
-        // until the link was asked. The scope of an IPv6 address follows from itself.
-        if address.address.is_ipv6() {
-            request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
-        }
-        let added = request.execute().await;
-        added.map_err(|err| NetlinkError::new("add address", address, err))
+        self.change(Request::add_address(index, address)).await
     }
 
     /// Takes an address from a link.
@@ -204,10 +179,7 @@ impl Netlink {
         index: LinkIndex,
         address: Address,
     ) -> Result<(), NetlinkError> {
-        let mut request = self.handle.address().add(index.0, address.address, address.prefix_len);
-        let message = request.message_mut().clone();
-        let deleted = self.handle.address().del(message).execute().await;
-        deleted.map_err(|err| NetlinkError::new("delete address", address, err))
+        self.change(Request::delete_address(index, address)).await
     }
 
     /// Lists the addresses of a link.
@@ -223,7 +195,36 @@ impl Netlink {
     }
 }
 
-fn parse_link(message: &LinkMessage) -> Link {
+/// A veth pair, this end up. The kernel sets the peer up only when it is asked after both are there.
+pub(super) fn veth_message(veth: &Veth<'_>) -> LinkMessage {
+    let peer = LinkMessageBuilder::<LinkUnspec>::new()
+        .name(veth.peer)
+        .mtu(veth.mtu)
+        .setns_by_fd(veth.peer_namespace.as_raw_fd())
+        .build();
+    LinkVeth::new(veth.name, veth.peer)
+        .up()
+        .mtu(veth.mtu)
+        .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+        .build()
+}
+
+/// An address as it is given to a link.
+pub(super) fn address_message(index: LinkIndex, address: Address) -> AddressMessage {
+    let mut message = plain_address_message(index, address);
+    message.header.scope = match address.scope {
+        AddressScope::Global => WireAddressScope::Universe,
+        AddressScope::Link => WireAddressScope::Link,
+    };
+    // Addresses of ours follow from the plan: nobody else has them, and nothing need wait
+    // until the link was asked. The scope of an IPv6 address follows from itself.
+    if address.address.is_ipv6() {
+        message.header.flags |= AddressHeaderFlags::Nodad;
+    }
+    message
+}
+
+pub(crate) fn parse_link(message: &LinkMessage) -> Link {
     let flags = message.header.flags;
     let mut link = Link {
         index: LinkIndex(message.header.index),
@@ -252,7 +253,7 @@ fn render_mac(bytes: &[u8]) -> String {
 }
 
 /// The local address of an address message; the other end of a point-to-point link is skipped.
-fn parse_address(message: &AddressMessage) -> Option<Address> {
+pub(crate) fn parse_address(message: &AddressMessage) -> Option<Address> {
     let mut any = None;
     let mut local = None;
     for attribute in &message.attributes {

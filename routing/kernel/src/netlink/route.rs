@@ -11,6 +11,7 @@ use netlink_packet_route::route::{
 };
 use rtnetlink::RouteMessageBuilder;
 
+use super::request::Request;
 use super::{Cause, LinkIndex, Netlink, NetlinkError};
 
 /// One route of the main table.
@@ -125,9 +126,7 @@ impl Netlink {
     ///
     /// When it is there already ([`NetlinkError::is_exists`]) or the kernel refuses.
     pub async fn add_route(&self, route: &Route) -> Result<(), NetlinkError> {
-        let message = route_message("add route", route)?;
-        let added = self.handle.route().add(message).execute().await;
-        added.map_err(|err| NetlinkError::new("add route", route, err))
+        self.change(Request::add_route(route)?).await
     }
 
     /// Adds a route, or puts it in the place of one with the same destination and metric.
@@ -136,9 +135,7 @@ impl Netlink {
     ///
     /// When the kernel refuses.
     pub async fn replace_route(&self, route: &Route) -> Result<(), NetlinkError> {
-        let message = route_message("replace route", route)?;
-        let replaced = self.handle.route().add(message).replace().execute().await;
-        replaced.map_err(|err| NetlinkError::new("replace route", route, err))
+        self.change(Request::replace_route(route)?).await
     }
 
     /// Deletes a route.
@@ -147,9 +144,7 @@ impl Netlink {
     ///
     /// When it is not there ([`NetlinkError::is_missing`]) or the kernel refuses.
     pub async fn delete_route(&self, route: &Route) -> Result<(), NetlinkError> {
-        let message = route_message("delete route", route)?;
-        let deleted = self.handle.route().del(message).execute().await;
-        deleted.map_err(|err| NetlinkError::new("delete route", route, err))
+        self.change(Request::delete_route(route)?).await
     }
 
     /// Lists the main table of one address family, in the kernel's order.
@@ -178,7 +173,10 @@ pub enum Family {
     V6,
 }
 
-fn route_message(operation: &'static str, route: &Route) -> Result<RouteMessage, NetlinkError> {
+pub(super) fn route_message(
+    operation: &'static str,
+    route: &Route,
+) -> Result<RouteMessage, NetlinkError> {
     let destination = route.destination;
     let bad = || NetlinkError::new(operation, route, Cause::BadPrefix);
     let mut builder = RouteMessageBuilder::<IpAddr>::new()
@@ -241,7 +239,7 @@ fn next_hop(hop: NextHop) -> Result<netlink_packet_route::route::RouteNextHop, (
 }
 
 /// Reads a route; `None` for another table's, or one whose shape we do not know.
-fn parse_route(message: &RouteMessage) -> Option<Route> {
+pub(crate) fn parse_route(message: &RouteMessage) -> Option<Route> {
     let header = &message.header;
     let mut table = u32::from(header.table);
     let mut address = None;

@@ -1,11 +1,17 @@
 //! The plugin's work for a pod, beside the same links, addresses and routes made by `ip`; and what
 //! the runtime sees of it when it starts the plugin as a program.
+//!
+//! What nobody can do without is measured beside it: the kernel's work for the same requests from
+//! sockets that are open, and a program's start and end (CNI's VERSION, which does nothing).
 
 use std::io::Write as _;
+use std::net::IpAddr;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use kernel::netns::Namespace;
+use kernel::sync::{Change, Network};
+use kernel::{Address, AddressScope, LinkIndex, NextHop, Route, Veth};
 use nix::sys::resource::UsageWho;
 
 use serde_json::json;
@@ -51,7 +57,9 @@ pub(crate) fn measure(programs: &str) {
         all.sort_unstable();
         println!("  {name:<16} p50 {:>10.3?}  p99 {:>10.3?}", at(&all, 50), at(&all, 99));
     }
-    println!("  processor's time of an ADD: {:.3?}", used / u32::try_from(PODS).unwrap());
+    let each = u32::try_from(PODS).unwrap();
+    println!("  processor's time of an ADD: {:.3?}", used / each);
+    println!("  of that the kernel's work:  {:.3?}", kernels_work(&node) / each);
     // They take turns, so that a busy machine disturbs all alike.
     let mut programs: Vec<Program> =
         programs.split(',').filter(|one| !one.is_empty()).map(Program::new).collect();
@@ -59,6 +67,7 @@ pub(crate) fn measure(programs: &str) {
         for (index, program) in programs.iter_mut().enumerate() {
             let pod = format!("r{index}x{number}");
             shell(&format!("ip netns add {pod}"));
+            program.starts.push(program.call(&node, "VERSION", &pod, &config));
             program.adds.push(program.call(&node, "ADD", &pod, &config));
             program.dels.push(program.call(&node, "DEL", &pod, &config));
         }
@@ -69,16 +78,51 @@ pub(crate) fn measure(programs: &str) {
     }
 }
 
+/// Processor's time for the links, addresses and routes of as many pods, by requests on sockets
+/// that are open already: what the kernel makes of them, and hardly anything else.
+fn kernels_work(node: &Namespace) -> Duration {
+    let spaces: Vec<Namespace> = (0..PODS).map(|number| namespace(&format!("k{number}"))).collect();
+    let theirs: Vec<Network> =
+        spaces.iter().map(|space| Network::open_in(space).unwrap()).collect();
+    let here = Network::open_in(node).unwrap();
+    let gateway = IpAddr::from([169, 254, 1, 1]);
+    let single = |address, scope| Address { address, prefix_len: 32, scope };
+    let before = cpu();
+    for (number, (space, there)) in spaces.iter().zip(&theirs).enumerate() {
+        let own = IpAddr::from([172, 20, 14, u8::try_from(number + 2).unwrap()]);
+        let name = format!("k{number}");
+        let veth = Veth { name: &name, peer: "eth0", peer_namespace: space, mtu: 1500 };
+        let ours = here.add_veth(&veth).unwrap();
+        let link = there.apply_and_find(&[Change::SetUp(LinkIndex(1))], "eth0").unwrap().index;
+        let hop = NextHop { gateway: Some(gateway), link: Some(link), onlink: true };
+        let default = Route::via("0.0.0.0/0".parse().unwrap(), hop);
+        let on_link = Route::on_link(gateway.into(), link);
+        let address = single(own, AddressScope::Global);
+        let changes = [
+            Change::SetUp(link),
+            Change::AddAddress(link, address),
+            Change::ReplaceRoute(&on_link),
+            Change::ReplaceRoute(&default),
+        ];
+        there.apply(&changes).unwrap();
+        let route = Route::on_link(own.into(), ours.index);
+        let held = Change::AddAddress(ours.index, single(gateway, AddressScope::Link));
+        here.apply(&[held, Change::ReplaceRoute(&route)]).unwrap();
+    }
+    cpu() - before
+}
+
 /// A plugin as the container runtime has it.
 struct Program {
     path: String,
+    starts: Vec<[Duration; 2]>,
     adds: Vec<[Duration; 2]>,
     dels: Vec<[Duration; 2]>,
 }
 
 impl Program {
     fn new(path: &str) -> Self {
-        Self { path: path.to_owned(), adds: Vec::new(), dels: Vec::new() }
+        Self { path: path.to_owned(), starts: Vec::new(), adds: Vec::new(), dels: Vec::new() }
     }
 
     /// Calls it; gives the time from its start to its end, and the processor's time of that.
@@ -106,7 +150,9 @@ impl Program {
     }
 
     fn print(&mut self) {
-        for (name, calls) in [("ADD", &mut self.adds), ("DEL", &mut self.dels)] {
+        for (name, calls) in
+            [("VERSION", &mut self.starts), ("ADD", &mut self.adds), ("DEL", &mut self.dels)]
+        {
             let mut all: Vec<Duration> = calls.iter().map(|call| call[0]).collect();
             let used: Duration = calls.iter().map(|call| call[1]).sum();
             let used = used / u32::try_from(calls.len()).unwrap();

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use kernel::netns::Namespace;
-use kernel::sync::Network;
+use kernel::sync::{Change, Network};
 use kernel::{
     Address, AddressScope, Family, Link, LinkIndex, NetlinkError, NextHop, Route, RouteKind, Veth,
 };
@@ -126,8 +126,8 @@ const LOOPBACK: LinkIndex = LinkIndex(1);
 
 /// Connects a pod; what an earlier, cut-off call left is removed first.
 ///
-/// No thread is started and nothing is asked that is known: on a busy machine each switch costs
-/// more than the kernel's work.
+/// No thread is started, nothing is asked that is known, and what can go together does: on a busy
+/// machine each switch costs more than the kernel's work.
 pub(super) fn connect(
     call: &Call,
     host_end: &str,
@@ -139,16 +139,19 @@ pub(super) fn connect(
     let there = network_in(&namespace)?;
     let veth =
         Veth { name: host_end, peer: &call.interface, peer_namespace: &namespace, mtu: pods.mtu };
-    if let Err(err) = here.add_veth(&veth) {
-        let left = here.link(host_end).map_err(|err| failed(&err))?;
-        // Another link of the pod's has the name, or something else is wrong.
-        let Some(left) = left.filter(|_| err.is_exists()) else { return Err(failed(&err)) };
-        here.delete_link(left.index).map_err(|err| failed(&err))?;
-        here.add_veth(&veth).map_err(|err| failed(&err))?;
-    }
+    let host = match here.add_veth(&veth) {
+        Ok(link) => link,
+        Err(err) => {
+            let left = here.link(host_end).map_err(|err| failed(&err))?;
+            // Another link of the pod's has the name, or something else is wrong.
+            let Some(left) = left.filter(|_| err.is_exists()) else { return Err(failed(&err)) };
+            here.delete_link(left.index).map_err(|err| failed(&err))?;
+            here.add_veth(&veth).map_err(|err| failed(&err))?
+        }
+    };
     let pod = pod_side(&there, &call.interface, address, pods);
     let pod = pod.map_err(|err| failed(&err))?;
-    let host = host_side(&here, host_end, address, pods).map_err(|err| failed(&err))?;
+    host_side(&here, &host, address, pods).map_err(|err| failed(&err))?;
     Ok(Wired { host_mac: host.mac, pod_mac: pod.mac })
 }
 
@@ -158,34 +161,39 @@ fn pod_side(
     address: Ipv4Addr,
     pods: &PodNetwork,
 ) -> Result<Link, NetlinkError> {
-    there.set_up(LOOPBACK)?;
-    let link = there.require_link(interface)?;
-    there.set_up(link.index)?;
+    let link = there.apply_and_find(&[Change::SetUp(LOOPBACK)], interface)?;
+    let mut routes = Vec::new();
+    let mut changes = vec![Change::SetUp(link.index)];
     for half in Half::all(address, pods) {
-        there.add_address(link.index, single(half.address, AddressScope::Global))?;
+        let own = single(half.address, AddressScope::Global);
+        changes.push(Change::AddAddress(link.index, own));
         // Addresses of the link itself need no route.
         if half.family() == Family::V4 {
-            there.replace_route(&Route::on_link(host(half.gateway), link.index))?;
+            routes.push(Route::on_link(host(half.gateway), link.index));
         }
         let gateway = Some(half.gateway);
         let hop = NextHop { gateway, link: Some(link.index), onlink: true };
-        there.replace_route(&Route::via(half.default_route(), hop))?;
+        routes.push(Route::via(half.default_route(), hop));
     }
+    changes.extend(routes.iter().map(Change::ReplaceRoute));
+    there.apply(&changes)?;
     Ok(link)
 }
 
 fn host_side(
     here: &Network,
-    name: &str,
+    link: &Link,
     address: Ipv4Addr,
     pods: &PodNetwork,
-) -> Result<Link, NetlinkError> {
-    let link = here.require_link(name)?;
-    for half in Half::all(address, pods) {
-        here.add_address(link.index, single(half.gateway, AddressScope::Link))?;
-        here.replace_route(&half.route(&link))?;
-    }
-    Ok(link)
+) -> Result<(), NetlinkError> {
+    let halves: Vec<Half> = Half::all(address, pods).collect();
+    let gateway =
+        |half: &Half| Change::AddAddress(link.index, single(half.gateway, AddressScope::Link));
+    let routes: Vec<Route> = halves.iter().map(|half| half.route(link)).collect();
+    let addresses = halves.iter().map(gateway);
+    let changes: Vec<Change<'_>> =
+        addresses.chain(routes.iter().map(Change::ReplaceRoute)).collect();
+    here.apply(&changes)
 }
 
 /// Removes a pod's host end, and with it the pod's; nothing there is fine.

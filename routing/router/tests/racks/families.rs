@@ -19,12 +19,12 @@ const FIVE: [Place; 5] = [
     ("c2", "c", 3, 32),
 ];
 
-struct Pod {
-    inside: Namespace,
-    addresses: [IpAddr; 2],
+pub(crate) struct Pod {
+    pub(crate) inside: Namespace,
+    pub(crate) addresses: [IpAddr; 2],
 }
 
-fn wire(site: &Site) -> Vec<Pod> {
+pub(crate) fn wire(site: &Site) -> Vec<Pod> {
     let wire = |node: &String| {
         let (inside, address) = site.pod(node, &format!("pod-{node}"));
         Pod { inside, addresses: [address.into(), second(&site.plan, node, address).into()] }
@@ -40,7 +40,7 @@ fn second(plan: &Plan, node: &str, address: Ipv4Addr) -> Ipv6Addr {
 }
 
 /// Waits until every pod has reached every other by both families, seen with its own address.
-fn everyone_connects(site: &Site, pods: &[Pod]) {
+pub(crate) fn everyone_connects(site: &Site, pods: &[Pod]) {
     for (index, from) in pods.iter().enumerate() {
         for to in pods.iter().enumerate().filter(|(other, _)| *other != index).map(|(_, to)| to) {
             for family in [0, 1] {

@@ -7,9 +7,11 @@ use cluster::plan::Plan;
 use routes::Bfd;
 use routes::export::{Format, render_tors};
 
-use crate::site::{LIMIT, PROGRAMS, Place, Routers, Setup, Site, bgp, key_of, keyed, ospf, plan};
+use crate::families::{everyone_connects, wire};
+use crate::site::{
+    LIMIT, PROGRAMS, Place, Routers, Setup, Site, bgp, dual, key_of, keyed, ospf, plan,
+};
 use crate::support::{Running, alone_with_users, await_until, shell, shell_in};
-use crate::{everyone_connects, wire_pods};
 
 /// Where Debian puts FRR's daemons; they are not on the path.
 const DAEMONS: &str = "/usr/lib/frr";
@@ -82,14 +84,22 @@ fn check(test: &str, plan: Plan, daemons: &[&str], body: impl FnOnce(&mut Site))
             .replace("detect-multiplier 3", "detect-multiplier 5")
             .replace("interval 100", "interval 400");
         let _frr = Frr::start("tor-a", &folder.path().join("tor-a"), &config, daemons);
-        let pods = wire_pods(&site);
-        for (net, address) in [("172.20.11.0/24", "10.98.1.11"), ("172.20.12.0/24", "10.98.1.12")] {
+        let pods = wire(&site);
+        for (net, address) in [
+            ("172.20.11.0/24", "via 10.98.1.11 "),
+            ("172.20.12.0/24", "via 10.98.1.12 "),
+            ("fd20:0:0:b::/64", "via "),
+            ("fd20:0:0:c::/64", "via "),
+        ] {
             await_until(&format!("FRR's way to {net}"), LIMIT, || {
-                let route = shell_in("tor-a", &format!("ip route show {net}"));
-                if route.contains(&format!("via {address} ")) {
+                let family = if net.contains(':') { "-6" } else { "-4" };
+                let route = shell_in("tor-a", &format!("ip {family} route show {net}"));
+                if route.contains(address) {
                     Ok(())
                 } else {
-                    let said = ask(&site, "show bgp summary") + &ask(&site, "show ip route");
+                    let said = ["show bgp summary", "show ip route", "show ipv6 route"]
+                        .map(|command| ask(&site, command))
+                        .concat();
                     Err(format!("{route}\n{said}\n{}", site.state()))
                 }
             });
@@ -103,11 +113,13 @@ fn check(test: &str, plan: Plan, daemons: &[&str], body: impl FnOnce(&mut Site))
 fn bfd_tells_of_a_dead_node(site: &mut Site) {
     await_until("BFD sessions of FRR", LIMIT, || {
         let peers = ask(site, "show bfd peers");
-        if peers.matches("Status: up").count() == 2 { Ok(()) } else { Err(peers) }
+        let up = peers.matches("Status: up").count();
+        if up >= 2 && !peers.contains("Status: down") { Ok(()) } else { Err(peers) }
     });
     site.nodes.get_mut("a1").unwrap().bird.kill();
     let gone = await_until("FRR let go of a1", LIMIT, || {
-        let route = shell_in("tor-a", "ip route show 172.20.11.0/24");
+        let route =
+            shell_in("tor-a", "ip route show 172.20.11.0/24; ip -6 route show fd20:0:0:b::/64");
         if route.is_empty() { Ok(()) } else { Err(route) }
     });
     println!("FRR let go of a node whose BIRD was killed after {gone:?}");
@@ -138,13 +150,39 @@ fn a_rogue_is_refused(site: &Site) {
     assert!(said.contains("PfxCt: 3\n"), "{said}");
     let routes = site.routes("tor-a");
     assert!(!lies.iter().any(|lie| routes.contains(lie)), "{routes}");
+    the_other_familys_lies_are_refused(site, &config);
     let file = node.folder.join("bird.conf");
     site.birdc("a2", &format!("configure '\"{}\"'", file.display()));
 }
 
+/// As above, for IPv6, whose lies are told before a truth of IPv4 by the same session.
+fn the_other_familys_lies_are_refused(site: &Site, config: &str) {
+    let file = site.nodes["a2"].folder.join("rogue.conf");
+    let lies = ["fd20:0:0:b::/65", "fd20:0:0:99::/64", "fd10:0:0:1::99/128"];
+    let all: String = lies.iter().map(|net| format!(" route {net} blackhole;")).collect();
+    let lying = config.replacen("ipv6;", &format!("ipv6;{all}"), 1);
+    let truth = "192.0.2.10/32";
+    let after = lying.replacen("ipv4;", &format!("ipv4; route {truth} blackhole;"), 1);
+    for (config, said) in [(lying, &lies[..]), (after, &[lies[0], lies[1], lies[2], truth])] {
+        std::fs::write(&file, config).unwrap();
+        site.birdc("a2", &format!("configure '\"{}\"'", file.display()));
+        await_until("a2 tells lies of IPv6, then a truth", LIMIT, || {
+            let told = site.birdc("a2", "show route export tor1");
+            if said.iter().all(|net| told.contains(net)) { Ok(()) } else { Err(told) }
+        });
+    }
+    await_until("the truth after them is in the kernel", LIMIT, || {
+        let routes = site.routes("tor-a");
+        if routes.contains("192.0.2.10 ") { Ok(()) } else { Err(routes) }
+    });
+    let table = ask(site, "show bgp ipv6 unicast");
+    assert!(table.contains("fd20:0:0:c::/64"), "{table}");
+    assert!(!lies.iter().any(|lie| table.contains(lie)), "{table}");
+}
+
 #[test]
 fn frr_is_a_router_for_a_bgp_rack() {
-    let plan = plan(&[keyed(bgp(65001))], &TWO);
+    let plan = dual(plan(&[keyed(bgp(65001))], &TWO));
     check("frr::frr_is_a_router_for_a_bgp_rack", plan, &["zebra", "bfdd", "bgpd"], |site| {
         a_rogue_is_refused(site);
         bfd_tells_of_a_dead_node(site);
@@ -153,8 +191,9 @@ fn frr_is_a_router_for_a_bgp_rack() {
 
 #[test]
 fn frr_is_a_router_for_an_ospf_rack() {
-    let plan = plan(&[ospf(65001)], &TWO);
-    check("frr::frr_is_a_router_for_an_ospf_rack", plan, &["zebra", "bfdd", "ospfd"], |site| {
+    let plan = dual(plan(&[ospf(65001)], &TWO));
+    let daemons = ["zebra", "bfdd", "ospfd", "ospf6d"];
+    check("frr::frr_is_a_router_for_an_ospf_rack", plan, &daemons, |site| {
         bfd_tells_of_a_dead_node(site);
     });
 }

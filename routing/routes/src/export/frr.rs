@@ -4,8 +4,10 @@
 //! nodes, BFD on each session.
 //!
 //! *Limits*: FRR cannot bind an OSPF prefix to the router id it came from, so in OSPF mode it
-//! only keeps prefixes out that no node of the rack has. IPv6 and unnumbered sessions are not
-//! written; where the site has them, a comment says so.
+//! only keeps prefixes out that no node of the rack has. Unnumbered sessions are not written; where
+//! the site has them, a comment says so.
+
+mod second;
 
 use cluster::plan::{Numbering, RackRouting, Role};
 use ipnet::Ipv4Net;
@@ -17,16 +19,21 @@ use crate::words::Pattern;
 /// Renders `/etc/frr/frr.conf`.
 pub(super) fn render(intent: &TorIntent) -> String {
     let mut text = format!("! ToR router of rack {}: written by Muster.\n", intent.rack);
-    text +=
-        "! Needs zebra, bfdd and bgpd or ospfd. Sessions to other routers are the site's own.\n";
-    if intent.second.is_some() {
-        text += "! This is the IPv4 half: the site's IPv6 is written for BIRD alone.\n";
-    }
+    text += match intent.second {
+        None => {
+            "! Needs zebra, bfdd and bgpd or ospfd. Sessions to other routers are the site's own.\n"
+        }
+        Some(_) => {
+            "! Needs zebra, bfdd and bgpd, or ospfd and ospf6d; and its IPv6 address on the link to the\n\
+             ! rack. Sessions to other routers are the site's own.\n"
+        }
+    };
     text += &format!("ip router-id {}\n!\n", intent.address);
     text += &format!(
         "bfd\n profile muster\n  detect-multiplier {0}\n  receive-interval {1}\n  transmit-interval {1}\n exit\nexit\n!\n",
         intent.bfd.multiplier, intent.bfd.interval_ms
     );
+    text += &second::lists(intent);
     text += &match intent.routing {
         RackRouting::Bgp { numbering: Numbering::Unnumbered, .. } => {
             "! Sessions by the links' own addresses are written for BIRD and in words alone.\n"
@@ -102,7 +109,9 @@ fn bgp(intent: &TorIntent, asn: u32) -> String {
     for Origin { address, number, .. } in &intent.nodes {
         text += &format!("  neighbor {address} prefix-list muster-node-{number} in\n");
     }
-    text + "  maximum-paths 16\n exit-address-family\nexit\n!\n"
+    text += "  maximum-paths 16\n exit-address-family\n";
+    text += &second::bgp_family(intent);
+    text + "exit\n!\n"
 }
 
 fn ospf(intent: &TorIntent, area: u32) -> String {
@@ -124,9 +133,11 @@ fn ospf(intent: &TorIntent, area: u32) -> String {
     if intent.key.is_some() {
         text += " ip ospf authentication key-chain muster\n";
     }
+    text += &second::ospf_interface(intent, area);
     text += "exit\n!\n";
     text += &format!("router ospf\n ospf router-id {}\n", intent.address);
     text += " redistribute connected route-map muster-to-nodes\n";
     text += " redistribute bgp route-map muster-to-nodes\n maximum-paths 16\nexit\n!\n";
-    text + "ip protocol ospf route-map muster-from-nodes\n"
+    text += "ip protocol ospf route-map muster-from-nodes\n";
+    text + &second::ospf_instance(intent)
 }

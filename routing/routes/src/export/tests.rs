@@ -5,7 +5,7 @@ use cluster::plan::{Ceph, Plan};
 use expect_test::{ExpectFile, expect_file};
 
 use super::*;
-use crate::fixture::{accepted_by_bird, plan};
+use crate::fixture::{accepted_by_bird, dual, plan};
 
 /// Lets FRR's own shell judge a configuration, where FRR is installed.
 #[track_caller]
@@ -50,6 +50,26 @@ fn frr_takes_from_each_node_only_that_nodes_pods() {
 #[test]
 fn frr_speaks_ospf_with_the_rack() {
     check("b", Format::Frr, expect_file!["../../testdata/tor-ospf.frr"]);
+}
+
+#[test]
+fn frr_and_a_person_are_told_of_both_families() {
+    let mut plan = dual();
+    plan.racks[2].routing = cluster::plan::RackRouting::Ibgp {
+        asn: 65010,
+        reflectors: vec!["c-three".to_owned(), "c-one".to_owned()],
+    };
+    for (rack, expected) in [
+        ("a", expect_file!["../../testdata/tor-bgp-dual.frr"]),
+        ("b", expect_file!["../../testdata/tor-ospf-dual.frr"]),
+        ("c", expect_file!["../../testdata/tor-ibgp-dual.frr"]),
+    ] {
+        let text = tors(&plan, rack, Format::Frr);
+        expected.assert_eq(&text);
+        accepted_by_frr(&text);
+    }
+    let told = ["a", "b", "c"].map(|rack| tors(&plan, rack, Format::Text)).join("\n");
+    expect_file!["../../testdata/tor-dual.txt"].assert_eq(&told);
 }
 
 #[test]

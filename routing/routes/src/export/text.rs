@@ -1,7 +1,7 @@
 //! A ToR router's side in words, for routers that neither BIRD nor FRR runs on.
 
 use cluster::plan::{Numbering, RackRouting, Role};
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 
 use crate::intent::Origin;
 use crate::tor::TorIntent;
@@ -24,7 +24,38 @@ pub(super) fn render(intent: &TorIntent) -> String {
     text += &format!("  take     {}\n", list(intent.abroad.iter().chain(&intent.hosts_abroad)));
     text += &format!("  both     single addresses (/32) inside {}", services(intent));
     text += &format!("{}\n", api(intent, Role::Master));
-    text
+    text + &second(intent)
+}
+
+/// The IPv6 half: by the same sessions, or by an OSPF of its own.
+fn second(intent: &TorIntent) -> String {
+    let Some(second) = &intent.second else { return String::new() };
+    let how = match intent.routing {
+        RackRouting::Bgp { numbering: Numbering::Numbered, .. } => {
+            "the same sessions carry it (RFC 4760), with IPv6 next hops"
+        }
+        RackRouting::Bgp { .. } => "the same sessions carry it (RFC 4760)",
+        RackRouting::Ibgp { .. } => "a route to each node's pods, by hand",
+        RackRouting::Ospf { .. } => {
+            "OSPFv3 beside the other, with the same area, times and router ids (key: RFC 7166)"
+        }
+    };
+    let mut text = format!("\nIPv6 in {}: {how}\n", second.subnet);
+    let speaks_bgp = matches!(intent.routing, RackRouting::Bgp { .. });
+    let rows = intent.nodes.iter().filter_map(|node| {
+        let own = node.second?;
+        let host = if speaks_bgp { format!(", {}/128", own.address) } else { String::new() };
+        Some([node.node.clone(), own.address.to_string(), format!("{}{host}", own.pods)])
+    });
+    text += &table(["NODE", "ADDRESS", "TAKE ONLY"], rows);
+    let owns = || intent.nodes.iter().filter_map(|node| node.second);
+    let hosts = owns().filter(|_| speaks_bgp).map(|own| Ipv6Net::from(own.address));
+    let home: Vec<Ipv6Net> =
+        std::iter::once(second.subnet).chain(owns().map(|own| own.pods)).chain(hosts).collect();
+    text += "  To other routers of the site, and from them:\n";
+    text += &format!("  announce {}\n", list(home.iter()));
+    let abroad = second.abroad.iter().chain(&second.hosts_abroad);
+    text + &format!("  take     {}\n", list(abroad))
 }
 
 /// The API's address, for whom may announce it.
@@ -104,8 +135,8 @@ fn pods(intent: &TorIntent) -> impl Iterator<Item = &Ipv4Net> {
     intent.nodes.iter().map(|node| &node.pods)
 }
 
-fn list<'a>(nets: impl Iterator<Item = &'a Ipv4Net>) -> String {
-    let nets: Vec<String> = nets.map(ToString::to_string).collect();
+fn list<N: ToString>(nets: impl Iterator<Item = N>) -> String {
+    let nets: Vec<String> = nets.map(|net| net.to_string()).collect();
     if nets.is_empty() { "nothing".to_owned() } else { nets.join(", ") }
 }
 
