@@ -486,3 +486,4 @@ impl World {
 }
 
 mod tests;
+mod volumes;

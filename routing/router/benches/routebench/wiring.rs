@@ -141,7 +141,8 @@ impl Program {
                 .stdout(Stdio::piped())
                 .spawn()
                 .unwrap();
-            child.stdin.take().unwrap().write_all(config.as_bytes()).unwrap();
+            // VERSION asks for nothing, and may be gone before it is told.
+            drop(child.stdin.take().unwrap().write_all(config.as_bytes()));
             child.wait_with_output().unwrap()
         });
         let output = output.unwrap();
