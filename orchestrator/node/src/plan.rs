@@ -13,12 +13,15 @@
 //! CrashLoopBackOff (10 s, doubling, at most 5 min, forgotten after a run of 10 min).
 
 mod keep;
+mod restart;
 
 use jiff::{SignedDuration, Timestamp};
 use objects::pod::{Container, Pod};
 
 use crate::names::{container_hash, grace_seconds};
 use crate::plan::keep::{plan_resizes, plan_sweep};
+pub(crate) use crate::plan::restart::Restart;
+pub use crate::plan::restart::{is_sidecar, policy_of};
 use crate::probe::Kind;
 use crate::seen::{self, Failure, Life, Memory, Seen, Verdict, Volumes};
 
@@ -191,22 +194,17 @@ pub fn plan_orphan(seen: &Seen) -> Plan {
 /// Tells how the pod ended, when no container of it may run again.
 #[must_use]
 pub fn outcome(pod: &Pod, seen: &Seen) -> Option<Outcome> {
-    let policy = policy_of(pod);
-    if policy == "Always" {
-        return None;
-    }
-    if policy == "Never" {
-        let failed = pod.spec.init_containers.iter().any(|container| {
-            !is_sidecar(container) && last_code(pod, seen, &container.name).is_some_and(|c| c != 0)
-        });
-        if failed {
-            return Some(Outcome::Failed);
-        }
+    let failed = pod.spec.init_containers.iter().any(|container| {
+        let code = last_code(pod, seen, &container.name);
+        code.is_some_and(|code| code != 0 && !Restart::of(pod, container).wants(code))
+    });
+    if failed {
+        return Some(Outcome::Failed);
     }
     let mut worst = Outcome::Succeeded;
     for container in &pod.spec.containers {
         let code = last_code(pod, seen, &container.name)?;
-        if wants_restart(policy, code) {
+        if Restart::of(pod, container).wants(code) {
             return None;
         }
         if code != 0 {
@@ -249,21 +247,6 @@ pub fn remember(pod: &Pod, seen: &Seen, memory: &mut Memory, now: Timestamp) {
     }
 }
 
-/// The pod's restart policy, with its default.
-#[must_use]
-pub fn policy_of(pod: &Pod) -> &str {
-    match pod.spec.restart_policy.as_str() {
-        "" => "Always",
-        given => given,
-    }
-}
-
-/// Tells whether an init container runs beside the pod's containers instead of before them.
-#[must_use]
-pub fn is_sidecar(container: &Container) -> bool {
-    container.restart_policy.as_deref() == Some("Always")
-}
-
 /// The pause before life `attempt + 1`, in seconds, when lives are counted from `base`.
 ///
 /// The first restart comes at once, the second after 10 s, then twice as long each time.
@@ -293,14 +276,6 @@ fn setup_retry_at(failure: &Failure) -> Timestamp {
 
 fn later(at: Timestamp, seconds: i64) -> Timestamp {
     at.checked_add(SignedDuration::from_secs(seconds)).unwrap_or(at)
-}
-
-fn wants_restart(policy: &str, code: i32) -> bool {
-    match policy {
-        "Never" => false,
-        "OnFailure" => code != 0,
-        _ => true,
-    }
 }
 
 /// What the API was told of all containers of a pod.
@@ -342,18 +317,18 @@ pub(crate) fn lost_code(pod: &Pod, name: &str) -> i32 {
         .unwrap_or(LOST_CODE)
 }
 
-/// The next step of one container under a restart policy.
+/// The next step of one container.
 pub(crate) fn step(
     pod: &Pod,
     seen: &Seen,
     memory: &Memory,
-    (name, policy): (&str, &str),
+    (name, restart): (&str, Restart<'_>),
     now: Timestamp,
 ) -> Step {
     let attempt = match seen.lives(name).first().copied() {
         None => match lost_attempt(pod, seen, name) {
             None => 0,
-            Some(_) if !wants_restart(policy, lost_code(pod, name)) => {
+            Some(_) if !restart.wants(lost_code(pod, name)) => {
                 return Step::Done { code: lost_code(pod, name) };
             }
             Some(attempt) => attempt.saturating_add(1),
@@ -362,7 +337,7 @@ pub(crate) fn step(
             Life::Running { .. } => return Step::Running,
             Life::Unknown => return Step::Stop,
             Life::Created => *attempt,
-            Life::Exited(exit) if !wants_restart(policy, exit.code) => {
+            Life::Exited(exit) if !restart.wants(exit.code) => {
                 return Step::Done { code: exit.code };
             }
             Life::Exited(exit) => {
@@ -503,13 +478,12 @@ fn plan_starts(
     (sandbox, now): (&seen::Sandbox, Timestamp),
     plan: &mut Plan,
 ) {
-    let policy = policy_of(pod);
     let here = |name: &str| {
         seen.lives(name).first().copied().filter(|container| container.sandbox == sandbox.id)
     };
     // Whoever looks into a pod does so in whatever state it is, and once.
     for added in &pod.spec.ephemeral_containers {
-        plan.start(pod, seen, memory, (added, "Never", &sandbox.id), now);
+        plan.start(pod, seen, memory, (added, Restart::NEVER, &sandbox.id), now);
     }
     // Init containers run once per sandbox: a new sandbox is a new network.
     let initialized = pod.spec.containers.iter().any(|c| here(&c.name).is_some());
@@ -521,7 +495,7 @@ fn plan_starts(
                     && memory.probes.get(&life.id).is_none_or(|probes| probes.is_started(init))
             });
             if !up {
-                plan.start(pod, seen, memory, (init, "Always", &sandbox.id), now);
+                plan.start(pod, seen, memory, (init, Restart::ALWAYS, &sandbox.id), now);
                 if !initialized {
                     return;
                 }
@@ -533,12 +507,13 @@ fn plan_starts(
             continue;
         }
         // One that ended well in an earlier sandbox has to run again in this one.
-        let policy = if life.is_some() && policy == "Never" { "Never" } else { "Always" };
-        plan.start(pod, seen, memory, (init, policy, &sandbox.id), now);
+        let restart = if life.is_some() { Restart::of(pod, init) } else { Restart::ALWAYS };
+        plan.start(pod, seen, memory, (init, restart, &sandbox.id), now);
         return;
     }
     for container in &pod.spec.containers {
-        plan.start(pod, seen, memory, (container, policy, &sandbox.id), now);
+        let restart = Restart::of(pod, container);
+        plan.start(pod, seen, memory, (container, restart, &sandbox.id), now);
     }
 }
 
@@ -561,10 +536,10 @@ impl Plan {
         pod: &Pod,
         seen: &Seen,
         memory: &Memory,
-        (container, policy, sandbox): (&Container, &str, &str),
+        (container, restart, sandbox): (&Container, Restart<'_>, &str),
         now: Timestamp,
     ) {
-        match step(pod, seen, memory, (&container.name, policy), now) {
+        match step(pod, seen, memory, (&container.name, restart), now) {
             Step::Start { attempt } => {
                 // One that was made but never started blocks its own name in the runtime.
                 let stale = seen.containers.iter().find(|c| {

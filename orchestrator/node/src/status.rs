@@ -17,8 +17,7 @@ use objects::pod::{
 use objects::{Condition, Time};
 
 use crate::plan::{
-    self, FRESH_SECONDS, Outcome, Step, Why, is_sidecar, lost_attempt, lost_code, outcome,
-    policy_of,
+    self, FRESH_SECONDS, Outcome, Restart, Step, Why, is_sidecar, lost_attempt, lost_code, outcome,
 };
 use crate::resize;
 use crate::resources::qos_class;
@@ -256,14 +255,13 @@ fn container_status(
         Some(newest) => fill_seen(&mut status, runtime, newest, lives.get(1).copied()),
         None => fill_lost(&mut status, pod, seen),
     }
-    let policy = match role {
-        Role::Sidecar => "Always",
-        Role::Added => "Never",
-        Role::Init | Role::Main => policy_of(pod),
+    let restart = match role {
+        Role::Added => Restart::NEVER,
+        Role::Sidecar | Role::Init | Role::Main => Restart::of(pod, container),
     };
-    let needs = needs_start(&status, role, policy);
+    let needs = needs_start(&status, role, restart);
     if needs && !ending {
-        let step = plan::step(pod, seen, memory, (&container.name, policy), now);
+        let step = plan::step(pod, seen, memory, (&container.name, restart), now);
         fill_waiting(&mut status, pod, memory, (container, role, step), now);
     } else if never_ran(&status) {
         status.state.waiting = Some(waiting(default_wait(pod, role), ""));
@@ -284,13 +282,13 @@ fn container_status(
 }
 
 /// Whether the container is to run again (or at all) and does not.
-fn needs_start(status: &ContainerStatus, role: Role, policy: &str) -> bool {
+fn needs_start(status: &ContainerStatus, role: Role, restart: Restart<'_>) -> bool {
     let code = status.state.terminated.as_ref().and_then(|t| t.exit_code);
     match (status.state.running.is_some(), code) {
         (true, _) => false,
         (false, None) => true,
-        (false, Some(0)) => role != Role::Init && policy == "Always",
-        (false, Some(_)) => policy != "Never",
+        (false, Some(0)) if role == Role::Init => false,
+        (false, Some(code)) => restart.wants(i32::try_from(code).unwrap_or(plan::LOST_CODE)),
     }
 }
 

@@ -168,6 +168,54 @@ fn the_restart_policy_is_kept() {
 }
 
 #[test]
+fn a_container_may_be_restarted_by_rules_of_its_own() {
+    let rule = |operator: &str, codes: &[i32]| json!([{"action": "Restart", "exitCodes": {"operator": operator, "values": codes}}]);
+    let check = |pod_policy: &str, policy: &str, rules: Value, state: &str, expected: &str| {
+        let mut spec = spec(pod_policy, "Iab");
+        for at in ["/initContainers/0", "/containers/0"] {
+            let container = spec.pointer_mut(at).unwrap();
+            container["restartPolicy"] = json!(policy);
+            container["restartPolicyRules"] = rules.clone();
+        }
+        let (pod, seen) = (pod(spec, json!({})), seen(state));
+        let plan = plan_pod(&pod, &seen, &ready(), at(NOW));
+        assert_eq!(told(&plan), expected, "{pod_policy} {policy} {rules} {state}");
+    };
+    let exit = |code: i32| format!("+0 I0:exit,0 b0:run a0:exit,{code},0");
+    for (policy, rules, code, expected) in [
+        ("Never", json!([]), 42, ""),
+        ("Never", rule("In", &[42]), 42, "start a1@s0"),
+        ("Never", rule("In", &[42]), 0, ""),
+        ("Never", rule("NotIn", &[42]), 42, ""),
+        ("Never", rule("NotIn", &[42]), 0, "start a1@s0"),
+        ("OnFailure", json!([]), 0, ""),
+        ("OnFailure", json!([]), 1, "start a1@s0"),
+        ("OnFailure", rule("In", &[0]), 0, "start a1@s0"),
+        (
+            "Never",
+            json!([{"action": "Reboot", "exitCodes": {"operator": "In", "values": [1]}}]),
+            1,
+            "",
+        ),
+        ("Never", json!([{"action": "Restart"}]), 1, ""),
+    ] {
+        for pod_policy in ["Always", "OnFailure", "Never"] {
+            check(pod_policy, policy, rules.clone(), &exit(code), expected);
+        }
+    }
+    // What ends for good ends the pod, as soon as nobody else goes on.
+    let ended = "+0 I0:exit,0 b0:exit,0 a0:exit,42,0";
+    check("Never", "Never", json!([]), ended, "stop-sandbox s0");
+    check("Never", "Never", rule("In", &[42]), ended, "start a1@s0");
+    check("Always", "Never", json!([]), ended, "start b1@s0");
+    // So does an init container.
+    let failed = "+0 I0:exit,42,0";
+    check("Always", "Never", json!([]), failed, "stop-sandbox s0");
+    check("Never", "Never", rule("In", &[42]), failed, "start I1@s0");
+    check("Never", "OnFailure", json!([]), failed, "start I1@s0");
+}
+
+#[test]
 fn init_containers_run_one_after_another() {
     check("Always", "IJa", "+0", "start I0@s0");
     check("Always", "IJa", "+0 I0:run", "");
