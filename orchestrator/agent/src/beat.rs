@@ -83,7 +83,7 @@ impl Beat {
         }
         while Instant::now() < end {
             tokio::time::sleep(UNREADY_BEAT).await;
-            if facts::problems(&self.shared).await.is_empty() {
+            if facts::reasons(&self.shared).await.is_empty() {
                 return;
             }
         }

@@ -84,14 +84,22 @@ pub(crate) async fn observe(
             runtime,
             agent: VERSION.to_owned(),
         },
-        runtime_problems: problems(shared).await,
+        runtime_problems: reasons(shared).await,
         handlers: shared.users.handlers(),
         images: images(shared).await,
     }
 }
 
+/// Why the node is not ready, in words; nothing when all is well.
+pub(crate) async fn reasons(shared: &Shared) -> Vec<String> {
+    let mut reasons = problems(shared).await;
+    // Pods may start meanwhile, but clients must not come.
+    reasons.extend(shared.config.served.problem());
+    reasons
+}
+
 /// Why no pod can run here now, in words; nothing when all is well. The workers are told too.
-pub(crate) async fn problems(shared: &Shared) -> Vec<String> {
+async fn problems(shared: &Shared) -> Vec<String> {
     let mut problems = match shared.runtime.status(StatusRequest::default()).await {
         Ok(answer) => {
             shared.users.learn(answer.runtime_handlers);

@@ -41,6 +41,7 @@ mod pressure;
 mod probe;
 mod proxy;
 mod remote;
+mod served;
 mod shutdown;
 mod slices;
 mod start;
@@ -72,6 +73,7 @@ pub use node::settings::Settings;
 
 pub use join::{JoinError, Joined, NodeInfo, join};
 pub use policy::Gate;
+pub use served::Served;
 
 /// Where the agent finds and keeps things.
 #[derive(Debug, Clone)]
@@ -109,6 +111,8 @@ pub struct Config {
     pub cluster_dns: watch::Receiver<Vec<String>>,
     /// Where pods wait until `services` enforces their policies.
     pub gate: Gate,
+    /// How far `services` are: the node is not ready before they are in force.
+    pub served: Served,
 }
 
 impl Default for Config {
@@ -132,6 +136,7 @@ impl Default for Config {
             settings: Settings::default(),
             cluster_dns: watch::channel(Vec::new()).1,
             gate: Gate::default(),
+            served: Served::default(),
         }
     }
 }

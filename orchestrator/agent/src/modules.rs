@@ -1,7 +1,8 @@
 //! Loads the kernel's modules that services, policies and pods will make it ask for.
 //!
-//! The kernel would start modprobe for each of them. Not before the first table is loaded: checking
-//! two dozen signatures takes a slow machine seconds from the very work that makes the node Ready.
+//! The kernel would start modprobe for each of them. Only when the first table is about to be loaded:
+//! checking two dozen signatures takes a slow machine seconds, which it has while it waits for the
+//! API, the router or the runtime.
 //! Which they are is written in the node image; elsewhere there is no such list, and the kernel
 //! asks by itself, as it does for what cannot be loaded here.
 

@@ -16,7 +16,7 @@ mod sweep;
 
 use std::time::Duration;
 
-use node::service::{Backend, Change, Family, Flow, Planner, Site, Skipped, TABLE};
+use node::service::{Backend, Change, Family, Flow, Planner, Progress, Site, Skipped, TABLE};
 use runtime::backoff::Backoff;
 use runtime::driver::{Pace, Plan, World};
 use runtime::report;
@@ -25,6 +25,7 @@ use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use crate::modules;
+use crate::served::Served;
 use crate::services::{Told, Watched};
 use crate::tables::{self, TableError, Tables};
 use health::{Checks, HealthError};
@@ -32,12 +33,6 @@ use sweep::Sweep;
 
 /// How often the tables are looked for in the kernel when nothing changes.
 const BEAT: Duration = Duration::from_secs(60);
-/// How long the first table waits for the node to be Ready. Loading it loads a dozen kernel
-/// modules, too, which in an emulator takes seconds from the very work that makes the node Ready;
-/// and no pod comes before. A node that cannot become Ready still serves its own clients.
-const READY_WAIT: Duration = Duration::from_secs(180);
-/// How often it is looked whether the wait is over; a node that becomes Ready is seen at once.
-const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// Waits after a refused transaction.
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
@@ -73,15 +68,15 @@ pub(crate) struct Proxy {
     sweep: Sweep,
     /// Where health checks are answered.
     checks: Checks,
-    /// When the proxy started.
-    since: tokio::time::Instant,
+    /// Who waits for the first table.
+    served: Served,
     /// When the kernel was last asked for the tables.
     looked: Option<tokio::time::Instant>,
 }
 
 /// What the loop sees.
 pub(crate) enum Seen {
-    /// The API has not said everything yet, or it is too early.
+    /// The API has not said everything yet.
     TooLittle,
     /// What is known has been told to the planner.
     Told,
@@ -114,7 +109,7 @@ impl std::fmt::Debug for Action {
 }
 
 impl Proxy {
-    pub(crate) fn new(watched: Watched) -> Self {
+    pub(crate) fn new(watched: Watched, served: Served) -> Self {
         Self {
             watched,
             told: Told::default(),
@@ -123,7 +118,7 @@ impl Proxy {
             loaded: false,
             sweep: Sweep::new(),
             checks: Checks::default(),
-            since: tokio::time::Instant::now(),
+            served,
             looked: None,
         }
     }
@@ -135,9 +130,16 @@ impl Proxy {
         changes
     }
 
-    /// Whether the first table should still wait.
-    fn is_early(&self) -> bool {
-        !self.loaded && self.since.elapsed() < READY_WAIT && !self.watched.is_ready()
+    /// Tells who waits why there is no table yet.
+    fn tell_missing(&self) {
+        let progress = if !self.watched.site_synced() {
+            Progress::Untold("the site's networks")
+        } else if self.watched.ranges().is_none() {
+            Progress::Nothing
+        } else {
+            Progress::Untold("all services and endpoints")
+        };
+        self.served.tell(progress);
     }
 
     /// Forgets that tables are loaded when somebody has removed them: `nft flush ruleset` by hand.
@@ -172,10 +174,15 @@ impl Proxy {
     async fn load(&mut self) -> Result<(), ProxyError> {
         let Some(planner) = &mut self.planner else { return Ok(()) };
         self.loaded = false;
+        self.served.tell(Progress::Loading);
         modules::load().await;
-        self.tables.load(planner).await.map_err(ProxyError::Apply)?;
+        if let Err(err) = self.tables.load(planner).await {
+            self.served.tell(Progress::Refused(report(&err)));
+            return Err(ProxyError::Apply(err));
+        }
         debug!("services are in force");
         self.loaded = true;
+        self.served.tell(Progress::Done);
         self.sweep.want();
         self.looked = Some(tokio::time::Instant::now());
         Ok(())
@@ -233,7 +240,8 @@ impl World for Proxy {
     async fn observe(&mut self) -> Result<Seen, ProxyError> {
         // A table of half the services would refuse the other half.
         let synced = self.watched.synced();
-        let Some(site) = self.watched.ranges().filter(|_| synced && !self.is_early()) else {
+        let Some(site) = self.watched.ranges().filter(|_| synced) else {
+            self.tell_missing();
             return Ok(Seen::TooLittle);
         };
         self.look()?;
@@ -245,7 +253,7 @@ impl World for Proxy {
         let mut actions = Vec::new();
         // Taken out: should planning panic, the next round begins anew.
         let (Seen::Told, Some(mut planner)) = (seen, self.planner.take()) else {
-            return Plan { actions, again_after: Some(LOOK_AGAIN) };
+            return Plan::of(actions);
         };
         let change = planner.change();
         for Skipped { service, reason } in &change.skipped {

@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::dns::Dns;
 use crate::policy::{self, Enforcer, Gate};
 use crate::proxy::{self, Proxy};
+use crate::served::Served;
 
 /// The label of a node that names its zone.
 const ZONE: &str = "topology.kubernetes.io/zone";
@@ -42,6 +43,8 @@ pub struct Config {
     pub services: Option<ServiceCaches>,
     /// Where new pods of this node wait for their policies.
     pub gate: Gate,
+    /// Who waits until services are in force.
+    pub served: Served,
 }
 
 /// Where cluster DNS answers, and whom it asks.
@@ -95,7 +98,7 @@ pub async fn run(stop: CancellationToken, config: Config) -> Result<(), RunError
     tasks.spawn("policies", runtime::drive(stop.clone(), wakes, enforcer, policy::pace()));
     let endpoints = config.services.unwrap_or_else(|| ServiceCaches::follow(&client, &mut tasks));
     let watched = Watched::follow(&client, config.node, endpoints, &mut tasks);
-    let proxy = Proxy::new(watched.clone());
+    let proxy = Proxy::new(watched.clone(), config.served);
     let wakes = proxy.changes();
     tasks.spawn("proxy", runtime::drive(stop.clone(), wakes, proxy, proxy::pace()));
     let dns = Dns::new(watched, config.dns);
@@ -164,9 +167,9 @@ impl Watched {
         self.endpoints.synced()
     }
 
-    /// Whether this node is Ready.
-    pub(crate) fn is_ready(&self) -> bool {
-        self.this.get("", &self.node).is_some_and(|node| node.is_ready())
+    /// Whether the API has told what there is to tell of the site.
+    pub(crate) fn site_synced(&self) -> bool {
+        self.site.synced()
     }
 
     /// The site's ranges as this node's services need them; `None` until the API has told them.

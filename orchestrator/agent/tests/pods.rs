@@ -21,6 +21,8 @@ mod devices;
 mod driver;
 #[path = "pods/manifests.rs"]
 mod manifests;
+#[path = "pods/ready.rs"]
+mod ready;
 #[path = "pods/shutdown.rs"]
 mod shutdown;
 #[path = "pods/slices.rs"]
@@ -62,6 +64,8 @@ struct Node {
     cgroups: Option<PathBuf>,
     /// Cancelled when the agent's process is asked to stop.
     asked: CancellationToken,
+    /// What the agent is told of the node's services.
+    served: agent::Served,
 }
 
 impl Node {
@@ -75,6 +79,7 @@ impl Node {
             agent: JoinSet::new(),
             cgroups: None,
             asked: CancellationToken::new(),
+            served: agent::Served::default(),
         };
         node.start_agent();
         Some(node)
@@ -112,6 +117,7 @@ impl Node {
             listen: "127.0.0.1:0".parse().unwrap(),
             console: None,
             settings,
+            served: self.served.clone(),
             ..Config::default()
         };
         let server = server.to_owned();

@@ -385,15 +385,16 @@ fn site(items: &api::Items, upstream: Option<SocketAddr>) {
 
 /// Runs services and names on the node until the guard goes.
 fn run_services(lab: &Lab, items: &api::Items, listen: Option<SocketAddr>) -> DropGuard {
-    run_guarded_services(lab, items, listen, agent::Gate::default())
+    run_guarded_services(lab, items, listen, agent::Gate::default(), agent::Served::default())
 }
 
-/// The same, with a gate before the node's new pods.
+/// The same, with a gate before the node's new pods, and somebody who waits for the table.
 fn run_guarded_services(
     lab: &Lab,
     items: &api::Items,
     listen: Option<SocketAddr>,
     gate: agent::Gate,
+    served: agent::Served,
 ) -> DropGuard {
     let server = api::serve(&lab.node, items);
     let stop = CancellationToken::new();
@@ -405,13 +406,39 @@ fn run_guarded_services(
         dns.listen = listen;
         dns.resolv_conf = "/nonexistent".into();
         let node_name = "node".to_owned();
-        let config = services::Config { client, node: node_name, dns, services: None, gate };
+        let config =
+            services::Config { client, node: node_name, dns, services: None, gate, served };
         node.run(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.unwrap().block_on(services::run(stop, config)).unwrap();
         })
     });
     guard
+}
+
+#[test]
+fn a_node_is_held_until_its_services_answer() {
+    alone("a_node_is_held_until_its_services_answer", &PROGRAMS, || {
+        let lab = Lab::build();
+        let look = || lab.node.run(agent::Served::look).unwrap();
+        let items = api::Items::default();
+        let web = service("web", json!({"clusterIP": WEB.0, "ports": [{"port": 80}]}));
+        items.set("/api/v1/services", vec![serde_json::to_value(web).unwrap()]);
+        let red = serde_json::to_value(slice("web", &["red"])).unwrap();
+        items.set("/apis/discovery.k8s.io/v1/endpointslices", vec![red]);
+        site(&items, None);
+        let served = look();
+        let listen = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
+        assert!(served.problem().is_some(), "there is no table");
+        let gate = agent::Gate::default();
+        let stop = run_guarded_services(&lab, &items, listen, gate, served.clone());
+        await_until("the table", Duration::from_secs(20), || served.problem().map_or(Ok(()), Err));
+        // Whoever hears of it comes at once.
+        assert_eq!(ask(&lab.pods["client"], WEB).unwrap().0, "red");
+        drop(stop);
+        // The next run of the agent finds the table at work.
+        assert_eq!(look().problem(), None);
+    });
 }
 
 #[test]

@@ -123,11 +123,13 @@ pub(crate) fn agent(args: AgentArgs) -> Result<()> {
     }
     let (told, cluster_dns) = watch::channel(Vec::new());
     let gate = agent::Gate::guarded();
+    let served = agent::Served::look();
     let config = agent::Config {
         node_json: args.node,
         cri_socket: args.runtime,
         cluster_dns,
         gate: gate.clone(),
+        served: served.clone(),
         mirror_dir: Some("/etc/containerd/certs.d".into()),
         settings: node_settings(args.config.as_deref())?,
         // The plugins of every vendor look there.
@@ -150,7 +152,8 @@ pub(crate) fn agent(args: AgentArgs) -> Result<()> {
             services: Some(shared.clone()),
         };
         let dns = agent::services::DnsConfig::new(told);
-        let services = agent::services::Config { client, node, dns, services: Some(shared), gate };
+        let services =
+            agent::services::Config { client, node, dns, services: Some(shared), gate, served };
         let signal = stop.clone();
         tasks.spawn_fallible("router", async move {
             ServiceError::of(router::run(signal, router).await)

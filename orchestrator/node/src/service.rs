@@ -24,6 +24,7 @@
 mod element;
 mod plan;
 mod planner;
+mod progress;
 mod table;
 
 use std::fmt;
@@ -34,6 +35,7 @@ use ipnet::IpNet;
 
 pub use element::{Data, Element, Key, Set};
 pub use planner::{Change, Planner};
+pub use progress::{PATIENCE, Progress};
 pub use table::{STICKY, TABLE, chain_name};
 
 /// Where the tables are for.

@@ -45,7 +45,7 @@ fn running_behind(lab: &Lab, gate: agent::Gate) -> (api::Items, tokio_util::sync
     items.set("/api/v1/namespaces", vec![json!({"metadata": {"name": "default"}})]);
     tell_pods(&items, ["front", "back", "back", "front"]);
     let listen = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
-    let stop = run_guarded_services(lab, &items, listen, gate);
+    let stop = run_guarded_services(lab, &items, listen, gate, agent::Served::default());
     await_until("the service", Duration::from_secs(20), || {
         ask(&lab.pods["client"], WEB).map(drop).map_err(|err| err.to_string())
     });

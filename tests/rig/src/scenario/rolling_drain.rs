@@ -60,7 +60,8 @@ pub(super) fn run(story: &mut Story) -> Result<()> {
 }
 
 /// Waits until a machine that came back is a door again, as a load balancer does before it sends
-/// clients there: a node is Ready a moment before it has loaded the services of others.
+/// clients there: a node is Ready when it has loaded its services, but its router may learn the ways
+/// to pods of others a moment later.
 fn await_door(rig: &Rig, door: SocketAddrV4) -> Result<()> {
     await_until(&format!("an answer at {door}"), LIMIT, || {
         let answer = rig.ask(door, "/", None)?;

@@ -53,7 +53,8 @@ pub(crate) fn measure(services: u32, endpoints: u8) -> Result<Figures> {
     let mut dns = DnsConfig::new(watch::channel(Vec::new()).0);
     dns.listen = Some(([127, 0, 0, 1], 0).into());
     let (node, gate) = ("here".to_owned(), agent::Gate::default());
-    let config = Config { client, node, dns, services: None, gate };
+    let served = agent::Served::default();
+    let config = Config { client, node, dns, services: None, gate, served };
     let stop = CancellationToken::new();
     let signal = stop.clone();
     let agent = std::thread::Builder::new().spawn(move || -> Result<()> {
