@@ -4,12 +4,14 @@ use objects::Status;
 
 use crate::{protobuf, request::Request};
 
+const YAML: &str = "application/yaml";
+
 /// The form of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
     /// Plain JSON.
     Json,
-    /// JSON for a client that asked for YAML, of which it is a part.
+    /// YAML: JSON that is written anew on its way out.
     Yaml,
     /// Protobuf.
     Protobuf,
@@ -157,7 +159,7 @@ fn choose(accept: &str, protobuf: InProtobuf) -> Result<Form, Status> {
 /// The form that one entry asks for, when it is served.
 fn form_of(entry: &Entry<'_>, protobuf: InProtobuf) -> Option<Form> {
     let in_protobuf = entry.media == protobuf::MEDIA_TYPE && protobuf != InProtobuf::Nothing;
-    let in_yaml = entry.media == "application/yaml";
+    let in_yaml = entry.media == YAML;
     let in_json = matches!(entry.media, "application/json" | "application/*" | "*/*");
     if !(in_protobuf || in_yaml || in_json) || !matches!(entry.stream, "" | "watch") {
         return None;
@@ -182,6 +184,17 @@ fn form_of(entry: &Entry<'_>, protobuf: InProtobuf) -> Option<Form> {
         "PartialObjectMetadata" | "PartialObjectMetadataList" => Some(Form::Partial(version)),
         _ => None,
     }
+}
+
+/// Is what a client likes best of all that is served YAML, whatever the object is shown as?
+#[must_use]
+pub fn wants_yaml(accept: &str) -> bool {
+    let best = || {
+        let ranked = ranked(accept);
+        let best = ranked.iter().find(|entry| form_of(entry, InProtobuf::All).is_some());
+        best.is_some_and(|entry| entry.media == YAML)
+    };
+    accept.contains(YAML) && best()
 }
 
 /// 406: what the client accepts is not served.
@@ -248,6 +261,8 @@ mod tests {
             ("application/vnd.kubernetes.protobuf", None),
         ] {
             assert_eq!(negotiate(accept).ok(), form, "{accept}");
+            let yaml = form == Some(Form::Yaml) || accept.starts_with("application/yaml;as=");
+            assert_eq!(wants_yaml(accept), yaml, "{accept}");
         }
     }
 

@@ -15,6 +15,8 @@ mod limits;
 mod restricted;
 mod security;
 
+pub use security::annotate;
+
 use objects::{Kind, Status, field::str_at, kind};
 use serde_json::{Value, json};
 

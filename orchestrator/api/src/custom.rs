@@ -32,6 +32,7 @@ use objects::{
     intern::{Row, intern},
     kind::{self, KINDS},
 };
+pub(crate) use plan::remember_stored;
 pub use plan::{Conditions, FINALIZER, plan_status, release_names};
 use serde_json::{Value, json};
 pub(crate) use shape::{embedded, prune};

@@ -56,6 +56,14 @@ pub(crate) fn decode_object(request: &Request, body: &Body<'_>) -> Result<Decode
 /// is refused whatever the client says about unknown fields.
 pub(crate) fn decode_applied(request: &Request, body: &Body<'_>) -> Result<Decoded, Status> {
     let (mut value, doubled) = read(body)?;
+    let (found, expected) =
+        (str_at(&value, "apiVersion").unwrap_or("").to_owned(), request.api_version());
+    if found != expected && request.is_main() {
+        return Err(Status::bad_request(format!(
+            "Incorrect version specified in apply patch. Specified patch version: {found}, \
+             expected: {expected}"
+        )));
+    }
     if let Some(custom) = &request.custom {
         let unknown = custom_fields(custom, &mut value).map_err(|why| unreadable(request, &why))?;
         if !unknown.is_empty() {

@@ -21,10 +21,12 @@ pub mod protobuf;
 pub mod registry;
 pub mod remote;
 pub mod request;
+pub mod said;
 pub mod schema;
 pub mod service;
 pub mod table;
 pub mod webhook;
+pub mod yaml;
 
 mod apply;
 mod convert;

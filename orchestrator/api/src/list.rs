@@ -83,7 +83,7 @@ pub fn check_list(options: &Options) -> Result<(), Status> {
     if !matches!(matching, "" | "Exact" | "NotOlderThan") {
         causes.push(unknown_match(matching, "\"Exact\", \"NotOlderThan\", \"\""));
     }
-    refuse(causes)
+    refuse_options("ListOptions", causes)
 }
 
 /// Do the options of a watch go together?
@@ -107,7 +107,7 @@ pub fn check_watch(options: &Options) -> Result<(), Status> {
     if !matches!(matching, "" | "NotOlderThan") {
         causes.push(unknown_match(matching, "\"NotOlderThan\", \"\""));
     }
-    refuse(causes)
+    refuse_options("ListOptions", causes)
 }
 
 fn unknown_match(found: &str, known: &str) -> Cause {
@@ -118,7 +118,9 @@ fn unknown_match(found: &str, known: &str) -> Cause {
     }
 }
 
-fn refuse(causes: Vec<Cause>) -> Result<(), Status> {
+/// Refuses a request for what its parameters say, if there is anything; `kind` is upstream's for
+/// all parameters of such requests.
+pub(crate) fn refuse_options(kind: &str, causes: Vec<Cause>) -> Result<(), Status> {
     let shown: Vec<String> =
         causes.iter().map(|cause| format!("{}: {}", cause.field, cause.message)).collect();
     let list = match shown.as_slice() {
@@ -126,10 +128,10 @@ fn refuse(causes: Vec<Cause>) -> Result<(), Status> {
         [one] => one.clone(),
         many => format!("[{}]", many.join(", ")),
     };
-    let message = format!("ListOptions.meta.k8s.io \"\" is invalid: {list}");
+    let message = format!("{kind}.meta.k8s.io \"\" is invalid: {list}");
     let details = Details {
         group: "meta.k8s.io".to_owned(),
-        kind: "ListOptions".to_owned(),
+        kind: kind.to_owned(),
         causes,
         ..Details::default()
     };

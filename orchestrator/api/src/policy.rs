@@ -5,8 +5,6 @@
 //! What expressions say of the kinds they match is held against these kinds' schemas apart, by
 //! [`plan_typing`]: such mistakes are told in the status, and refuse nothing.
 //!
-//! *Limits*: `auditAnnotations` are not recorded.
-//!
 //! Spec: upstream's ValidatingAdmissionPolicy and MutatingAdmissionPolicy
 //! (admissionregistration.k8s.io/v1).
 
@@ -26,11 +24,12 @@ use serde_json::{Value as Json, json};
 
 use crate::{
     admission::View,
-    authority::{Attributes, User},
+    authority::{Attributes, User, audit::Level},
     cel::{
         Asked, Authorizer, Budget, COST_PER_REQUEST, Own, Program, Question, Sort, Value, Variable,
     },
     custom::Registry,
+    said::Said,
     webhook::Matter,
 };
 
@@ -309,27 +308,47 @@ fn denied(
     status
 }
 
-/// Holds a request against validating policies; returns warnings.
-///
-/// # Errors
-///
-/// When a policy denies it.
-pub fn validate(
-    policies: &[Json],
-    bindings: &[Json],
-    registry: &Registry,
-    matter: &Matter<'_>,
-) -> Result<Vec<String>, Status> {
-    let mut warnings = Vec::new();
-    for case in cases(policies, bindings, registry, matter)? {
-        let mut evaluation = match Evaluation::new(&case, matter, None) {
+/// A rule that does not hold, as the audit log has it.
+#[derive(Debug, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Failure<'a> {
+    message: String,
+    policy: &'a str,
+    binding: &'a str,
+    expression_index: usize,
+    validation_actions: &'a [Json],
+}
+
+/// Where the audit log has the rules that do not hold.
+const FAILURES: &str = "validation.policy.admission.k8s.io/validation_failure";
+
+/// What the cases of a request add up to.
+#[derive(Default)]
+struct Heard<'a> {
+    /// The first reason to deny it.
+    denial: Option<Status>,
+    failures: Vec<Failure<'a>>,
+    /// Values for the audit log by key; of several bindings each value is told once.
+    annotations: BTreeMap<String, Vec<String>>,
+}
+
+impl<'a> Heard<'a> {
+    fn deny(&mut self, matter: &Matter<'_>, case: &Case<'_>, why: &str, reason: &str) {
+        self.denial
+            .get_or_insert_with(|| denied(matter, case.policy, Some(case.binding), why, reason));
+    }
+
+    /// Hears one case.
+    fn hear(&mut self, case: &Case<'a>, matter: &Matter<'_>, said: &mut Said) {
+        let mut evaluation = match Evaluation::new(case, matter, None) {
             Ok(evaluation) => evaluation,
-            Err(_) if ignores(case.policy) => continue,
-            Err(why) => {
-                return Err(denied(matter, case.policy, Some(case.binding), &why, "Invalid"));
-            }
+            Err(_) if ignores(case.policy) => return,
+            Err(why) => return self.deny(matter, case, &why, "Invalid"),
         };
-        for validation in list(case.policy, "spec.validations") {
+        let actions = list(case.binding, "spec.validationActions");
+        let does = |action: &str| actions.iter().any(|one| one == action);
+        let (policy, binding) = (name_of(case.policy), name_of(case.binding));
+        for (at, validation) in list(case.policy, "spec.validations").iter().enumerate() {
             let text = str_at(validation, "expression").unwrap_or("");
             let why = match evaluation.eval(text) {
                 Ok(Value::Bool(true)) => continue,
@@ -337,22 +356,77 @@ pub fn validate(
                 Err(_) if ignores(case.policy) => continue,
                 Err(why) => why,
             };
-            let reason = str_at(validation, "reason").unwrap_or("Invalid");
-            let actions = list(case.binding, "spec.validationActions");
-            let does = |action: &str| actions.iter().any(|one| one == action);
             if does("Deny") || actions.is_empty() {
-                return Err(denied(matter, case.policy, Some(case.binding), &why, reason));
+                let reason = str_at(validation, "reason").unwrap_or("Invalid");
+                self.deny(matter, case, &why, reason);
             }
             if does("Warn") {
-                warnings.push(format!(
-                    "Validation failed for ValidatingAdmissionPolicy '{}' with binding '{}': {why}",
-                    name_of(case.policy),
-                    name_of(case.binding)
+                said.warnings.push(format!(
+                    "Validation failed for ValidatingAdmissionPolicy '{policy}' with binding \
+                     '{binding}': {why}"
                 ));
+            }
+            if does("Audit") {
+                let (message, expression_index, validation_actions) = (why, at, actions);
+                let failure =
+                    Failure { message, policy, binding, expression_index, validation_actions };
+                self.failures.push(failure);
+            }
+        }
+        for one in list(case.policy, "spec.auditAnnotations") {
+            match annotation(&mut evaluation, one) {
+                Ok(Some(value)) => {
+                    let key = format!("{policy}/{}", str_at(one, "key").unwrap_or(""));
+                    let all = self.annotations.entry(key).or_default();
+                    if !all.contains(&value) {
+                        all.push(value);
+                    }
+                }
+                Ok(None) => {}
+                Err(_) if ignores(case.policy) => {}
+                Err(why) => self.deny(matter, case, &why, "Invalid"),
             }
         }
     }
-    Ok(warnings)
+}
+
+/// Holds a request against validating policies; all of them speak, also when one denies it.
+///
+/// # Errors
+///
+/// When a policy denies it; the first one's reason.
+pub fn validate(
+    policies: &[Json],
+    bindings: &[Json],
+    registry: &Registry,
+    matter: &Matter<'_>,
+    said: &mut Said,
+) -> Result<(), Status> {
+    let mut heard = Heard::default();
+    for case in cases(policies, bindings, registry, matter)? {
+        heard.hear(&case, matter, said);
+    }
+    for (key, values) in heard.annotations {
+        said.annotate(Level::Metadata, key, values.join(", "));
+    }
+    if !heard.failures.is_empty() {
+        let text = serde_json::to_string(&heard.failures).unwrap_or_default();
+        said.annotate(Level::Metadata, FAILURES, text);
+    }
+    heard.denial.map_or(Ok(()), Err)
+}
+
+/// What a policy has for the audit log; `None` when its expression is null or blank.
+fn annotation(evaluation: &mut Evaluation<'_>, said: &Json) -> Result<Option<String>, String> {
+    let text = str_at(said, "valueExpression").unwrap_or("");
+    match evaluation.eval(text)? {
+        Value::String(value) => {
+            let value = value.trim();
+            Ok((!value.is_empty()).then(|| value.to_owned()))
+        }
+        Value::Null => Ok(None),
+        _ => Err(format!("valueExpression '{text}' resulted in unsupported return type")),
+    }
 }
 
 /// What is said of a rule that does not hold.

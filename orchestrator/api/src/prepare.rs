@@ -34,7 +34,7 @@ use crate::{
     admission::{self, Admission, View},
     apply,
     authority::{User, check_node_write},
-    convert, patch,
+    convert, list, patch,
     request::{Options, Request},
 };
 
@@ -184,10 +184,8 @@ fn patch_by_apply(
     context: &Context<'_>,
 ) -> Result<Prepared, Status> {
     if request.options.field_manager.is_empty() {
-        return Err(Status::bad_request(
-            "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required \
-             for apply patch",
-        ));
+        let cause = Cause::required("fieldManager", "is required for apply patch");
+        list::refuse_options("PatchOptions", vec![cause])?;
     }
     let decoded = body::decode_apply(request, body)?;
     match old {

@@ -288,7 +288,7 @@ fn resource(
     if verb == Verb::Create && kind.namespaced && namespace.is_empty() {
         return Err(not_allowed());
     }
-    let options = query::options(kind, raw)?;
+    let options = query::options(kind, verb, raw)?;
     let served = served(kind, group, version);
     let (namespace, name, subresource) =
         (namespace.to_owned(), name.to_owned(), subresource.to_owned());

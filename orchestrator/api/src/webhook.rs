@@ -15,10 +15,11 @@ use serde_json::{Value, json};
 
 use crate::{
     admission::View,
-    authority::User,
+    authority::{User, audit::Level},
     cel::{Budget, COST_PER_REQUEST, EvalError, Program, Variable},
     policy::{self, Names},
     request::Request,
+    said::Said,
 };
 
 /// How long a webhook may take when it does not say.
@@ -383,6 +384,44 @@ pub fn verdict(
         return Err(Err(err.to_string()));
     }
     Ok(Verdict { patched: Some(patched), warnings })
+}
+
+/// What a webhook's answer has for the audit log, also when it refuses the request.
+pub fn annotate(hook: &Hook, answer: &Value, said: &mut Said) {
+    let all = answer.pointer("/response/auditAnnotations").and_then(Value::as_object);
+    for (key, value) in all.into_iter().flatten() {
+        let value = value.as_str().unwrap_or_default();
+        said.annotate(Level::Metadata, format!("{}/{key}", hook.name), value);
+    }
+}
+
+/// Tells the audit log what a mutating webhook did, and what it changed where bodies are noted.
+///
+/// `round` and `index` say when it was asked: its place among all webhooks of the cluster.
+pub fn annotate_mutation(
+    hook: &Hook,
+    (round, index): (usize, usize),
+    answer: &Value,
+    said: &mut Said,
+) {
+    let patch = str_at(answer, "response.patch").and_then(|patch| STANDARD.decode(patch).ok());
+    let patch = patch.and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
+    let changed = patch.as_ref().and_then(Value::as_array).is_some_and(|all| !all.is_empty());
+    let place = format!("webhook.admission.k8s.io/round_{round}_index_{index}");
+    let (configuration, webhook) = (&hook.configuration, &hook.name);
+    let told = json!({"configuration": configuration, "webhook": webhook, "mutated": changed});
+    said.annotate(Level::Metadata, format!("mutation.{place}"), told.to_string());
+    if changed {
+        let told = json!({"configuration": configuration, "webhook": webhook,
+                          "patch": patch, "patchType": "JSONPatch"});
+        said.annotate(Level::Request, format!("patch.{place}"), told.to_string());
+    }
+}
+
+/// Tells the audit log that a webhook could not be asked, and that nobody minded.
+pub fn annotate_failure(hook: &Hook, how: &str, (round, index): (usize, usize), said: &mut Said) {
+    let key = format!("failed-open.{how}.webhook.admission.k8s.io/round_{round}_index_{index}");
+    said.annotate(Level::Metadata, key, hook.name.clone());
 }
 
 fn refusal(hook: &Hook, response: &Value) -> Status {

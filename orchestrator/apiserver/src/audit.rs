@@ -5,6 +5,7 @@
 //!
 //! Tasks: the writer, which ends when all that was noted is written.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -16,6 +17,7 @@ use std::task::{Context, Poll};
 use api::authority::audit::{
     Level, Noted, Outcome, Policy, PolicyError, Stage, Verdict, parse_body, render,
 };
+use api::said::{Annotation, Said};
 use api::{Attributes, User};
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, USER_AGENT};
@@ -207,13 +209,15 @@ fn open_log(path: &Path) -> std::io::Result<File> {
 }
 
 /// What is caught of a request while it is answered; travels in its extensions.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(crate) struct Caught(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
+    level: Level,
     sent: OnceLock<Bytes>,
     decision: OnceLock<(bool, String)>,
+    annotations: Mutex<BTreeMap<String, String>>,
 }
 
 /// Catches what was sent.
@@ -228,6 +232,16 @@ pub(crate) fn catch_body(parts: &Parts, bytes: &Bytes) {
 pub(crate) fn catch_decision(parts: &Parts, allowed: bool, reason: &str) {
     if let Some(caught) = parts.extensions.get::<Caught>() {
         let _first = caught.0.decision.set((allowed, reason.to_owned())).is_ok();
+    }
+}
+
+/// Catches what admission has for the log; the first to use a name keeps it.
+pub(crate) fn catch_annotations(caught: Option<&Caught>, said: &Said) {
+    let Some(Caught(inner)) = caught else { return };
+    let level = inner.level;
+    let mut kept = inner.annotations.lock().unwrap_or_else(PoisonError::into_inner);
+    for Annotation { key, value, .. } in said.annotations.iter().filter(|one| one.level <= level) {
+        kept.entry(key.clone()).or_insert_with(|| value.clone());
     }
 }
 
@@ -273,6 +287,7 @@ pub(crate) async fn begin(
     let chosen = header(AUDIT_ID);
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
     let usable = !chosen.is_empty() && chosen.len() <= ID_CHARS_MAX && chosen.chars().all(plain);
+    let inner = Inner { level: verdict.level, ..Inner::default() };
     let entry = Entry {
         verdict,
         id: if usable { chosen } else { uuid::Uuid::new_v4().to_string() },
@@ -284,7 +299,7 @@ pub(crate) async fn begin(
         asked: asked.clone(),
         received: now(),
         content_type: header(CONTENT_TYPE.as_str()),
-        caught: Caught::default(),
+        caught: Caught(Arc::new(inner)),
         lines: log.sender()?,
     };
     parts.extensions.insert(entry.caught.clone());
@@ -351,7 +366,14 @@ impl Entry {
         let inner = &self.caught.0;
         let sent = inner.sent.get().filter(|_| self.verdict.level >= Level::Request);
         let sent: Option<Value> = sent.and_then(|bytes| parse_body(&self.content_type, bytes));
-        Outcome { code: 0, sent, answered: None, decision: inner.decision.get().cloned() }
+        let annotations = inner.annotations.lock().unwrap_or_else(PoisonError::into_inner);
+        Outcome {
+            code: 0,
+            sent,
+            answered: None,
+            decision: inner.decision.get().cloned(),
+            annotations: annotations.clone(),
+        }
     }
 }
 

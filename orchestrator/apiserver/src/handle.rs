@@ -17,6 +17,7 @@ use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::{Body as _, Incoming};
 use objects::{Status, kind};
 
+use crate::audit::Caught;
 use crate::fair::Seat;
 use crate::metrics::Series;
 use crate::respond::{self, Answer};
@@ -50,6 +51,8 @@ pub(crate) struct Call<'a> {
     pub(crate) server: &'a Arc<Server>,
     pub(crate) user: &'a User,
     pub(crate) headers: &'a HeaderMap,
+    /// What the audit log is to be told, when it is kept.
+    pub(crate) caught: Option<&'a Caught>,
     pub(crate) request: Request,
 }
 
@@ -115,14 +118,15 @@ pub(crate) async fn handle(
     );
     body.finish(&parts).await;
     let mut answer = answer.unwrap_or_else(|status| respond::failure(&status));
+    if let Some(entry) = entry {
+        answer = entry.end(answer).await;
+    }
+    answer = in_wanted_words(answer, &parts).await;
     if parts.method == http::Method::HEAD {
         answer = respond::without_body(answer);
     }
     if let Some(seat) = seat {
         seat.tell(&mut answer);
-    }
-    if let Some(entry) = entry {
-        answer = entry.end(answer).await;
     }
     answer = respond::compressed(answer, header(&parts.headers, ACCEPT_ENCODING));
     drop(flying);
@@ -133,6 +137,16 @@ pub(crate) async fn handle(
         elapsed_us = elapsed.as_micros(), "answered"
     );
     answer
+}
+
+/// The same answer in YAML for those who want that; the API's description of itself knows none.
+async fn in_wanted_words(answer: Answer, parts: &Parts) -> Answer {
+    let path = parts.uri.path();
+    let schema = path == "/version" || path.starts_with("/openapi/");
+    if schema || !api::accept::wants_yaml(header(&parts.headers, ACCEPT)) {
+        return answer;
+    }
+    respond::in_yaml(answer).await
 }
 
 /// A request's body that nobody may ask for.
@@ -269,7 +283,8 @@ async fn answer(
         }
         Route::Resource(request) => {
             let custom = request.custom.clone();
-            let call = Call { server, user, headers: &parts.headers, request: *request };
+            let (headers, caught) = (&parts.headers, parts.extensions.get::<Caught>());
+            let call = Call { server, user, headers, caught, request: *request };
             let mut answer = resource(call, parts, body).await?;
             if let Some(warning) = custom.as_ref().and_then(|custom| custom.warning.clone()) {
                 respond::warn(&mut answer, &[warning]);

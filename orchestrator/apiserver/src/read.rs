@@ -104,15 +104,14 @@ pub(crate) fn value_answer(call: &Call<'_>, form: Form, code: u16, stored: &Valu
             render_table(request, [&shown], &meta, version, true, now())
         }
     };
-    json(call, form, code, &shown)
+    json(call, code, &shown)
 }
 
-fn json(call: &Call<'_>, form: Form, code: u16, value: &Value) -> Answer {
-    let pretty = call.request.options.pretty || form == Form::Yaml;
+fn json(call: &Call<'_>, code: u16, value: &Value) -> Answer {
+    let pretty = call.request.options.pretty;
     let bytes = if pretty { serde_json::to_vec_pretty(value) } else { serde_json::to_vec(value) };
-    let media = if form == Form::Yaml { "application/yaml" } else { "application/json" };
     // Writing a value into memory cannot fail.
-    respond::whole(code, media, bytes.unwrap_or_default())
+    respond::json_bytes(code, bytes.unwrap_or_default())
 }
 
 fn revision_of(object: &Value) -> u64 {
@@ -145,7 +144,7 @@ pub(crate) fn list_answer(
     let slow = request.is_alias() || request.options.pretty;
     match form {
         Form::Json if !slow => bytes_answer(list::list_head(request, meta), items, append_whole),
-        Form::Json | Form::Yaml => json(call, form, 200, &whole_list(call, &items, meta)),
+        Form::Json | Form::Yaml => json(call, 200, &whole_list(call, &items, meta)),
         Form::Partial(version) => {
             let head = list::partial_list_head(meta, version);
             bytes_answer(head, items, move |out, item| {
@@ -154,7 +153,7 @@ pub(crate) fn list_answer(
         }
         Form::Table(version) => {
             let objects = decode_all(call, &items);
-            json(call, form, 200, &table(call, &objects, meta, version))
+            json(call, 200, &table(call, &objects, meta, version))
         }
         Form::Protobuf | Form::PartialProtobuf(_) => {
             let (version, kind) = (request.api_version(), request.kind.kind);
@@ -181,7 +180,7 @@ pub(crate) fn list_answer(
 }
 
 fn json_list(call: &Call<'_>, items: &[Arc<Item>], meta: &ListMeta) -> Answer {
-    json(call, Form::Json, 200, &whole_list(call, items, meta))
+    json(call, 200, &whole_list(call, items, meta))
 }
 
 fn whole_list(call: &Call<'_>, items: &[Arc<Item>], meta: &ListMeta) -> Value {

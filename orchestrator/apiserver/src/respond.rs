@@ -14,6 +14,7 @@ use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Body as _, Frame};
 use objects::Status;
 use serde::Serialize;
+use serde_json::Value;
 
 /// The body of every answer.
 pub(crate) type Body = UnsyncBoxBody<Bytes, Infallible>;
@@ -130,6 +131,28 @@ pub(crate) fn compressed(answer: Answer, accept_encoding: &str) -> Answer {
         }
     });
     Response::from_parts(head, StreamBody::new(frames).boxed_unsync())
+}
+
+/// The same answer in YAML, when it is JSON and in memory; what flows stays as it is.
+pub(crate) async fn in_yaml(answer: Answer) -> Answer {
+    let in_json =
+        answer.headers().get(CONTENT_TYPE).is_some_and(|media| media == "application/json");
+    if !in_json || answer.body().size_hint().exact().is_none() {
+        return answer;
+    }
+    let (mut head, body) = answer.into_parts();
+    let bytes = match body.collect().await {
+        Ok(collected) => collected.to_bytes(),
+        Err(never) => match never {},
+    };
+    let body = match serde_json::from_slice::<Value>(&bytes) {
+        Ok(value) => {
+            head.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/yaml"));
+            Bytes::from(api::yaml::render_yaml(&value))
+        }
+        Err(_) => bytes,
+    };
+    Response::from_parts(head, Full::new(body).boxed_unsync())
 }
 
 /// An error.

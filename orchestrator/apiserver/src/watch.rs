@@ -38,6 +38,9 @@ const PIECE_BYTES: usize = 64 << 10;
 /// Answers WATCH.
 pub(crate) async fn answer(call: &Call<'_>) -> Result<Answer, Status> {
     let form = form_of(call)?;
+    if form == Form::Yaml {
+        return Err(api::accept::refused());
+    }
     let options = &call.request.options;
     list::check_watch(options)?;
     let with_initial = initial_events(options);

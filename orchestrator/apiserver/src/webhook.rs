@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::said::Said;
 use api::webhook::{self, Hook, Matter, Verdict};
 use api::{Prepared, Request, User, policy};
 use bytes::Bytes;
@@ -22,6 +23,7 @@ use serde_json::Value;
 use tokio_rustls::TlsConnector;
 
 use crate::agent::{connect, exchange};
+use crate::audit;
 use crate::handle::Call;
 use crate::object;
 use crate::server::Server;
@@ -70,11 +72,19 @@ pub(crate) async fn admit(
         operation,
         old: old.unwrap_or(&null),
     };
-    let changed = mutate(&asking, &prepared.object, &mut prepared.warnings).await?;
-    if changed != prepared.object {
-        prepared = api::readmit(request, prepared, changed, old, context)?;
-    }
-    validate(&asking, &prepared.object, &mut prepared.warnings).await?;
+    let mut said = Said::default();
+    let admitted = async {
+        let changed = mutate(&asking, &prepared.object, &mut said).await?;
+        if changed != prepared.object {
+            prepared = api::readmit(request, prepared, changed, old, context)?;
+        }
+        validate(&asking, &prepared.object, &mut said).await?;
+        Ok(prepared)
+    };
+    let admitted = admitted.await;
+    audit::catch_annotations(call.caught, &said);
+    let mut prepared: Prepared = admitted?;
+    prepared.warnings.append(&mut said.warnings);
     Ok(prepared)
 }
 
@@ -88,14 +98,12 @@ pub(crate) async fn admit_deletion(
     request: &Request,
     old: &Value,
 ) -> Result<Vec<String>, Status> {
-    let mut warnings = Vec::new();
-    if concerned(call.server, request.kind) {
-        let (server, user) = (call.server, call.user);
-        let asking = Asking { server, user, request, operation: "DELETE", old };
-        mutate(&asking, &Value::Null, &mut warnings).await?;
-        validate(&asking, &Value::Null, &mut warnings).await?;
+    if !concerned(call.server, request.kind) {
+        return Ok(Vec::new());
     }
-    Ok(warnings)
+    let (server, user) = (call.server, call.user);
+    let asking = Asking { server, user, request, operation: "DELETE", old };
+    pass(call, &asking, &Value::Null).await
 }
 
 /// Asks about a connection to a pod, service or node that is to be opened.
@@ -111,9 +119,19 @@ pub(crate) async fn admit_connection(call: &Call<'_>) -> Result<(), Status> {
     let options = webhook::connect_options(request);
     let (server, user, null) = (call.server, call.user, Value::Null);
     let asking = Asking { server, user, request, operation: "CONNECT", old: &null };
-    let mut warnings = Vec::new();
-    mutate(&asking, &options, &mut warnings).await?;
-    validate(&asking, &options, &mut warnings).await
+    pass(call, &asking, &options).await.map(drop)
+}
+
+/// Asks about what nobody can change any more, and returns warnings.
+async fn pass(call: &Call<'_>, asking: &Asking<'_>, object: &Value) -> Result<Vec<String>, Status> {
+    let mut said = Said::default();
+    let passed = async {
+        mutate(asking, object, &mut said).await?;
+        validate(asking, object, &mut said).await
+    };
+    let passed = passed.await;
+    audit::catch_annotations(call.caught, &said);
+    passed.map(|()| said.warnings)
 }
 
 /// Is there anything that has a say about a kind?
@@ -162,11 +180,7 @@ impl Rounds {
     }
 }
 
-async fn mutate(
-    asking: &Asking<'_>,
-    object: &Value,
-    warnings: &mut Vec<String>,
-) -> Result<Value, Status> {
+async fn mutate(asking: &Asking<'_>, object: &Value, said: &mut Said) -> Result<Value, Status> {
     let server = asking.server;
     let mut object = object.clone();
     mutate_by_policy(asking, &mut object, policy::Round::First)?;
@@ -176,7 +190,9 @@ async fn mutate(
     }
     let mut rounds = Rounds::default();
     let before = object.clone();
-    mutate_by_webhook(asking, &configurations, &mut object, &mut rounds, warnings).await?;
+    let places = places(&configurations);
+    mutate_by_webhook(asking, &configurations, &mut object, &mut rounds, (0, &places), said)
+        .await?;
     if object != before {
         let seen = object.clone();
         mutate_by_policy(asking, &mut object, policy::Round::Again)?;
@@ -187,9 +203,30 @@ async fn mutate(
     if !rounds.again.is_empty() {
         let hooks = configurations_of(&configurations, &rounds.again);
         let mut last = Rounds::default();
-        mutate_by_webhook(asking, &hooks, &mut object, &mut last, warnings).await?;
+        mutate_by_webhook(asking, &hooks, &mut object, &mut last, (1, &places), said).await?;
     }
     Ok(object)
+}
+
+/// All webhooks of the cluster in their order, by configuration and name.
+fn places(configurations: &[Value]) -> Vec<(String, String)> {
+    let text = |value: &Value, path: &str| field::str_at(value, path).unwrap_or("").to_owned();
+    let mut places = Vec::new();
+    for configuration in configurations {
+        let hooks = configuration.get("webhooks").and_then(Value::as_array);
+        for hook in hooks.into_iter().flatten() {
+            places.push((text(configuration, "metadata.name"), text(hook, "name")));
+        }
+    }
+    places
+}
+
+/// A webhook's place among all.
+fn place_of(places: &[(String, String)], hook: &Hook) -> usize {
+    let own = |(configuration, name): &(String, String)| {
+        *configuration == hook.configuration && *name == hook.name
+    };
+    places.iter().position(own).unwrap_or(0)
 }
 
 /// The configurations with those webhooks alone that are to be asked again.
@@ -235,12 +272,16 @@ async fn mutate_by_webhook(
     configurations: &[Value],
     object: &mut Value,
     rounds: &mut Rounds,
-    warnings: &mut Vec<String>,
+    (round, places): (usize, &[(String, String)]),
+    said: &mut Said,
 ) -> Result<(), Status> {
     let uid = fresh_uid();
     for hook in webhook::plan(configurations, &matter(asking, object, &uid))? {
-        let verdict = ask(asking, &hook, object).await?;
-        warnings.extend(verdict.warnings);
+        let when = (round, place_of(places, &hook));
+        let (verdict, mut heard) = ask(asking, &hook, object, Way::Mutates(when)).await;
+        said.annotations.append(&mut heard.annotations);
+        let verdict = verdict?;
+        said.warnings.extend(verdict.warnings);
         if let Some(patched) = verdict.patched.filter(|patched| patched != object) {
             *object = patched;
             rounds.changed();
@@ -252,18 +293,14 @@ async fn mutate_by_webhook(
     Ok(())
 }
 
-async fn validate(
-    asking: &Asking<'_>,
-    object: &Value,
-    warnings: &mut Vec<String>,
-) -> Result<(), Status> {
+async fn validate(asking: &Asking<'_>, object: &Value, said: &mut Said) -> Result<(), Status> {
     let server = asking.server;
     let bindings = all(server, &kind::VALIDATING_ADMISSION_POLICY_BINDING);
     if !bindings.is_empty() {
         let policies = all(server, &kind::VALIDATING_ADMISSION_POLICY);
         let (registry, uid) = (server.customs.registry(), fresh_uid());
         let matter = matter(asking, object, &uid);
-        warnings.extend(policy::validate(&policies, &bindings, &registry, &matter)?);
+        policy::validate(&policies, &bindings, &registry, &matter, said)?;
     }
     let configurations = all(server, &kind::VALIDATING_WEBHOOK_CONFIGURATION);
     if configurations.is_empty() {
@@ -271,31 +308,68 @@ async fn validate(
     }
     let uid = fresh_uid();
     let hooks = webhook::plan(&configurations, &matter(asking, object, &uid))?;
+    let places = places(&configurations);
     // They cannot see each other's answers, so they are asked all at once.
-    let asked = hooks.iter().map(|hook| ask(asking, hook, object));
-    for verdict in futures_util::future::join_all(asked).await {
-        warnings.extend(verdict?.warnings);
+    let asked = hooks.iter().map(|hook| {
+        let way = Way::Validates((0, place_of(&places, hook)));
+        ask(asking, hook, object, way)
+    });
+    let mut outcome = Ok(());
+    for (verdict, mut heard) in futures_util::future::join_all(asked).await {
+        said.annotations.append(&mut heard.annotations);
+        match verdict {
+            Ok(verdict) => said.warnings.extend(verdict.warnings),
+            Err(status) => outcome = outcome.and(Err(status)),
+        }
     }
-    Ok(())
+    outcome
+}
+
+/// What a webhook is asked for, in which round, and its place among all.
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    Mutates((usize, usize)),
+    Validates((usize, usize)),
 }
 
 /// Asks one webhook; one that cannot be asked and may be ignored allows everything.
-async fn ask(asking: &Asking<'_>, hook: &Hook, object: &Value) -> Result<Verdict, Status> {
+async fn ask(
+    asking: &Asking<'_>,
+    hook: &Hook,
+    object: &Value,
+    way: Way,
+) -> (Result<Verdict, Status>, Said) {
+    let mut said = Said::default();
     let uid = fresh_uid();
     let review = webhook::review(&matter(asking, object, &uid));
     let limit = Duration::from_secs(hook.timeout_seconds);
-    let outcome = post(asking.server, &hook.client, &review, limit).await;
-    let outcome =
-        outcome.map_err(Err).and_then(|answer| webhook::verdict(hook, &uid, object, &answer));
-    match outcome {
-        Ok(verdict) => Ok(verdict),
+    let answer = post(asking.server, &hook.client, &review, limit).await;
+    if let Ok(answer) = &answer {
+        webhook::annotate(hook, answer, &mut said);
+    }
+    let judged = answer
+        .map_err(Err)
+        .and_then(|answer| Ok((webhook::verdict(hook, &uid, object, &answer)?, answer)));
+    let verdict = match judged {
+        Ok((verdict, answer)) => {
+            if let Way::Mutates(when) = way {
+                webhook::annotate_mutation(hook, when, &answer, &mut said);
+            }
+            Ok(verdict)
+        }
         Err(Ok(status)) => Err(status),
         Err(Err(why)) if hook.ignores_failure => {
+            let (how, when) = match way {
+                Way::Mutates(when) => ("mutation", when),
+                Way::Validates(when) => ("validating", when),
+            };
+            webhook::annotate_failure(hook, how, when, &mut said);
             tracing::warn!(webhook = hook.name, why, "failed calling webhook, failing open");
             Ok(Verdict { patched: None, warnings: Vec::new() })
         }
         Err(Err(why)) => Err(webhook::unreachable(hook, &why)),
-    }
+    };
+    (verdict, said)
 }
 
 /// Posts a review to where a `clientConfig` says, and reads the answer.

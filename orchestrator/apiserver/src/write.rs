@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use api::prepare::Body;
+use api::said::Said;
 use api::{Change, Context, Prepared, Request};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -13,6 +14,7 @@ use serde_json::Value;
 use store::{Expect, Head, Item, Write, WriteError, Written};
 
 use crate::admit;
+use crate::audit;
 use crate::claim::Claims;
 use crate::convert;
 use crate::handle::{Call, user_agent};
@@ -306,6 +308,13 @@ async fn commit(
     let concerned = webhook::concerned(call.server, call.request.kind);
     let before = old.filter(|_| concerned).map(|item| object::decode(item, item.modified()));
     let mut prepared = webhook::admit(call, prepared, before.as_ref(), &context(call)).await?;
+    if call.caught.is_some() && call.request.custom.is_none() {
+        let before = old.map(|item| object::decode(item, item.modified()));
+        let (view, mut said) = (call.server.as_ref(), Said::default());
+        let (old, object) = (before.as_ref(), &prepared.object);
+        api::admission::annotate(view, &call.request, old, object, &mut said);
+        audit::catch_annotations(call.caught, &said);
+    }
     check_grant(call, &prepared, old)?;
     if prepared.change == Change::Create && *call.request.kind == kind::SECRET {
         token::fill_secret(call.server, &mut prepared.object)?;

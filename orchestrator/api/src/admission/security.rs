@@ -1,14 +1,15 @@
 //! Pod security standards: what a namespace's labels let pods be.
 //!
-//! `pod-security.kubernetes.io/enforce` refuses pods, `warn` tells the client; `audit` is
-//! recorded by nobody yet. Checks carry upstream's names, order and words.
+//! `pod-security.kubernetes.io/enforce` refuses pods, `warn` tells the client, `audit` the audit
+//! log. Checks carry upstream's names, order and words.
 //!
 //! *Limits*: the versions of the standards differ in little; all are judged as the latest.
 
 use objects::{Status, field::str_at, kind};
 use serde_json::{Value, json};
 
-use super::{Admission, restricted};
+use super::{Admission, View, restricted};
+use crate::{authority::audit::Level, request::Request, said::Said};
 
 /// What the labels begin with.
 const PREFIX: &str = "pod-security.kubernetes.io/";
@@ -54,54 +55,81 @@ pub(super) fn check(
     object: &Value,
     warnings: &mut Vec<String>,
 ) -> Result<(), Status> {
-    let request = admission.request;
-    let parts = matches!(request.subresource.as_str(), "" | "ephemeralcontainers" | "resize");
-    let Some(path) = spec_path(request.kind.kind).filter(|_| parts && request.kind.namespaced)
-    else {
-        return Ok(());
-    };
-    let unchanged = admission.old.is_some_and(|old| old.pointer(path) == object.pointer(path));
-    if unchanged {
-        return Ok(());
-    }
-    let Some(spec) = object.pointer(path) else { return Ok(()) };
-    let Some(namespace) = admission.view().get(&kind::NAMESPACE, "", &request.namespace) else {
-        return Ok(());
-    };
-    let label = |mode: &str| -> String {
-        let labels = namespace.pointer("/metadata/labels");
-        let said = labels.and_then(|all| all.get(format!("{PREFIX}{mode}"))?.as_str());
-        said.unwrap_or("").to_owned()
-    };
-    let verdict = |mode: &str| -> Option<(String, String)> {
-        let level = label(mode);
-        let faults = judge(&level, spec);
-        if faults.is_empty() {
-            return None;
-        }
-        let version = match label(&format!("{mode}-version")) {
-            none if none.is_empty() => "latest".to_owned(),
-            version => version,
-        };
-        let words: Vec<String> = faults
-            .iter()
-            .map(
-                |(what, place)| {
-                    if place.is_empty() { what.clone() } else { format!("{what} ({place})") }
-                },
-            )
-            .collect();
-        Some((format!("{level}:{version}"), words.join(", ")))
-    };
-    if request.kind.kind == "Pod"
-        && let Some((policy, why)) = verdict("enforce")
+    let judged = Judged::of(admission.view(), admission.request, admission.old, object);
+    let Some(judged) = judged else { return Ok(()) };
+    if admission.request.kind.kind == "Pod"
+        && let Some((policy, why)) = judged.verdict("enforce")
     {
         return Err(admission.forbid(object, &format!("violates PodSecurity \"{policy}\": {why}")));
     }
-    if let Some((policy, why)) = verdict("warn") {
+    if let Some((policy, why)) = judged.verdict("warn") {
         warnings.push(format!("would violate PodSecurity \"{policy}\": {why}"));
     }
     Ok(())
+}
+
+/// Tells the audit log what pods are judged by, and what they do that is only noted.
+pub fn annotate(
+    view: &dyn View,
+    request: &Request,
+    old: Option<&Value>,
+    object: &Value,
+    said: &mut Said,
+) {
+    let Some(judged) = Judged::of(view, request, old, object) else { return };
+    if request.kind.kind == "Pod" {
+        said.annotate(Level::Metadata, format!("{PREFIX}enforce-policy"), judged.policy("enforce"));
+    }
+    if let Some((policy, why)) = judged.verdict("audit") {
+        let text = format!("would violate PodSecurity \"{policy}\": {why}");
+        said.annotate(Level::Metadata, format!("{PREFIX}audit-violations"), text);
+    }
+}
+
+/// A pod's spec, or that of a template's pods, with the namespace whose labels say what it may be.
+struct Judged<'a> {
+    spec: &'a Value,
+    namespace: Value,
+}
+
+impl<'a> Judged<'a> {
+    /// `None` when there is nothing to judge: no pod, or nothing new about it.
+    fn of(
+        view: &dyn View,
+        request: &Request,
+        old: Option<&Value>,
+        object: &'a Value,
+    ) -> Option<Self> {
+        let parts = matches!(request.subresource.as_str(), "" | "ephemeralcontainers" | "resize");
+        let path = spec_path(request.kind.kind).filter(|_| parts && request.kind.namespaced)?;
+        if old.is_some_and(|old| old.pointer(path) == object.pointer(path)) {
+            return None;
+        }
+        let spec = object.pointer(path)?;
+        let namespace = view.get(&kind::NAMESPACE, "", &request.namespace)?;
+        Some(Self { spec, namespace })
+    }
+
+    fn label(&self, mode: &str) -> Option<&str> {
+        let labels = self.namespace.pointer("/metadata/labels");
+        labels?.get(format!("{PREFIX}{mode}"))?.as_str().filter(|said| !said.is_empty())
+    }
+
+    /// Level and version of a mode.
+    fn policy(&self, mode: &str) -> String {
+        let level = self.label(mode).unwrap_or("privileged");
+        format!("{level}:{}", self.label(&format!("{mode}-version")).unwrap_or("latest"))
+    }
+
+    /// What does not fit a mode, behind the policy that it does not fit.
+    fn verdict(&self, mode: &str) -> Option<(String, String)> {
+        let faults = judge(self.label(mode).unwrap_or(""), self.spec);
+        let words = faults.iter().map(|(what, place)| {
+            if place.is_empty() { what.clone() } else { format!("{what} ({place})") }
+        });
+        let words: Vec<String> = words.collect();
+        (!words.is_empty()).then(|| (self.policy(mode), words.join(", ")))
+    }
 }
 
 /// Where a kind's objects carry the spec of pods.

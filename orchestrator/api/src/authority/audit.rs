@@ -5,6 +5,8 @@
 //!
 //! Spec: audit.k8s.io/v1 (Policy, Event).
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use objects::{MicroTime, field::str_at};
 use serde_json::{Map, Value, json};
@@ -133,6 +135,8 @@ pub struct Outcome {
     pub answered: Option<Value>,
     /// Was it allowed, and why? `None` when nobody got so far as to decide.
     pub decision: Option<(bool, String)>,
+    /// What admission has for the log, by name.
+    pub annotations: BTreeMap<String, String>,
 }
 
 impl Policy {
@@ -324,15 +328,15 @@ pub fn render(noted: &Noted<'_>, stage: Stage, outcome: Option<&Outcome>, now: T
     if let Some(answered) = body(&outcome.answered, Level::RequestResponse) {
         put("responseObject", answered);
     }
+    let mut annotations = outcome.annotations.clone();
     if let Some((allowed, reason)) = &outcome.decision {
         let decision = if *allowed { "allow" } else { "forbid" };
-        put(
-            "annotations",
-            json!({
-                "authorization.k8s.io/decision": decision,
-                "authorization.k8s.io/reason": reason,
-            }),
-        );
+        for (key, value) in [("decision", decision), ("reason", reason.as_str())] {
+            annotations.insert(format!("authorization.k8s.io/{key}"), value.to_owned());
+        }
+    }
+    if !annotations.is_empty() {
+        put("annotations", json!(annotations));
     }
     event
 }
@@ -462,6 +466,7 @@ rules:
             sent: Some(json!({"metadata": {"managedFields": [1]}, "spec": 1})),
             answered: Some(json!({"kind": "Deployment"})),
             decision: Some((true, "because".to_owned())),
+            annotations: BTreeMap::from([("limit/by".to_owned(), "ann".to_owned())]),
         };
         let at: Timestamp = "2026-01-02T03:04:05Z".parse().unwrap();
         let event = |level: Level| {
@@ -484,6 +489,7 @@ rules:
         assert_eq!(plain["impersonatedUser"]["username"], "bob");
         assert_eq!(plain["objectRef"]["apiGroup"], "apps");
         assert_eq!(plain["annotations"]["authorization.k8s.io/decision"], "allow");
+        assert_eq!(plain["annotations"]["limit/by"], "ann");
         assert_eq!(plain["requestReceivedTimestamp"], "2026-01-02T03:04:05.000000Z");
         assert!(plain.get("requestObject").is_none() && plain.get("responseObject").is_none());
         let more = event(Level::Request);

@@ -65,8 +65,8 @@ pub fn plan_status(object: &Value, others: &[Value], now: Time) -> Conditions {
     Conditions { accepted, status: (status != old).then_some(status), established }
 }
 
-/// The versions objects were ever stored in.
-fn remember_stored(object: &Value, status: &mut Map<String, Value>) {
+/// Adds the version objects are stored in now to those they ever were.
+pub(crate) fn remember_stored(object: &Value, status: &mut Map<String, Value>) {
     let versions = value_at(object, "spec.versions").and_then(Value::as_array);
     let storage = versions
         .into_iter()

@@ -57,7 +57,9 @@ fn binding(spec: Json) -> Json {
 
 fn ask(spec: Json, bound: Json, replicas: i64) -> Result<Vec<String>, String> {
     with_matter(&deployment(replicas), |matter| {
-        validate(&[policy(spec)], &[binding(bound)], Registry::builtin(), matter)
+        let mut said = Said::default();
+        validate(&[policy(spec)], &[binding(bound)], Registry::builtin(), matter, &mut said)
+            .map(|()| said.warnings)
             .map_err(|status| format!("{} {} {}", status.code, status.reason, status.message))
     })
 }

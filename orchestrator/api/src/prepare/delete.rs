@@ -2,7 +2,7 @@
 
 use jiff::SignedDuration;
 use objects::{
-    Kind, Status, Time,
+    Cause, Kind, Status, Time,
     field::{int_at, str_at},
     kind,
 };
@@ -13,7 +13,7 @@ use super::{
     metadata::{is_gone, meta_mut},
     status::child,
 };
-use crate::{custom, decode, request::Request};
+use crate::{custom, decode, list::refuse_options, request::Request};
 
 /// Namespaces without which there is no cluster.
 const IMMORTAL: &[&str] = &["default", "kube-public", "kube-system"];
@@ -85,9 +85,10 @@ pub fn is_dry_run(body: &Body<'_>) -> Result<bool, Status> {
     let said = decode::decode_any(body)?;
     let stages = said.get("dryRun").and_then(Value::as_array);
     match stages.into_iter().flatten().find(|stage| *stage != "All") {
-        Some(other) => Err(Status::bad_request(format!(
-            "dryRun: Unsupported value: {other}: supported values: \"All\""
-        ))),
+        Some(_) => {
+            let cause = Cause::unsupported("dryRun", &json!(stages), &["All"]);
+            refuse_options("DeleteOptions", vec![cause]).map(|()| false)
+        }
         None => Ok(stages.is_some_and(|stages| !stages.is_empty())),
     }
 }
@@ -98,6 +99,7 @@ fn read_options(request: &Request, body: &Body<'_>) -> Result<DeleteOptions, Sta
         propagation_policy: request.options.propagation_policy.clone(),
         ..DeleteOptions::default()
     };
+    let mut causes = Vec::new();
     if !body.bytes.is_empty() {
         let said = decode::decode_any(body)?;
         let text = |path: &str| str_at(&said, path).unwrap_or("").to_owned();
@@ -105,6 +107,10 @@ fn read_options(request: &Request, body: &Body<'_>) -> Result<DeleteOptions, Sta
             options.grace_period_seconds = Some(seconds);
         }
         if let Some(policy) = str_at(&said, "propagationPolicy") {
+            if said.get("orphanDependents").is_some_and(Value::is_boolean) {
+                let why = "orphanDependents and deletionPropagation cannot be both set";
+                causes.push(Cause::invalid("propagationPolicy", &json!(policy), why));
+            }
             policy.clone_into(&mut options.propagation_policy);
         } else if said.get("orphanDependents").and_then(Value::as_bool) == Some(true) {
             "Orphan".clone_into(&mut options.propagation_policy);
@@ -112,13 +118,13 @@ fn read_options(request: &Request, body: &Body<'_>) -> Result<DeleteOptions, Sta
         options.uid = text("preconditions.uid");
         options.resource_version = text("preconditions.resourceVersion");
     }
-    match options.propagation_policy.as_str() {
-        "" | "Orphan" | "Background" | "Foreground" => Ok(options),
-        other => Err(Status::bad_request(format!(
-            "propagationPolicy: Unsupported value: {other:?}: supported values: \"Background\", \
-             \"Foreground\", \"Orphan\""
-        ))),
+    let policy = options.propagation_policy.as_str();
+    if !matches!(policy, "" | "Orphan" | "Background" | "Foreground") {
+        let known = ["Foreground", "Background", "Orphan", "nil"];
+        causes.push(Cause::unsupported("propagationPolicy", &json!(policy), &known));
     }
+    refuse_options("DeleteOptions", causes)?;
+    Ok(options)
 }
 
 fn check(request: &Request, options: &DeleteOptions, old: &Value) -> Result<(), Status> {

@@ -4,7 +4,7 @@ use objects::{Kind, Status, Time, field::str_at, kind};
 use serde_json::{Map, Value, json};
 
 use super::{Context, metadata::meta_mut};
-use crate::{json::put_in, request::Request};
+use crate::{custom::remember_stored, json::put_in, request::Request};
 
 /// Takes from a new object what its creator may not say, and adds what the server knows.
 pub(super) fn reset_on_create(kind: &Kind, object: &mut Value, context: &Context<'_>) {
@@ -249,6 +249,13 @@ pub(super) fn separate(
             }
             if *request.kind == kind::CERTIFICATE_SIGNING_REQUEST {
                 keep(old, new, "spec");
+            }
+            if *request.kind == kind::CUSTOM_RESOURCE_DEFINITION {
+                // Nothing is ever stored in a version that is not written down.
+                let spec = new.clone();
+                if let Some(fields) = new.as_object_mut() {
+                    remember_stored(&spec, child(fields, "status"));
+                }
             }
         }
         "status" => {

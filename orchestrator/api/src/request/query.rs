@@ -1,8 +1,10 @@
 //! Query parameters of requests to resources.
 
-use objects::{FieldSelector, Kind, Selector, Status, kind};
+use objects::{Cause, FieldSelector, Kind, Selector, Status, kind};
+use serde_json::json;
 
-use super::{FieldValidation, Options};
+use super::{FieldValidation, Options, Verb};
+use crate::list::refuse_options;
 
 /// Splits and decodes a query.
 pub(super) fn parse(query: &str) -> Vec<(String, String)> {
@@ -84,8 +86,24 @@ fn event_fields(text: &str) -> String {
     renamed.collect::<Vec<_>>().join(",")
 }
 
+/// Refuses a write for a parameter; reads do not have those that writes have.
+fn refuse_write(verb: Verb, cause: Cause) -> Result<(), Status> {
+    let kind = match verb {
+        Verb::Get | Verb::List | Verb::Watch => return Ok(()),
+        Verb::Create => "CreateOptions",
+        Verb::Update => "UpdateOptions",
+        Verb::Patch => "PatchOptions",
+        Verb::Delete | Verb::DeleteCollection => "DeleteOptions",
+    };
+    refuse_options(kind, vec![cause])
+}
+
 /// Reads every parameter the API machinery knows.
-pub(super) fn options(kind: &Kind, raw: Vec<(String, String)>) -> Result<Options, Status> {
+pub(super) fn options(
+    kind: &Kind,
+    verb: Verb,
+    raw: Vec<(String, String)>,
+) -> Result<Options, Status> {
     let label_selector = Selector::parse(get(&raw, "labelSelector"))
         .map_err(|err| Status::bad_request(err.to_string()))?;
     let fields = get(&raw, "fieldSelector");
@@ -105,19 +123,18 @@ pub(super) fn options(kind: &Kind, raw: Vec<(String, String)>) -> Result<Options
         "Ignore" => FieldValidation::Ignore,
         "Strict" => FieldValidation::Strict,
         other => {
-            return Err(Status::bad_request(format!(
-                "fieldValidation: Unsupported value: {other:?}: supported values: \"Ignore\", \
-                 \"Warn\", \"Strict\""
-            )));
+            let known = ["Ignore", "Strict", "Warn"];
+            let cause = Cause::unsupported("fieldValidation", &json!(other), &known);
+            refuse_write(verb, cause)?;
+            FieldValidation::Warn
         }
     };
     let dry_run = match get(&raw, "dryRun") {
         "" => false,
         "All" => true,
         other => {
-            return Err(Status::bad_request(format!(
-                "dryRun: Unsupported value: {other:?}: supported values: \"All\""
-            )));
+            refuse_write(verb, Cause::unsupported("dryRun", &json!([other]), &["All"]))?;
+            false
         }
     };
     Ok(Options {

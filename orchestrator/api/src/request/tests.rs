@@ -67,7 +67,9 @@ fn what_is_not_served_is_refused() {
     check("GET", "/api/v1/pods?limit=x", "400");
     check("GET", "/api/v1/pods?labelSelector=a%20b", "400");
     check("GET", "/api/v1/pods?fieldSelector=spec.foo%3D1", "400");
-    check("GET", "/api/v1/pods?dryRun=Some", "400");
+    check("GET", "/api/v1/pods?dryRun=Some&fieldValidation=Some", "list pods [] []");
+    check("POST", "/api/v1/namespaces/a/pods?dryRun=Some", "422");
+    check("PUT", "/api/v1/namespaces/a/pods/b?fieldValidation=Some", "422");
 }
 
 #[test]

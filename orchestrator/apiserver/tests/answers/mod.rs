@@ -167,6 +167,11 @@ impl Player {
         Self { target, connection, kept: BTreeMap::new(), watches: BTreeMap::new() }
     }
 
+    /// Keeps something for requests to name.
+    pub(crate) fn keep(&mut self, name: &str, value: &str) {
+        self.kept.insert(name.to_owned(), value.to_owned());
+    }
+
     /// Puts what is kept where it is named.
     fn fill(&self, text: &str) -> String {
         let mut text = text.to_owned();

@@ -12,6 +12,7 @@ use runtime::resource::{CONFIG_MAPS, Resource};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
+use crate::answers::{Player, testdata};
 use crate::common::{Cluster, config_map, listen_tls, soon, version, watch_from};
 
 const DEFAULT: Option<&str> = Some("default");
@@ -60,14 +61,30 @@ fn answer(path: &str, review: &Value) -> Value {
         }
         "/stage-1" if has("start") => Some(add("stage-1")),
         "/stage-2" if has("stage-1") => Some(add("stage-2")),
+        "/init" => {
+            let added = json!([{"name": "added", "image": "busybox"}]);
+            Some(json!([{"op": "add", "path": "/spec/initContainers", "value": added}]))
+        }
+        _ => None,
+    };
+    let said = |object: &Value, word: &str| {
+        object["data"]["e2e"] == word || object["metadata"]["labels"]["e2e"] == word
+    };
+    let refused = match path {
+        "/refuse" => Some("never"),
+        "/deny" if said(&request["object"], "disallow") => Some("this contains unwanted data"),
+        "/deny" if request["operation"] == "DELETE" && said(&request["oldObject"], "keep") => {
+            Some("this is to be kept")
+        }
+        "/validate" if request["object"]["data"]["value"] == "bad" => Some("no bad values"),
         _ => None,
     };
     if let Some(patch) = patch {
         response["patchType"] = json!("JSONPatch");
         response["patch"] = json!(STANDARD.encode(patch.to_string()));
-    } else if request["object"]["data"]["value"] == "bad" {
+    } else if let Some(why) = refused {
         response["allowed"] = json!(false);
-        response["status"] = json!({"message": "no bad values", "code": 403});
+        response["status"] = json!({"message": why, "code": 403});
     }
     json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response})
 }
@@ -78,11 +95,15 @@ impl Hook {
         let url = format!("https://{}", listener.local_addr().unwrap());
         let mut serving = JoinSet::new();
         serving.spawn(async move {
+            let mut connections = JoinSet::new();
             loop {
                 let (socket, _) = listener.accept().await.unwrap();
                 let Ok(io) = acceptor.accept(socket).await else { continue };
                 let service = service_fn(|request: http::Request<hyper::body::Incoming>| async {
                     let path = request.uri().path().to_owned();
+                    if path == "/never" {
+                        return std::future::pending().await;
+                    }
                     let body = request.into_body().collect().await?.to_bytes();
                     let review = serde_json::from_slice(&body).unwrap_or_default();
                     let answer = answer(&path, &review).to_string();
@@ -91,7 +112,7 @@ impl Hook {
                 let connection = hyper::server::conn::http1::Builder::new()
                     .keep_alive(false)
                     .serve_connection(TokioIo::new(io), service);
-                drop(connection.await);
+                connections.spawn(async move { drop(connection.await) });
             }
         });
         let bundle = STANDARD.encode(authority.cert_pem());
@@ -146,6 +167,18 @@ async fn webhooks_change_refuse_and_are_missed() {
     }
     admin.create(&CONFIG_MAPS, DEFAULT, &config_map("b", "bad")).await.unwrap();
     soon("stopping", cluster.stop()).await;
+}
+
+#[tokio::test]
+async fn webhooks_see_change_and_refuse_what_upstream_says() {
+    let cluster = Cluster::start().await;
+    let mut hook = Hook::start().await;
+    let mut player = Player::new(&cluster).await;
+    player.keep("URL", &hook.url);
+    player.keep("BUNDLE", &hook.bundle);
+    let wrong = player.play(&testdata("webhooks.txt")).await;
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    hook.serving.shutdown().await;
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ mod oidc;
 use objects::kind;
 use runtime::Client;
 use runtime::client::ListParams;
-use runtime::resource::{CONFIG_MAPS, PODS, Resource};
+use runtime::resource::{CONFIG_MAPS, NAMESPACES, PODS, Resource};
 use serde_json::{Value, json};
 
 use crate::common::Cluster;
@@ -302,6 +302,94 @@ async fn what_the_policy_wants_is_noted_and_every_request_has_its_level() {
     assert_eq!(refused["annotations"]["authorization.k8s.io/decision"], "forbid");
     assert_eq!(refused["responseStatus"]["reason"], "Forbidden");
     assert!(refused.get("responseObject").is_none());
+}
+
+/// A policy with something for the audit log.
+fn size_policy() -> Value {
+    json!({
+        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy",
+        "metadata": {"name": "size"},
+        "spec": {
+            "matchConstraints": {"resourceRules": [{"apiGroups": [""], "apiVersions": ["v1"],
+                                 "operations": ["CREATE"], "resources": ["configmaps"]}]},
+            "validations": [{"expression": "object.data.value != 'bad'"},
+                            {"expression": "object.data.value != 'odd'", "message": "odd"}],
+            "auditAnnotations": [
+                {"key": "value", "valueExpression": "'value is ' + object.data.value"},
+                {"key": "never", "valueExpression": "object.data.value == 'x' ? 'x' : null"}],
+        },
+    })
+}
+
+#[tokio::test]
+async fn what_policies_say_for_the_log_is_in_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let policy_file = dir.path().join("policy.yaml");
+    let text = "apiVersion: audit.k8s.io/v1\nkind: Policy\nomitStages: [RequestReceived]\nrules:\n\
+                - {level: Metadata, verbs: [create], resources: [{group: '', resources: [configmaps, pods]}]}\n";
+    std::fs::write(&policy_file, text).unwrap();
+    let log_path = dir.path().join("audit.log");
+    let audit = apiserver::Audit {
+        policy_file,
+        log_path: log_path.clone(),
+        megabytes_max: 1,
+        backups_max: 1,
+    };
+    let identity = apiserver::Identity { audit: Some(audit), ..apiserver::Identity::default() };
+    let cluster = Cluster::start_with(identity).await;
+    let admin = cluster.admin();
+    let version = "admissionregistration.k8s.io/v1";
+    let policy = size_policy();
+    admin.create(&resource(&kind::VALIDATING_ADMISSION_POLICY), None, &policy).await.unwrap();
+    for (name, actions) in [("deny", json!(["Deny"])), ("note", json!(["Audit", "Warn"]))] {
+        let mut binding = json!({
+            "apiVersion": version, "kind": "ValidatingAdmissionPolicyBinding",
+            "metadata": {"name": name},
+            "spec": {"policyName": "size", "validationActions": actions},
+        });
+        // One only notes what is in a namespace of its own.
+        let place = if name == "note" { "kube-public" } else { "default" };
+        binding["spec"]["matchResources"] = json!({"namespaceSelector": {
+            "matchLabels": {"kubernetes.io/metadata.name": place}}});
+        let bindings = resource(&kind::VALIDATING_ADMISSION_POLICY_BINDING);
+        admin.create(&bindings, None, &binding).await.unwrap();
+    }
+    let labels = json!({"metadata": {"labels": {"pod-security.kubernetes.io/audit": "baseline"}}});
+    let patch = runtime::client::Patch::merge(labels);
+    admin.patch(&NAMESPACES, None, "default", &patch).await.unwrap();
+    let map = |place: &str, value: &str| {
+        let mut map = crate::common::config_map(value, value);
+        map["metadata"]["namespace"] = json!(place);
+        map
+    };
+    admin.create(&CONFIG_MAPS, DEFAULT, &map("default", "good")).await.unwrap();
+    admin.create(&CONFIG_MAPS, DEFAULT, &map("default", "bad")).await.unwrap_err();
+    let public = Some("kube-public");
+    admin.create(&CONFIG_MAPS, public, &map("kube-public", "odd")).await.unwrap();
+    let mut pod = crate::common::pod("p");
+    pod["spec"]["hostPID"] = json!(true);
+    admin.create(&PODS, DEFAULT, &pod).await.unwrap();
+    cluster.stop().await;
+    let text = std::fs::read_to_string(&log_path).unwrap();
+    let events: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let own: Vec<_> = events.iter().filter(|event| event["user"]["username"] == "admin").collect();
+    let [good, bad, odd, pod] = own.as_slice() else { panic!("{text}") };
+    let said = |event: &Value, key: &str| event["annotations"][key].clone();
+    for (event, value) in [(good, "good"), (bad, "bad"), (odd, "odd")] {
+        assert_eq!(said(event, "size/value"), format!("value is {value}"), "{event}");
+        assert_eq!(said(event, "size/never"), Value::Null);
+    }
+    let failures = "validation.policy.admission.k8s.io/validation_failure";
+    assert_eq!(bad["responseStatus"]["code"], 422);
+    assert_eq!((said(good, failures), said(bad, failures)), (Value::Null, Value::Null));
+    let told: Value = serde_json::from_str(said(odd, failures).as_str().unwrap()).unwrap();
+    let expected = json!([{"message": "odd", "policy": "size", "binding": "note",
+                           "expressionIndex": 1, "validationActions": ["Audit", "Warn"]}]);
+    assert_eq!(told, expected);
+    let violations = said(pod, "pod-security.kubernetes.io/audit-violations");
+    let expected = "would violate PodSecurity \"baseline:latest\": host namespaces (hostPID=true)";
+    assert_eq!(violations, expected);
+    assert_eq!(said(pod, "pod-security.kubernetes.io/enforce-policy"), "privileged:latest");
 }
 
 #[tokio::test]
