@@ -175,6 +175,24 @@ struct Thrown {
     name: String,
 }
 
+/// What `ceph df` prints of pools.
+#[derive(Debug, Deserialize)]
+struct Usage {
+    #[serde(default)]
+    pools: Vec<PoolUsage>,
+}
+
+#[derive(Debug, Deserialize)]
+struct PoolUsage {
+    name: String,
+    stats: PoolStats,
+}
+
+#[derive(Debug, Deserialize)]
+struct PoolStats {
+    max_avail: i64,
+}
+
 /// A cluster, as one of its users.
 #[derive(Clone, Default)]
 pub struct Cluster {
@@ -235,6 +253,18 @@ impl Cluster {
     /// When there is no such pool.
     pub async fn table(&self, pool: &str) -> Done<Vec<Row>> {
         self.json("rbd", &["ls", "-l", pool]).await
+    }
+
+    /// How many bytes more a pool may hold, its copies reckoned; `None` where nobody counts, for
+    /// that is a manager daemon's work.
+    ///
+    /// # Errors
+    ///
+    /// When the cluster does not say.
+    pub async fn room(&self, pool: &str) -> Done<Option<i64>> {
+        let usage: Usage = self.json("ceph", &["df"]).await?;
+        let found = usage.pools.into_iter().find(|one| one.name == pool);
+        Ok(found.map(|one| one.stats.max_avail))
     }
 
     /// Deletes an image, though others may have been made of it: then it is thrown away, and gone
@@ -525,6 +555,11 @@ mod tests {
             "size":268435456,"format":2,"protected":"false"});
         let row: Row = serde_json::from_value(row).unwrap();
         assert_eq!((row.snapshot.as_deref(), row.parent), (Some("s"), None));
+        let usage = json!({"stats": {"total_bytes": 10}, "pools": [{"name": "rbd", "id": 1,
+            "stats": {"stored": 3, "objects": 1, "bytes_used": 9, "max_avail": 1_i64 << 40}}]});
+        let usage: Usage = serde_json::from_value(usage).unwrap();
+        assert_eq!((&*usage.pools[0].name, usage.pools[0].stats.max_avail), ("rbd", 1 << 40));
+        assert!(serde_json::from_value::<Usage>(json!({"stats": {}})).unwrap().pools.is_empty());
         let sizes = [1, 1 << 20, 3 << 30].map(mebibytes);
         assert_eq!(sizes, ["1M", "1M", "3072M"]);
     }

@@ -177,6 +177,7 @@ pub mod capability {
     pub const CREATE_DELETE_VOLUME: i32 = 1;
     pub const PUBLISH_UNPUBLISH_VOLUME: i32 = 2;
     pub const LIST_VOLUMES: i32 = 3;
+    pub const GET_CAPACITY: i32 = 4;
     pub const CREATE_DELETE_SNAPSHOT: i32 = 5;
     pub const LIST_SNAPSHOTS: i32 = 6;
     pub const CLONE_VOLUME: i32 = 7;

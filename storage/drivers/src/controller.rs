@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 
 use ceph::{CephError, Info, Parent, Place};
-use csi::Status;
 use csi::message::*;
+use csi::{Code, Status};
 use sha2::{Digest, Sha256};
 
 use crate::images::{Images, Secrets};
@@ -288,6 +288,36 @@ impl<I: Images> Driver<I> {
             entries.push(ListVolumesEntry { volume, status });
         }
         Ok(ListVolumesResponse { entries, next_token })
+    }
+
+    /// How much can be made of a class, seen from a place: nothing where no pool is reached from or
+    /// volumes cannot be used so, and nothing is promised while the cluster counts nothing.
+    pub(crate) async fn capacity(
+        &self,
+        request: GetCapacityRequest,
+    ) -> Result<GetCapacityResponse, Status> {
+        let fits = request.volume_capabilities.iter().all(|one| check_capability(one).is_ok());
+        let wanted = request
+            .accessible_topology
+            .map(|place| TopologyRequirement { requisite: vec![place], preferred: Vec::new() });
+        let pool = match topology::choose(&request.parameters, wanted.as_ref()) {
+            Ok(Some((pool, _))) => Some(pool),
+            Ok(None) => {
+                let named = request.parameters.get("pool").cloned();
+                Some(named.unwrap_or(self.config.pool.clone()))
+            }
+            Err(status) if status.code() == Code::ResourceExhausted => None,
+            Err(status) => return Err(status),
+        };
+        let available_capacity = match pool.filter(|_| fits) {
+            Some(pool) => {
+                let room = self.images.room(&Secrets::new(), &pool).await.map_err(told)?;
+                room.unwrap_or_default()
+            }
+            None => 0,
+        };
+        let minimum_volume_size = Some(Int64Value { value: STEP_BYTES });
+        Ok(GetCapacityResponse { available_capacity, minimum_volume_size, ..Default::default() })
     }
 
     pub(crate) async fn get(

@@ -20,6 +20,8 @@ pub(crate) trait Images: Send + Sync + 'static {
     fn info(&self, who: &Secrets, at: &Place) -> impl Future<Output = Done<Info>> + Send;
     /// The driver's own images of a pool, and their snapshots.
     fn table(&self, who: &Secrets, pool: &str) -> impl Future<Output = Done<Vec<Row>>> + Send;
+    /// How many bytes more a pool may hold; `None` where nobody counts.
+    fn room(&self, who: &Secrets, pool: &str) -> impl Future<Output = Done<Option<i64>>> + Send;
     /// Deletes a snapshot, or an image, though others are made of it.
     fn remove(&self, who: &Secrets, at: &Place) -> impl Future<Output = Done<()>> + Send;
     fn resize(&self, who: &Secrets, at: &Place, size: i64)
@@ -80,6 +82,10 @@ impl Images for Real {
         let mut all = self.by(who).table(pool).await?;
         all.retain(|row| row.image.starts_with(IMAGE));
         Ok(all)
+    }
+
+    async fn room(&self, who: &Secrets, pool: &str) -> Done<Option<i64>> {
+        self.by(who).room(pool).await
     }
 
     async fn remove(&self, who: &Secrets, at: &Place) -> Done<()> {

@@ -12,11 +12,12 @@ use crate::{Driver, NAME, controller, required, topology};
 const PLUGIN_KIND: &str = "CSIPlugin";
 const PLUGIN_VERSION: &str = "1.0.0";
 /// What the controller half can do.
-const CONTROLLER: [i32; 13] = [
+const CONTROLLER: [i32; 14] = [
     capability::CREATE_DELETE_VOLUME,
     capability::PUBLISH_UNPUBLISH_VOLUME,
     capability::PUBLISH_READONLY,
     capability::LIST_VOLUMES,
+    capability::GET_CAPACITY,
     capability::LIST_VOLUMES_PUBLISHED_NODES,
     capability::GET_VOLUME,
     capability::VOLUME_CONDITION,
@@ -144,6 +145,13 @@ impl<I: Images> Service for Driver<I> {
         request: ListVolumesRequest,
     ) -> Result<ListVolumesResponse, Status> {
         self.list(request).await
+    }
+
+    async fn get_capacity(
+        &self,
+        request: GetCapacityRequest,
+    ) -> Result<GetCapacityResponse, Status> {
+        self.capacity(request).await
     }
 
     async fn controller_get_volume(

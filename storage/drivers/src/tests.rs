@@ -18,6 +18,8 @@ struct Memory {
     /// Who writes to which image.
     clients: Arc<Mutex<BTreeSet<(Place, String)>>>,
     fenced: Arc<Mutex<BTreeSet<String>>>,
+    /// What pools may still hold.
+    rooms: BTreeMap<String, i64>,
 }
 
 impl Memory {
@@ -51,6 +53,9 @@ impl Images for Memory {
             parent: info.parent.clone(),
         });
         Ok(rows.collect())
+    }
+    async fn room(&self, _: &Secrets, pool: &str) -> Done<Option<i64>> {
+        Ok(self.rooms.get(pool).copied())
     }
     async fn remove(&self, _: &Secrets, at: &Place) -> Done<()> {
         let mut all = self.all.lock().unwrap();
@@ -239,6 +244,43 @@ async fn snapshots_and_clones_know_where_they_come_from() {
     client.delete_snapshot(gone.clone()).await.unwrap();
     client.delete_snapshot(gone).await.unwrap();
     client.delete_volume(busy).await.unwrap();
+}
+
+#[tokio::test]
+async fn room_is_that_of_the_pool_volumes_would_be_made_in() {
+    let rooms = [("rbd", 10 << 30), ("pa", 3 << 30)].map(|(pool, room)| (pool.to_owned(), room));
+    let rig = rig_of(Memory { rooms: rooms.into(), ..Memory::default() });
+    let client = &rig.client;
+    let check = async |request: GetCapacityRequest, expected: i64| {
+        let told = client.get_capacity(request).await.unwrap();
+        assert_eq!(told.available_capacity, expected);
+        assert_eq!(told.minimum_volume_size, Some(Int64Value { value: 1 << 20 }));
+    };
+    let class = |key: &str, value: &str| GetCapacityRequest {
+        parameters: [(key.to_owned(), value.to_owned())].into(),
+        ..Default::default()
+    };
+    check(GetCapacityRequest::default(), 10 << 30).await;
+    check(class("pool", "pa"), 3 << 30).await;
+    check(class("pool", "nobody-counts"), 0).await;
+
+    let pools =
+        r#"[{"poolName": "pa", "domainSegments": [{"domainLabel": "rack", "value": "a"}]}]"#;
+    let at = |rack: &str| GetCapacityRequest {
+        accessible_topology: Some(Topology {
+            segments: [(crate::topology::label("rack"), rack.to_owned())].into(),
+        }),
+        ..class("topologyConstrainedPools", pools)
+    };
+    check(at("a"), 3 << 30).await;
+    check(at("b"), 0).await;
+    let bad = client.get_capacity(class("topologyConstrainedPools", "{")).await.unwrap_err();
+    assert_eq!(bad.code, Code::InvalidArgument);
+
+    let mode = Some(AccessMode { mode: access::MULTI_NODE_MULTI_WRITER });
+    let many = VolumeCapability { access_mode: mode, ..writer() };
+    let request = GetCapacityRequest { volume_capabilities: vec![many], ..Default::default() };
+    check(request, 0).await;
 }
 
 /// A node that is lost does not unmap: its client may write no more before another node begins.

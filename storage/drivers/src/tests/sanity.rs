@@ -130,6 +130,8 @@ async fn identity(it: &mut Sanity) {
     assert!(can.iter().all(|one| (1..=15).contains(&one.rpc.as_ref().unwrap().r#type)));
     let can = client.node_get_capabilities(Empty {}).await.unwrap().capabilities;
     assert!(can.iter().all(|one| (1..=6).contains(&one.rpc.as_ref().unwrap().r#type)));
+    let room = client.get_capacity(GetCapacityRequest::default()).await.unwrap();
+    assert!(room.available_capacity >= 0, "nothing where nobody counts");
     let node = client.node_get_info(Empty {}).await.unwrap();
     assert!(!node.node_id.is_empty() && node.max_volumes_per_node >= 0);
     assert!(node.accessible_topology.is_some(), "it says that places matter");
