@@ -20,6 +20,7 @@ mod config;
 mod crush;
 mod cycle;
 mod framework;
+mod leaving;
 mod needs;
 mod plugins;
 mod queue;
@@ -51,6 +52,7 @@ use class::Class;
 use crush::CrushMap;
 use cycle::Nominations;
 use framework::{Change, Point, Reserved};
+use leaving::Leaving;
 use queue::Queue;
 use snapshot::Snapshot;
 
@@ -135,8 +137,7 @@ pub struct Scheduler {
     nominated: BTreeMap<String, String>,
     /// Pods on nodes that no watch has shown there yet, by uid.
     promises: BTreeMap<String, Promise>,
-    /// Pods that were asked to leave, and for whom, by uid.
-    leaving: BTreeMap<String, String>,
+    leaving: Leaving,
     /// What was last told about a pod: reason and message.
     told: BTreeMap<String, (&'static str, String)>,
     ready: VecDeque<Decision>,
@@ -157,7 +158,7 @@ impl Scheduler {
             nominations: Nominations::new(),
             nominated: BTreeMap::new(),
             promises: BTreeMap::new(),
-            leaving: BTreeMap::new(),
+            leaving: Leaving::default(),
             told: BTreeMap::new(),
             ready: VecDeque::new(),
             chance: seed | 1,
@@ -321,13 +322,11 @@ impl Scheduler {
         if let Some(promise) = self.promises.remove(uid) {
             self.unreserve(&promise);
         }
-        let beneficiary = self.leaving.remove(uid);
+        let beneficiary = self.leaving.left(uid);
         if let Some(lodger) = self.snapshot.remove_pod(uid) {
             self.wake(&Change::PodGone(lodger.pod), now);
         }
-        if let Some(pod) = beneficiary
-            && !self.leaving.values().any(|other| *other == pod)
-        {
+        if let Some(pod) = beneficiary {
             // Its place is free: it need not stand in line again.
             self.queue.hasten(&pod);
         }
@@ -372,8 +371,7 @@ impl Scheduler {
                 asked.push(name);
                 queue.wake(name, now, |entry| {
                     // Who waits for several to leave is not helped by the first of them.
-                    let uid = &entry.pod.metadata.uid;
-                    if gone && leaving.values().any(|pod| pod == uid) {
+                    if gone && leaving.is_awaiting(&entry.pod.metadata.uid) {
                         return false;
                     }
                     let kind = entry.kind.as_ref();

@@ -253,7 +253,8 @@ impl Hand {
         object: &Value,
         note: Option<&Note>,
     ) -> Result<Option<Pending>, StepError> {
-        let made = self.client.create(&Resource::from(kind), Some(namespace), object).await;
+        let client = self.client.briefly();
+        let made = client.create(&Resource::from(kind), Some(namespace), object).await;
         let made = overtaken(made).inspect_err(|err| {
             if let (Some(note), Some(status)) = (note, err.status()) {
                 self.events.tell(by, &not_created(note, &status.message));
@@ -293,7 +294,7 @@ impl Hand {
         let mut patch = Patch::merge(body);
         patch.subresource = subresource.map(str::to_owned);
         let (resource, namespace) = (Resource::from(target.kind), Some(&*target.namespace));
-        let done = self.client.patch(&resource, namespace, &target.name, &patch).await;
+        let done = self.client.briefly().patch(&resource, namespace, &target.name, &patch).await;
         Ok(overtaken(done)?.and_then(|object| pending(target.kind, &object)))
     }
 
@@ -304,12 +305,10 @@ impl Hand {
         object: &Value,
     ) -> Result<Option<Pending>, StepError> {
         let (resource, namespace) = (Resource::from(target.kind), Some(&*target.namespace));
-        let name = &target.name;
+        let (client, name) = (self.client.briefly(), &target.name);
         let done = match subresource {
-            Some(sub) => {
-                self.client.update_subresource(&resource, namespace, name, sub, object).await
-            }
-            None => self.client.update(&resource, namespace, name, object).await,
+            Some(sub) => client.update_subresource(&resource, namespace, name, sub, object).await,
+            None => client.update(&resource, namespace, name, object).await,
         };
         Ok(overtaken(done)?.and_then(|object| pending(target.kind, &object)))
     }
@@ -330,7 +329,7 @@ impl Hand {
         params: DeleteParams,
     ) -> Result<Option<Pending>, StepError> {
         let (resource, namespace) = (Resource::from(target.kind), Some(&*target.namespace));
-        let done = self.client.delete(&resource, namespace, &target.name, &params).await;
+        let done = self.client.briefly().delete(&resource, namespace, &target.name, &params).await;
         Ok(overtaken(done)?.map(|_| gone(target)))
     }
 

@@ -48,6 +48,7 @@ pub(crate) struct Recorder {
 /// Makes both sides.
 pub(crate) fn channel(client: Client) -> (Events, Recorder) {
     let (sender, queue) = mpsc::channel(QUEUE);
+    let client = client.briefly();
     (Events { queue: sender }, Recorder { client, queue, written: BTreeMap::new() })
 }
 

@@ -183,6 +183,8 @@ impl<T: Object + Seen> Shelf<T> {
         match cache.changes_since(&mut made.cursor) {
             Changes::These(changes) if changes.is_empty() => (),
             Changes::These(changes) => {
+                // Its hold on the pods would make every bucket that is touched a copy.
+                made.index = Arc::default();
                 for one in changes {
                     note(&mut made.pods, one.before.as_ref(), one.after.as_ref());
                     made.set.put(&one.key.namespace, &one.key.name, one.after);

@@ -250,7 +250,7 @@ fn start_scheduler(
     config: &Config,
 ) {
     let (stop, client) = (tasks.stop(), hand.client.clone());
-    let clerk = scheduling::Clerk { client: client.clone(), events: Some(hand.events.clone()) };
+    let clerk = scheduling::Clerk { client: client.briefly(), events: Some(hand.events.clone()) };
     let scheduler = Scheduler::new(config.scheduler.clone(), scheduling::seed());
     let scheduling = scheduling::Loop {
         feeds: hub.feeds(),

@@ -244,7 +244,7 @@ pub async fn schedule(
     let (events, recorder) = event::channel(client.clone());
     let inner = tasks.stop();
     tasks.spawn("events", recorder.run(inner.clone()));
-    let clerk = Clerk { client, events: Some(events) };
+    let clerk = Clerk { client: client.briefly(), events: Some(events) };
     let (scheduler, meter) = (Scheduler::new(config, seed()), Arc::default());
     tasks.spawn("scheduler", Loop { feeds, clerk, scheduler, stopwatch, meter }.run(inner));
     tasks.join().await.map_err(|failed| ScheduleError(Box::new(failed)))

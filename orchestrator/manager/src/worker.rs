@@ -64,6 +64,8 @@ pub(crate) struct Worker {
     beat: Option<Instant>,
     /// Keys of this round.
     round: Vec<Key>,
+    /// Are there keys left that this round had no room for?
+    more: bool,
 }
 
 impl Worker {
@@ -92,6 +94,7 @@ impl Worker {
             told: BTreeMap::new(),
             beat: None,
             round: Vec::new(),
+            more: false,
         }
     }
 
@@ -238,8 +241,10 @@ impl World for Worker {
         }
         self.ring(now);
         let most = if self.hub.settled(self.controller) { KEYS } else { 0 };
-        let free = self.dirty.keys().filter(|key| self.is_free(key, instant));
-        self.round = free.take(most).cloned().collect();
+        let mut free = self.dirty.keys().filter(|key| self.is_free(key, instant));
+        let round: Vec<Key> = free.by_ref().take(most).cloned().collect();
+        let more = !round.is_empty() && free.next().is_some();
+        (self.round, self.more) = (round, more);
         Ok((view, now))
     }
 
@@ -260,9 +265,14 @@ impl World for Worker {
             actions.extend(steps.actions.into_iter().map(|action| (key.clone(), action)));
         }
         self.meter.round(actions.len(), self.dirty.values().min().copied());
-        let again_after = actions.is_empty().then(|| self.pause(*now));
-        // After writes the keys are looked at again as soon as the view shows them.
-        Plan { actions, again_after: again_after.or(Some(Duration::from_millis(1))) }
+        let again_after = match actions.is_empty() {
+            // The rest of a flood is not held up by gathering the echoes of this round.
+            _ if self.more => Duration::ZERO,
+            true => self.pause(*now),
+            // After writes the keys are looked at again as soon as the view shows them.
+            false => Duration::from_millis(1),
+        };
+        Plan { actions, again_after: Some(again_after) }
     }
 
     async fn apply(&mut self, (key, action): &(Key, Action)) -> Result<(), StepError> {

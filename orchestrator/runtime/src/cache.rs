@@ -180,7 +180,8 @@ impl<T> Cache<T> {
     /// Returns one object.
     #[must_use]
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<T>> {
-        self.snapshot().get(&Key::new(namespace, name)).cloned()
+        // Without a hold on the whole, which would make the next change a copy of it.
+        self.shared.read().objects.get(&Key::new(namespace, name)).cloned()
     }
 
     /// Returns every object in key order.
@@ -345,12 +346,13 @@ impl<T: DeserializeOwned + Send + Sync + 'static> Reflector<T> {
             timeout_seconds: Some(rand::random_range(300..600)),
         };
         let namespace = self.params.namespace.as_deref();
-        let mut events = self.client.watch(&self.resource, namespace, &params).await?;
+        let events = self.client.watch(&self.resource, namespace, &params).await?;
+        let mut events = events.leave_out();
         while let Some(event) = events.next().await {
             match event? {
                 WatchEvent::Added(object) | WatchEvent::Modified(object) => {
                     *revision = revision_text(&object);
-                    if let Some((key, object)) = self.decode(object) {
+                    if let Some((key, object)) = self.take(object) {
                         self.shared.set(key, Some(object));
                     }
                 }
@@ -394,13 +396,19 @@ impl<T: DeserializeOwned + Send + Sync + 'static> Reflector<T> {
         Ok(revision)
     }
 
+    /// Decodes an object of a list, which was read with all that is in it.
     fn decode(&self, mut object: Value) -> Option<(Key, Arc<T>)> {
-        let key = Key::of(&object);
         // Only the server reads it, and it is often half of an object.
         if let Some(meta) = object.get_mut("metadata").and_then(Value::as_object_mut) {
             meta.remove("managedFields");
         }
         forget_nulls(&mut object);
+        self.take(object)
+    }
+
+    /// Decodes an object without owners of fields and members that are null.
+    fn take(&self, mut object: Value) -> Option<(Key, Arc<T>)> {
+        let key = Key::of(&object);
         if let Some(trim) = self.params.trim {
             trim(&mut object);
         }

@@ -5,6 +5,7 @@
 
 mod config;
 mod error;
+mod lean;
 mod params;
 mod watch;
 
@@ -46,6 +47,8 @@ const WINDOW_BYTES: u32 = 2 << 20;
 #[derive(Clone)]
 pub struct Client {
     inner: Arc<Inner>,
+    /// Is nothing but metadata read of answers?
+    brief: bool,
 }
 
 struct Inner {
@@ -117,7 +120,14 @@ impl Client {
             .http2_initial_connection_window_size(WINDOW_BYTES)
             .build(connector);
         let server = config.server.trim_end_matches('/').to_owned();
-        Ok(Self { inner: Arc::new(Inner { server, token, http }) })
+        Ok(Self { inner: Arc::new(Inner { server, token, http }), brief: false })
+    }
+
+    /// The same client for those who write and want no object back: of answers only metadata is
+    /// read, without the owners of fields.
+    #[must_use]
+    pub fn briefly(&self) -> Self {
+        Self { brief: true, ..self.clone() }
     }
 
     /// The base address of the server.
@@ -342,7 +352,11 @@ impl Client {
         if raw.body.is_empty() {
             return Ok(Value::Null);
         }
-        serde_json::from_slice(&raw.body).map_err(|source| ClientError::Decode { path, source })
+        let decoded = match self.brief {
+            true => lean::read_metadata(&raw.body),
+            false => serde_json::from_slice(&raw.body),
+        };
+        decoded.map_err(|source| ClientError::Decode { path, source })
     }
 
     async fn raw(

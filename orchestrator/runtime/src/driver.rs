@@ -22,7 +22,8 @@ use crate::telemetry::report;
 pub struct Plan<A> {
     /// Steps in order.
     pub actions: Vec<A>,
-    /// When to look again even if nothing wakes the loop; `None` means at the slow beat.
+    /// When to look again even if nothing wakes the loop; `None` means at the slow beat. Zero means
+    /// that more is to be done already: then no wake-ups are gathered first.
     pub again_after: Option<Duration>,
 }
 
@@ -130,11 +131,16 @@ pub async fn drive<W: World>(
                 }
             }
         };
+        if wait.is_zero() {
+            // Others get their turn, but nobody is waited for.
+            tokio::task::yield_now().await;
+            continue;
+        }
         tokio::select! { biased;
             () = stop.cancelled() => return,
             // Even the shortest sleep lasts until the timer's next tick.
             () = any_change(&mut wakes) => if !pace.settle.is_zero() {
-                tokio::time::sleep(pace.settle).await;
+                let _gathered = stop.run_until_cancelled(tokio::time::sleep(pace.settle)).await;
             },
             () = tokio::time::sleep(wait) => (),
         }
@@ -232,6 +238,22 @@ mod tests {
         let mut tasks: crate::Supervisor = crate::Supervisor::new(stop.clone());
         tasks.spawn("loop", drive(stop.clone(), vec![goal], world, pace));
         want.send_replace(4);
+        reached.wait_for(|count| *count == 4).await.unwrap();
+        stop.cancel();
+        tasks.join().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_left_to_do_is_not_held_up_by_gathering() {
+        let stop = CancellationToken::new();
+        let (_want, goal) = watch::channel(4);
+        let (count, mut reached) = watch::channel(0);
+        // Each step wakes the loop, which would then gather for longer than anybody waits.
+        let wakes = vec![goal.clone(), reached.clone()];
+        let world = Counter { goal, count, fell: true };
+        let pace = Pace { settle: Duration::from_secs(3600), ..Pace::default() };
+        let mut tasks: crate::Supervisor = crate::Supervisor::new(stop.clone());
+        tasks.spawn("loop", drive(stop.clone(), wakes, world, pace));
         reached.wait_for(|count| *count == 4).await.unwrap();
         stop.cancel();
         tasks.join().await.unwrap();

@@ -13,11 +13,12 @@ use serde_json::{Value, json};
 use super::class::{Class, FEASIBLE, number};
 use super::config::{Config, Profile};
 use super::cycle::{
-    Attempt, Cure, Filtered, choose, filter, fits, reasons, refusal, sentence, with_nominated,
+    Attempt, Cure, Filtered, Nominations, choose, filter, fits, reasons, refusal, sentence,
+    with_nominated,
 };
 use super::framework::{Change, Permit, Point, Refusal, Reserved};
 use super::queue::Entry;
-use super::snapshot::Kind;
+use super::snapshot::{Kind, Snapshot};
 use super::topology::NodeId;
 use super::{Decision, Event, NOBODY, Promise, Scheduler};
 use crate::action::{Action, Note, Steps, Target};
@@ -165,17 +166,11 @@ impl Scheduler {
         filtered: &mut Filtered,
     ) {
         let Self { snapshot, nominations, .. } = self;
-        // In a crowd that waits for others to leave there is no node to be struck out.
-        if nominations.is_empty()
-            || !filtered.codes.as_deref().unwrap_or(&class.codes).contains(&FEASIBLE)
-        {
-            return;
-        }
-        for (name, pods) in nominations.iter() {
-            let Some(node) = snapshot.table.find(name) else { continue };
-            let codes = filtered.codes.as_deref().unwrap_or(&class.codes);
-            let alone = pods.len() == 1 && pods.contains_key(&pod.metadata.uid);
-            if alone || codes.get(node) != Some(&FEASIBLE) {
+        // In a crowd that waits for others to leave there are few nodes to be struck out, or none.
+        let codes = filtered.codes.as_deref().unwrap_or(&class.codes);
+        for node in promised(snapshot, nominations, codes) {
+            let Some(pods) = nominations.get(snapshot.table.name(node)) else { continue };
+            if pods.len() == 1 && pods.contains_key(&pod.metadata.uid) {
                 continue;
             }
             let check = with_nominated(snapshot, nominations, pod, node, |snapshot| {
@@ -365,7 +360,7 @@ impl Scheduler {
             if victim.metadata.is_deleting() {
                 continue;
             }
-            leaving.insert(victim.metadata.uid.clone(), pod.metadata.uid.clone());
+            leaving.note(&victim.metadata.uid, &pod.metadata.uid);
             let by = if pod.spec.scheduler_name.is_empty() {
                 super::DEFAULT_NAME
             } else {
@@ -460,6 +455,21 @@ impl Scheduler {
         let nominated = self.nominated.get(&pod.metadata.uid).cloned();
         let told = self.tell(pod, reason, &message, nominated.as_deref(), now);
         self.ready.extend(told.map(Decision::Tell));
+    }
+}
+
+/// Nodes without objections that are promised to pods; goes through whichever are fewer.
+fn promised(snapshot: &Snapshot, nominations: &Nominations, codes: &[usize]) -> Vec<NodeId> {
+    let table = &snapshot.table;
+    let free = || codes.iter().enumerate().filter(|(_, code)| **code == FEASIBLE);
+    if nominations.is_empty() {
+        Vec::new()
+    } else if free().count() < nominations.len() {
+        let nodes = free().map(|(node, _)| node);
+        nodes.filter(|node| nominations.contains_key(table.name(*node))).collect()
+    } else {
+        let nodes = nominations.keys().filter_map(|name| table.find(name));
+        nodes.filter(|node| codes.get(*node) == Some(&FEASIBLE)).collect()
     }
 }
 

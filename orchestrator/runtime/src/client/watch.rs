@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::error::{ApiStatus, ClientError};
+use super::lean;
 use super::params::Query;
 
 /// Largest line: the API refuses objects of more than 3 MiB, `old` and framing come on top.
@@ -76,11 +77,18 @@ pub struct WatchStream {
     /// Bytes of `buffer` already searched for a line end.
     searched: usize,
     idle_limit: Duration,
+    /// Is what no cache wants left out?
+    lean: bool,
 }
 
 impl WatchStream {
     pub(super) fn new(path: String, body: Incoming, idle_limit: Duration) -> Self {
-        Self { path, body, buffer: BytesMut::new(), searched: 0, idle_limit }
+        Self { path, body, buffer: BytesMut::new(), searched: 0, idle_limit, lean: false }
+    }
+
+    /// The same watch without owners of fields and members that are null.
+    pub(crate) fn leave_out(self) -> Self {
+        Self { lean: true, ..self }
     }
 
     /// Returns the next event; `None` when the server has ended the watch, which is normal.
@@ -96,7 +104,7 @@ impl WatchStream {
                 if line.iter().all(u8::is_ascii_whitespace) {
                     continue;
                 }
-                return Some(decode_event(&self.path, &line));
+                return Some(decode_event(&self.path, &line, self.lean));
             }
             if self.buffer.len() > LINE_BYTES_MAX {
                 let path = self.path.clone();
@@ -139,9 +147,21 @@ struct Line {
     object: Value,
 }
 
-fn decode_event(path: &str, line: &[u8]) -> Result<WatchEvent, ClientError> {
+#[derive(Deserialize)]
+struct LeanLine {
+    r#type: String,
+    #[serde(default, deserialize_with = "lean::read")]
+    object: Value,
+}
+
+fn decode_event(path: &str, line: &[u8], lean: bool) -> Result<WatchEvent, ClientError> {
     let decode = |source| ClientError::Decode { path: path.to_owned(), source };
-    let line: Line = serde_json::from_slice(line).map_err(decode)?;
+    let line: Line = if lean {
+        let LeanLine { r#type, object } = serde_json::from_slice(line).map_err(decode)?;
+        Line { r#type, object }
+    } else {
+        serde_json::from_slice(line).map_err(decode)?
+    };
     Ok(match line.r#type.as_str() {
         "ADDED" => WatchEvent::Added(line.object),
         "MODIFIED" => WatchEvent::Modified(line.object),
@@ -160,7 +180,7 @@ mod tests {
 
     #[test]
     fn events_are_told_apart() {
-        let decode = |line: &str| decode_event("/x", line.as_bytes());
+        let decode = |line: &str| decode_event("/x", line.as_bytes(), true);
         assert!(matches!(decode(r#"{"type":"ADDED","object":{}}"#), Ok(WatchEvent::Added(_))));
         let mark = decode(r#"{"type":"BOOKMARK","object":{"metadata":{"resourceVersion":"9"}}}"#);
         assert!(matches!(mark, Ok(WatchEvent::Bookmark(revision)) if revision == "9"));

@@ -11,9 +11,9 @@ use jiff::Timestamp;
 use objects::condition::find_condition;
 use objects::pod::Pod;
 
-use crate::scheduler::cycle::{Attempt, Cure, Question, sentence, with_nominated};
+use crate::scheduler::cycle::{Attempt, Cure, Nominations, Question, sentence, with_nominated};
 use crate::scheduler::framework::{Plugin, Point, Refusal};
-use crate::scheduler::resource::{CPU, MEMORY};
+use crate::scheduler::resource::{CPU, MEMORY, ResourceId};
 use crate::scheduler::snapshot::Snapshot;
 use crate::scheduler::table::PodId;
 use crate::scheduler::topology::NodeId;
@@ -62,7 +62,8 @@ impl Plugin for DefaultPreemption {
         let order: Vec<NodeId> = second.iter().chain(first).copied().collect();
         // Where others hope too, or even everybody's leaving would not do, is looked at only when
         // there is nothing else; then the reasons are wanted.
-        let likely = order.iter().filter(|node| is_likely(attempt, **node));
+        let room = Room::new(attempt);
+        let likely = order.iter().filter(|node| room.is_likely(**node));
         let likely: Vec<NodeId> = likely.take(LIKELY).copied().collect();
         let mut try_all = |attempt: &mut Attempt<'_>, nodes: &[NodeId]| {
             for node in nodes {
@@ -98,29 +99,50 @@ impl Plugin for DefaultPreemption {
     }
 }
 
-/// May less important pods' leaving help at all? Says so of all nodes where it does, unless others
-/// are promised them, and of few others; costs little.
-fn is_likely(attempt: &Attempt<'_>, node: NodeId) -> bool {
-    let Attempt { snapshot, profile, pod, kind, nominations, .. } = attempt;
-    let priority = pod.spec.priority.unwrap_or(0);
-    let (mut cpu, mut memory) = (0, 0);
-    for (_, other) in snapshot.lodgers(node).filter(|(_, other)| other.priority() < priority) {
-        cpu += other.kind.needs.asks(CPU);
-        memory += other.kind.needs.asks(MEMORY);
+/// What room a pod needs, asked of thousands of nodes.
+struct Room<'a> {
+    priority: i64,
+    /// CPU and memory asked for; nothing when nobody counts them.
+    asked: [(ResourceId, i64); 2],
+    snapshot: &'a Snapshot,
+    nominations: &'a Nominations,
+    uid: &'a str,
+}
+
+impl<'a> Room<'a> {
+    fn new(attempt: &'a Attempt<'_>) -> Self {
+        let Attempt { snapshot, profile, pod, kind, nominations, .. } = attempt;
+        let mut filters = profile.at(Point::Filter).iter();
+        let counts = filters.any(|one| one.plugin.name() == "NodeResourcesFit");
+        let asked = |resource| (resource, if counts { kind.needs.asks(resource) } else { 0 });
+        let priority = pod.spec.priority.unwrap_or(0);
+        let asked = [asked(CPU), asked(MEMORY)];
+        Self { priority, asked, snapshot, nominations, uid: &pod.metadata.uid }
     }
-    let filters = profile.at(Point::Filter).iter();
-    let counts = filters.clone().any(|one| one.plugin.name() == "NodeResourcesFit");
-    let fits = |resource, freed: i64| {
-        let (table, asked) = (&snapshot.table, kind.needs.asks(resource));
-        asked == 0 || table.capacity(node, resource) - table.used(node, resource) + freed >= asked
-    };
-    let promised = || {
-        let others = nominations.get(snapshot.table.name(node)).into_iter().flatten();
+
+    /// May less important pods' leaving help at all? Says so of all nodes where it does, unless
+    /// others are promised them, and of few others; costs little.
+    fn is_likely(&self, node: NodeId) -> bool {
+        let table = &self.snapshot.table;
+        let freed = |resource| {
+            let lodgers = self.snapshot.lodgers(node).map(|(_, other)| other);
+            let lesser = lodgers.filter(|other| other.priority() < self.priority);
+            lesser.map(|other| other.kind.needs.asks(resource)).sum::<i64>()
+        };
+        let fits = |(resource, asked): (ResourceId, i64)| {
+            let left = table.capacity(node, resource) - table.used(node, resource);
+            asked == 0 || left >= asked || left + freed(resource) >= asked
+        };
+        self.asked.into_iter().all(fits) && !self.is_promised(node)
+    }
+
+    /// Is the node promised to others that are as important?
+    fn is_promised(&self, node: NodeId) -> bool {
+        let others = self.nominations.get(self.snapshot.table.name(node)).into_iter().flatten();
         others.into_iter().any(|(uid, other)| {
-            *uid != pod.metadata.uid && other.spec.priority.unwrap_or(0) >= priority
+            uid != self.uid && other.spec.priority.unwrap_or(0) >= self.priority
         })
-    };
-    (!counts || fits(CPU, cpu) && fits(MEMORY, memory)) && !promised()
+    }
 }
 
 /// Are pods leaving already, for this pod's sake, the node it was promised?
