@@ -35,6 +35,7 @@ mod mirror;
 mod modules;
 mod news;
 mod observe;
+mod oom;
 mod pods;
 mod policy;
 mod pressure;
@@ -94,6 +95,8 @@ pub struct Config {
     pub mirror_dir: Option<PathBuf>,
     /// Where the kernel shows its control groups.
     pub cgroups: PathBuf,
+    /// The kernel's log; it says whom the kernel killed because memory ran out.
+    pub kernel_log: PathBuf,
     /// Where the HTTPS server listens.
     pub listen: SocketAddr,
     /// Where device plugins register; `None` takes none.
@@ -128,6 +131,7 @@ impl Default for Config {
             // Only who owns the whole node may change what its runtime asks.
             mirror_dir: None,
             cgroups: "/sys/fs/cgroup".into(),
+            kernel_log: "/dev/kmsg".into(),
             listen: SocketAddr::from(([0, 0, 0, 0], node::machine::AGENT_PORT)),
             device_dir: None,
             console: Some("/dev/console".into()),

@@ -13,9 +13,12 @@ use jiff::{SignedDuration, Timestamp};
 use node::names::{CONTAINER_HASH, CONTAINER_NAME, POD_NAME, POD_NAMESPACE, POD_UID};
 use node::resize::{SIZE, Size};
 use node::seen::{Container, Exit, Life, Sandbox, Seen};
+use runtime::report;
+use tracing::debug;
 
 use crate::Shared;
 use crate::disk;
+use crate::oom;
 
 /// How long a container's end by SIGKILL waits for its cause: the runtime hears of memory that
 /// ran out by another way than of ends, and often later.
@@ -102,6 +105,7 @@ async fn status(
     kills: &mut Option<u64>,
 ) -> Result<Option<ContainerStatus>, CallError> {
     let runtime = &shared.runtime;
+    let mut asked = false;
     loop {
         let request = ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
         let mut status = match runtime.container_status(request).await {
@@ -122,6 +126,12 @@ async fn status(
             *kills = Some(count);
             return Ok(Some(status));
         }
+        // The kernel tells before it kills: what its log has not now, it never will.
+        if killed && !asked && is_out_of_memory(shared, id).await {
+            OUT_OF_MEMORY.clone_into(&mut status.reason);
+            return Ok(Some(status));
+        }
+        asked |= killed;
         let fresh = instant(status.finished_at).is_some_and(|end| {
             let age = Timestamp::now().duration_since(end);
             !age.is_negative() && age < CAUSE_LIMIT
@@ -131,6 +141,16 @@ async fn status(
         }
         tokio::time::sleep(CAUSE_BEAT).await;
     }
+}
+
+/// Tells whether the kernel says that it killed something of a container for its memory.
+async fn is_out_of_memory(shared: &Shared, id: &str) -> bool {
+    let (log, id) = (shared.config.kernel_log.clone(), id.to_owned());
+    let told = disk::blocking(move || oom::is_told(&log, &id)).await;
+    told.unwrap_or_else(|err| {
+        debug!(err = report(&err), "the kernel's log cannot be read");
+        false
+    })
 }
 
 /// The ready sandbox of a pod.

@@ -224,8 +224,21 @@ impl Node {
         }
     }
 
+    /// Waits until the pod has said a whole line, and gives what it said.
+    async fn await_line(&self, name: &str) -> String {
+        let limit = Instant::now() + LIMIT;
+        loop {
+            let log = self.log(name, "").await;
+            if log.ends_with('\n') {
+                return log;
+            }
+            assert!(Instant::now() < limit, "{name} never ended its line; last seen: {log:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     async fn await_log(&self, name: &str, wanted: &str) {
-        let limit = Instant::now() + Duration::from_secs(20);
+        let limit = Instant::now() + LIMIT;
         loop {
             let log = self.log(name, "").await;
             if log == wanted {

@@ -172,7 +172,7 @@ async fn a_plugins_devices_go_to_one_container_each_through_restarts() {
     node.create("two", asking("echo card $CARD; sleep 1000"));
     node.await_pod("one", |pod| first(pod)["restartCount"].as_i64() > Some(0)).await;
     node.await_pod("two", is_ready).await;
-    let cards = [node.log("one", "").await, node.log("two", "").await];
+    let cards = [node.await_line("one").await, node.await_line("two").await];
     let mut sorted = cards.clone();
     sorted.sort();
     assert_eq!(sorted, ["card a\n", "card b\n"]);
