@@ -57,6 +57,10 @@ impl Change<'_> {
     }
 }
 
+fn requests(changes: &[Change<'_>]) -> Result<Vec<Request>, NetlinkError> {
+    changes.iter().map(|change| change.request()).collect()
+}
+
 impl Network {
     /// Opens a socket in the calling thread's network namespace.
     ///
@@ -91,8 +95,7 @@ impl Network {
     ///
     /// The first failure; what came after it was tried all the same.
     pub fn apply(&self, changes: &[Change<'_>]) -> Result<(), NetlinkError> {
-        let requests: Result<Vec<_>, _> = changes.iter().map(|one| one.request()).collect();
-        self.exchange(&mut requests?).map(drop)
+        self.exchange(&mut requests(changes)?).map(drop)
     }
 
     /// As [`Self::apply`], and finds a link in the same call.
@@ -101,8 +104,7 @@ impl Network {
     ///
     /// As there, and when there is no such link.
     pub fn apply_and_find(&self, changes: &[Change<'_>], name: &str) -> Result<Link, NetlinkError> {
-        let requests: Result<Vec<_>, _> = changes.iter().map(|one| one.request()).collect();
-        let mut requests = requests?;
+        let mut requests = requests(changes)?;
         requests.push(Request::find_link(name));
         self.find(&mut requests, name)
     }

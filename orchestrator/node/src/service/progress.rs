@@ -31,9 +31,9 @@ pub enum Progress {
 
 impl Progress {
     /// Why the node is not ready, `waited` after it started; `None` when nothing of this keeps it.
-    #[must_use]
     ///
     /// A node that has been let go is not held again, whatever comes later.
+    #[must_use]
     pub fn problem(&mut self, waited: Duration) -> Option<String> {
         match self {
             Self::Untold(what) if waited < PATIENCE => {
