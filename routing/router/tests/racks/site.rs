@@ -204,10 +204,12 @@ impl Site {
             shell_in(
                 &name,
                 &format!(
-                    "echo 1 >/proc/sys/net/ipv4/ip_forward; \
+                    "echo 1 >/proc/sys/net/ipv4/ip_forward; ip link set rack0 addrgenmode none; \
                      ip addr add {address}/24 dev rack0; ip link set rack0 up"
                 ),
             );
+            // The only one of its kind on the port: with two, FRR's ospf6d may say hello from one
+            // and await BFD at the other.
             let local = cluster::plan::Numbering::link_local(index);
             shell_in(&name, &format!("ip addr add {local}/64 dev rack0 nodad"));
             if let Some(address) = self.plan.rack(rack).unwrap().address_v6(address) {

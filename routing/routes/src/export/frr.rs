@@ -25,7 +25,8 @@ pub(super) fn render(intent: &TorIntent) -> String {
         }
         Some(_) => {
             "! Needs zebra, bfdd and bgpd, or ospfd and ospf6d; and its IPv6 address on the link to the\n\
-             ! rack. Sessions to other routers are the site's own.\n"
+             ! rack, with one link-local address there: with two, ospf6d may tell bfdd the wrong one.\n\
+             ! Sessions to other routers are the site's own.\n"
         }
     };
     text += &format!("ip router-id {}\n!\n", intent.address);
