@@ -32,6 +32,8 @@ const ROUNDS_MAX: usize = 32;
 const REMOVALS_AT_A_TIME: usize = 64;
 /// How often a generated name may be taken already.
 const NAME_ROUNDS_MAX: usize = 8;
+/// Where nodes keep their leases, by one renewal each every ten seconds.
+const LEASES_OF_NODES: &str = "kube-node-lease";
 
 /// Answers POST to a collection, and to the binding of a pod.
 pub(crate) async fn create(call: &Call<'_>, bytes: &Bytes) -> Result<Answer, Status> {
@@ -408,7 +410,12 @@ async fn store(
         value: (!removes).then_some(value),
         head: Some(head),
     };
-    match server.store.write(write).await {
+    let written = if change == Change::Update && is_heartbeat(request) {
+        server.store.write_soon(write).await
+    } else {
+        server.store.write(write).await
+    };
+    match written {
         Ok(Written { revision, item }) => {
             server.written(request.kind);
             set_revision(&mut object, revision);
@@ -424,6 +431,11 @@ async fn store(
             }
         }
     }
+}
+
+/// Is it a sign of life, of which a large cluster sends hundreds each second?
+fn is_heartbeat(request: &Request) -> bool {
+    *request.kind == kind::LEASE && request.namespace == LEASES_OF_NODES
 }
 
 fn set_revision(object: &mut Value, revision: u64) {

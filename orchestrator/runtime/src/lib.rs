@@ -1,5 +1,5 @@
-//! API client, list-watch caches, the observe-plan-apply driver, certificates, supervision,
-//! telemetry.
+//! API client, list-watch caches, the observe-plan-apply driver, events, certificates,
+//! supervision, telemetry.
 //!
 //! The door between our services and the Kubernetes API. It decides nothing about the
 //! cluster: what to write is the business of the crates that use it.
@@ -13,6 +13,7 @@ pub mod cache;
 pub mod client;
 pub mod driver;
 pub mod pki;
+pub mod recorder;
 pub mod resource;
 pub mod supervise;
 pub mod telemetry;

@@ -11,10 +11,18 @@ use crate::item::{Item, Write, Written};
 /// A future that may be sent; the trait below is used by reference to one of several kinds.
 pub(crate) type Answer<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
+/// Whether a write may wait for others, so that one sync serves them all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Haste {
+    Now,
+    /// A few hundredths of a second are nothing to its writer.
+    Soon,
+}
+
 /// Makes writes durable and feeds the tree with them, in order.
 pub(crate) trait Backend: fmt::Debug + Send + Sync {
     /// Writes one item if it is as expected; once this is answered, the tree has it.
-    fn write(&self, write: Write) -> Answer<'_, Result<Written, WriteError>>;
+    fn write(&self, write: Write, haste: Haste) -> Answer<'_, Result<Written, WriteError>>;
 
     /// Brings the tree up to what any server had acknowledged when this was called.
     fn sync(&self) -> Answer<'_, Result<(), SyncError>>;

@@ -1,7 +1,8 @@
 //! The embedded store: a durable map by redb below the tree, written in groups.
 //!
 //! The commit thread takes everything that arrived while the last group was being synced, writes
-//! it as one transaction, syncs once, and only then shows it to readers and answers.
+//! it as one transaction, syncs once, and only then shows it to readers and answers. Writes that
+//! nobody hurries, such as the heartbeats of nodes, wait a moment for company first.
 //! Recovery is opening: redb comes back to its last complete transaction, and the tree is read
 //! from it; each record carries a checksum. When the disk is full, the file is opened anew, the
 //! group's writers are told, readers go on, and writes are refused until there is room. Any other
@@ -25,7 +26,7 @@ use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition}
 use tokio::sync::{mpsc, oneshot};
 
 use crate::Store;
-use crate::backend::{Answer, Backend, Fault, SyncError, Trouble, WriteError};
+use crate::backend::{Answer, Backend, Fault, Haste, SyncError, Trouble, WriteError};
 use crate::checksum::Checksum;
 use crate::item::{Change, Expect, Item, Write, Written};
 use crate::tree::Tree;
@@ -47,6 +48,8 @@ const FORMAT: u64 = 2;
 const GROUP_WRITES_MAX: usize = 1024;
 /// Writes that may wait for the disk; more make their senders wait, which is the back-pressure.
 const QUEUE_WRITES_MAX: usize = 4096;
+/// How long a group waits for company when nobody in it is in haste.
+const PATIENCE: Duration = Duration::from_millis(20);
 /// How often a full disk is looked at again.
 const ROOM_EVERY: Duration = Duration::from_secs(1);
 /// The room a disk must have to count as usable again.
@@ -116,6 +119,7 @@ pub enum OpenError {
 
 pub(crate) struct Commit {
     write: Write,
+    haste: Haste,
     reply: oneshot::Sender<Result<Written, WriteError>>,
 }
 
@@ -139,11 +143,11 @@ impl Drop for Embedded {
 }
 
 impl Backend for Embedded {
-    fn write(&self, write: Write) -> Answer<'_, Result<Written, WriteError>> {
+    fn write(&self, write: Write, haste: Haste) -> Answer<'_, Result<Written, WriteError>> {
         Box::pin(async move {
             let commits = self.commits.as_ref().ok_or(WriteError::Closed)?;
             let (reply, answer) = oneshot::channel();
-            commits.send(Commit { write, reply }).await.map_err(|_| WriteError::Closed)?;
+            commits.send(Commit { write, haste, reply }).await.map_err(|_| WriteError::Closed)?;
             answer.await.map_err(|_| WriteError::Closed)?
         })
     }
@@ -202,9 +206,13 @@ pub(crate) fn start(opener: Opener, room: Room) -> Result<Store, OpenError> {
     let disk = Disk { opener, room, db: Some(db), full: Arc::clone(&full), refused: None };
     let (commits, inbox) = mpsc::channel(QUEUE_WRITES_MAX);
     let shared = Arc::clone(&tree);
+    let clock = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .map_err(|source| OpenError::Thread { source })?;
     let thread = std::thread::Builder::new()
         .name("store-commit".to_owned())
-        .spawn(move || commit_all(inbox, disk, &shared))
+        .spawn(move || commit_all(&mut Inbox { queue: inbox, clock }, disk, &shared))
         .map_err(|source| OpenError::Thread { source })?;
     let embedded = Embedded { commits: Some(commits), thread: Some(thread), full };
     Ok(Store::on(tree, Arc::new(embedded)))
@@ -396,38 +404,75 @@ fn render_record(shelf: &str, item: &Item, record: &mut Vec<u8>) {
     }
 }
 
-/// The first write of the next group; `None` when every sender is gone.
-///
-/// While the disk is full, it is looked at now and then, whether anybody writes or not.
-fn first_of_group(inbox: &mut mpsc::Receiver<Commit>, disk: &mut Disk) -> Option<Commit> {
-    if disk.refused.is_some()
-        && let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_time().build()
-    {
-        loop {
-            let next = async { tokio::time::timeout(ROOM_EVERY, inbox.recv()).await };
-            if let Ok(next) = runtime.block_on(next) {
-                return next;
-            }
-            if disk.look_for_room() {
-                break;
-            }
-        }
-    }
-    inbox.blocking_recv()
+/// What arrives at the commit thread.
+struct Inbox {
+    queue: mpsc::Receiver<Commit>,
+    /// Lets the thread wait for a time.
+    clock: tokio::runtime::Runtime,
 }
 
-/// Commits groups until every sender is gone or the disk is lost.
-fn commit_all(mut inbox: mpsc::Receiver<Commit>, mut disk: Disk, tree: &Tree) {
-    while let Some(first) = first_of_group(&mut inbox, &mut disk) {
-        let mut group = vec![first];
+impl Inbox {
+    /// The writes of the next group; `None` when every sender is gone.
+    fn next_group(&mut self, disk: &mut Disk) -> Option<Vec<Commit>> {
+        let mut group = vec![self.first_of_group(disk)?];
+        self.take_waiting(&mut group);
+        if group.iter().all(|one| one.haste == Haste::Soon) {
+            self.await_company(&mut group);
+        }
+        Some(group)
+    }
+
+    /// The first write of the next group; `None` when every sender is gone.
+    ///
+    /// While the disk is full, it is looked at now and then, whether anybody writes or not.
+    fn first_of_group(&mut self, disk: &mut Disk) -> Option<Commit> {
+        while disk.refused.is_some() {
+            let queue = &mut self.queue;
+            let next = async { tokio::time::timeout(ROOM_EVERY, queue.recv()).await };
+            if let Ok(next) = self.clock.block_on(next) {
+                return next;
+            }
+            disk.look_for_room();
+        }
+        self.queue.blocking_recv()
+    }
+
+    /// Takes what arrived while the last group was written.
+    fn take_waiting(&mut self, group: &mut Vec<Commit>) {
         while group.len() < GROUP_WRITES_MAX
-            && let Ok(next) = inbox.try_recv()
+            && let Ok(next) = self.queue.try_recv()
         {
             group.push(next);
         }
+    }
+
+    /// Takes what arrives within [`PATIENCE`], up to the first one in haste.
+    fn await_company(&mut self, group: &mut Vec<Commit>) {
+        let queue = &mut self.queue;
+        let company = async {
+            while group.len() < GROUP_WRITES_MAX
+                && let Some(next) = queue.recv().await
+            {
+                let hurries = next.haste == Haste::Now;
+                group.push(next);
+                if hurries {
+                    break;
+                }
+            }
+        };
+        let waited = self.clock.block_on(async { tokio::time::timeout(PATIENCE, company).await });
+        if waited.is_ok() {
+            self.take_waiting(group);
+        }
+    }
+}
+
+/// Commits groups until every sender is gone or the disk is lost.
+fn commit_all(inbox: &mut Inbox, mut disk: Disk, tree: &Tree) {
+    while let Some(group) = inbox.next_group(&mut disk) {
         let mut plan = Plan::default();
         let mut verdicts = Vec::with_capacity(group.len());
-        for Commit { write, reply } in group {
+        for Commit { write, reply, .. } in group {
             verdicts.push((reply, plan.decide(write, tree)));
         }
         let outcome = disk.write(&plan, tree.revision());

@@ -37,7 +37,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
 use crate::Store;
-use crate::backend::{Answer, Backend, Fault, SyncError, Trouble, WriteError};
+use crate::backend::{Answer, Backend, Fault, Haste, SyncError, Trouble, WriteError};
 use crate::etcd::client::{Client, Repeat};
 use crate::etcd::key::Keys;
 use crate::etcd::message::{
@@ -539,7 +539,8 @@ impl Etcd {
 }
 
 impl Backend for Etcd {
-    fn write(&self, write: Write) -> Answer<'_, Result<Written, WriteError>> {
+    /// etcd groups writes by itself.
+    fn write(&self, write: Write, _haste: Haste) -> Answer<'_, Result<Written, WriteError>> {
         Box::pin(self.write(write))
     }
 

@@ -37,7 +37,7 @@ pub use watch::{Compacted, Watch};
 
 use std::sync::Arc;
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Haste};
 use crate::tree::Tree;
 
 /// A handle to the store; clones share it.
@@ -81,7 +81,17 @@ impl Store {
     ///
     /// [`WriteError::Conflict`] may be retried after a fresh look; the others may not.
     pub async fn write(&self, write: Write) -> Result<Written, WriteError> {
-        self.backend.write(write).await
+        self.backend.write(write, Haste::Now).await
+    }
+
+    /// As [`Store::write`], for a writer whom a few hundredths of a second cost nothing: it may
+    /// wait for others, so that one sync of the disk serves them all.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Store::write`].
+    pub async fn write_soon(&self, write: Write) -> Result<Written, WriteError> {
+        self.backend.write(write, Haste::Soon).await
     }
 
     /// Waits until readers of this store see all that was acknowledged before the call, by

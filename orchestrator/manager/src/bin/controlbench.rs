@@ -223,10 +223,23 @@ async fn idle(client: &Client, cost: &dyn Fn() -> Outcome<f64>, number: usize) -
     // Every node renews once in ten seconds, as agents do; for twenty seconds.
     let pause = Duration::from_secs(10).div_f64(f64::from(u32::try_from(number)?));
     let mut beat = tokio::time::interval(pause);
-    for name in names.iter().cycle().take(number * 2) {
-        beat.tick().await;
+    let renew = async |name: &str| {
         let body = Patch::merge(json!({"spec": {"renewTime": now()}}));
-        client.patch(&leases, Some(space), name, &body).await?;
+        client.patch(&leases, Some(space), name, &body).await
+    };
+    // No node waits for another one's answer.
+    let mut renewals = stream::FuturesUnordered::new();
+    for name in names.iter().cycle().take(number * 2) {
+        loop {
+            tokio::select! {
+                _ = beat.tick() => break,
+                Some(renewed) = renewals.next() => { renewed?; }
+            }
+        }
+        renewals.push(renew(name));
+    }
+    while let Some(renewed) = renewals.next().await {
+        renewed?;
     }
     let share = (cost()? - before) / begun.elapsed().as_secs_f64();
     for name in &names {

@@ -131,6 +131,7 @@ struct TestDisk {
     writes_left: Arc<AtomicUsize>,
     /// How long the file may become.
     room_bytes: Arc<AtomicUsize>,
+    syncs: Arc<AtomicUsize>,
 }
 
 #[derive(Debug, Default)]
@@ -147,6 +148,7 @@ impl TestDisk {
             content: Arc::new(Mutex::new(content)),
             writes_left: Arc::new(AtomicUsize::new(writes)),
             room_bytes: Arc::new(AtomicUsize::new(usize::MAX)),
+            syncs: Arc::default(),
         }
     }
 
@@ -199,6 +201,7 @@ impl StorageBackend for TestDisk {
 
     fn sync_data(&self) -> io::Result<()> {
         self.step()?;
+        self.syncs.fetch_add(1, Ordering::SeqCst);
         let mut content = self.content.lock().unwrap();
         content.synced = content.current.clone();
         content.unsynced.clear();
@@ -256,6 +259,37 @@ fn a_full_disk_refuses_writes_until_there_is_room() {
     let survived = TestDisk::with(disk.after_power_loss(0), usize::MAX);
     let found = contents(&open_disk(&survived).unwrap(), all("d/x"));
     assert_eq!(found.keys().collect::<Vec<_>>(), ["a", "kept"]);
+}
+
+/// Many heartbeats are as durable as other writes, and share the disk's work.
+#[test]
+fn writes_without_haste_wait_for_each_other() {
+    const WRITES: usize = 200;
+    let runtime = runtime();
+    let disk = TestDisk::with(Vec::new(), usize::MAX);
+    let store = open_disk(&disk).unwrap();
+    let name = |n: usize| format!("n{n:03}");
+    let soon = |n| {
+        let (store, write) = (store.clone(), put("h/x", &name(n), Expect::Absent, "x"));
+        async move { store.write_soon(write).await }
+    };
+    let before = disk.syncs.load(Ordering::SeqCst);
+    let written = runtime.block_on(async {
+        (0..WRITES).map(soon).collect::<tokio::task::JoinSet<_>>().join_all().await
+    });
+    assert!(written.iter().all(Result::is_ok));
+    let syncs = disk.syncs.load(Ordering::SeqCst) - before;
+    assert!((1..WRITES / 2).contains(&syncs), "{syncs} for {WRITES} writes");
+    // One that is in haste takes along who waits, in the order of their arrival.
+    let (patient, hurried) = runtime.block_on(async {
+        tokio::join!(soon(WRITES), store.write(put("h/x", "last", Expect::Absent, "x")))
+    });
+    assert_eq!(patient.unwrap().revision + 1, hurried.unwrap().revision);
+    // Nobody waits for company that never comes.
+    runtime.block_on(soon(WRITES + 1)).unwrap();
+    drop(store);
+    let survived = TestDisk::with(disk.after_power_loss(0), usize::MAX);
+    assert_eq!(contents(&open_disk(&survived).unwrap(), all("h/x")).len(), WRITES + 3);
 }
 
 /// Whatever write the disk stops at, every acknowledged write is there after the restart, and
