@@ -17,6 +17,7 @@ mod security;
 
 pub use security::annotate;
 
+use objects::field::Fields as _;
 use objects::{Kind, Status, field::str_at, kind};
 use serde_json::{Value, json};
 
@@ -222,7 +223,7 @@ fn check_subject(admission: &Admission<'_>, object: &Value) -> Result<(), Status
 /// changing owner references needs the right to delete the object.
 fn check_owners(admission: &Admission<'_>, object: &Value) -> Result<(), Status> {
     let owners = |object: &Value| -> Vec<Value> {
-        let list = object.pointer("/metadata/ownerReferences").and_then(Value::as_array);
+        let list = object.field("metadata.ownerReferences").and_then(Value::as_array);
         list.cloned().unwrap_or_default()
     };
     let after = owners(object);

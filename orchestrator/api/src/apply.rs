@@ -14,6 +14,7 @@ mod owners;
 mod set;
 mod walk;
 
+use objects::field::Fields as _;
 use objects::{Cause, Status, Time, status::Details};
 use owners::{Manager, Managers};
 use serde_json::{Value, json};
@@ -84,7 +85,7 @@ pub(crate) fn track_update(
 /// Clients read an object with its owners and send both back; kubectl moves owners on purpose
 /// when it goes from client-side to server-side apply. `[{}]` asks to forget them all.
 fn managers_of_update(old: Option<&Value>, new: &Value) -> Managers {
-    if new.pointer("/metadata/managedFields") == Some(&json!([{}])) {
+    if new.field("metadata.managedFields") == Some(&json!([{}])) {
         return Managers::default();
     }
     let said = Managers::decode(new);
@@ -123,7 +124,7 @@ pub(crate) fn merge(
     applied: &Value,
     context: &Context<'_>,
 ) -> Result<Value, Status> {
-    if applied.pointer("/metadata/managedFields").is_some() {
+    if applied.field("metadata.managedFields").is_some() {
         return Err(Status::bad_request("metadata.managedFields must be nil"));
     }
     let Some((schema, root)) = root(request) else {
@@ -310,21 +311,21 @@ fn said_by_client_apply(walker: &Walker<'_>, root: &Type, old: &Value) -> Set {
 /// Keeps the note of client-side apply true when the same tool applies from the server's side.
 fn note_for_client_apply(name: &str, old: &Value, applied: &Value, merged: &mut Value) {
     let has = |object: &Value| {
-        object.pointer("/metadata/annotations").is_some_and(|all| all.get(LAST_APPLIED).is_some())
+        object.field("metadata.annotations").is_some_and(|all| all.get(LAST_APPLIED).is_some())
     };
     if name != CLIENT_APPLIER || !has(old) || has(applied) {
         return;
     }
     let Ok(mut note) = serde_json::to_string(applied) else { return };
     note.push('\n');
-    if let Some(all) = merged.pointer_mut("/metadata/annotations") {
+    if let Some(all) = merged.field_mut("metadata.annotations") {
         put(all, LAST_APPLIED, json!(note));
     }
 }
 
 /// The stored version is no wish of the client's; only what it applied itself is.
 fn unversion(merged: &mut Value, applied: &Value) {
-    let wanted = applied.pointer("/metadata/resourceVersion").cloned();
+    let wanted = applied.field("metadata.resourceVersion").cloned();
     if let Some(meta) = merged.get_mut("metadata").and_then(Value::as_object_mut) {
         put_in(meta, "resourceVersion", wanted);
     }

@@ -26,6 +26,7 @@ use std::{
 
 pub use check::{check_definition, default_definition};
 pub(crate) use column::{path_value, render_cells, render_columns};
+use objects::field::Fields as _;
 use objects::{
     Cause, Kind,
     field::{str_at, value_at},
@@ -304,7 +305,7 @@ impl Definition {
             ),
             _ => Conversion::None,
         };
-        let terminating = object.pointer("/metadata/deletionTimestamp").is_some();
+        let terminating = object.field("metadata.deletionTimestamp").is_some();
         let mut selectable: Vec<String> = versions.iter().flat_map(|one| selectable(one)).collect();
         selectable.sort();
         selectable.dedup();

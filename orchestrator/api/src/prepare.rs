@@ -17,6 +17,7 @@ mod status;
 mod subresource;
 
 use jiff::Timestamp;
+use objects::field::Fields as _;
 use objects::{
     Cause, Kind, Status,
     kind::{self, GroupVersion},
@@ -278,7 +279,7 @@ pub fn readmit(
     admission::mutate(&admission, &mut new)?;
     if let Some(old) = old {
         if let (Some(meta), Some(generation)) =
-            (metadata::meta_mut(&mut new), old.pointer("/metadata/generation"))
+            (metadata::meta_mut(&mut new), old.field("metadata.generation"))
         {
             meta.insert("generation".to_owned(), generation.clone());
         }

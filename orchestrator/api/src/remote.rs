@@ -10,6 +10,7 @@
 
 use std::time::Duration;
 
+use objects::field::Fields as _;
 use objects::{
     Time,
     field::{int_at, str_at, value_at},
@@ -130,7 +131,7 @@ pub fn local_services(registry: &Registry) -> Vec<Value> {
 /// Is this the APIService of custom resources, made by us?
 #[must_use]
 pub fn is_of_custom(object: &Value) -> bool {
-    let label = object.pointer("/metadata/labels").and_then(|labels| labels.get(KEPT));
+    let label = object.field("metadata.labels").and_then(|labels| labels.get(KEPT));
     label.and_then(Value::as_str) == Some("true")
         && value_at(object, "spec.service").is_none_or(Value::is_null)
 }

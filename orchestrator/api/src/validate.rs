@@ -20,6 +20,7 @@ mod workload;
 
 use std::collections::BTreeSet;
 
+use objects::field::Fields as _;
 use objects::{Cause, Kind};
 use serde_json::{Value, json};
 
@@ -89,7 +90,7 @@ fn rarer_rules(check: &mut Check, kind: &Kind, object: &Value, spec: &Value) {
         "HorizontalPodAutoscaler" => batch::check_autoscaler(check, spec),
         "PodDisruptionBudget" => batch::check_budget(check, spec),
         "PodTemplate" => {
-            let pods = object.pointer("/template/spec").unwrap_or(&Value::Null);
+            let pods = object.field("template.spec").unwrap_or(&Value::Null);
             pod::check_spec(check, "template.spec", pods);
         }
         "ControllerRevision" => {

@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use objects::field::Fields as _;
 use objects::{Kind, LabelSelector, Status, field::str_at, kind};
 use serde_json::{Value, json};
 
@@ -72,7 +73,7 @@ pub struct Verdict {
 
 /// The labels of a value's metadata.
 fn labels(object: &Value) -> BTreeMap<String, String> {
-    let labels = object.pointer("/metadata/labels").and_then(Value::as_object);
+    let labels = object.field("metadata.labels").and_then(Value::as_object);
     let pairs = labels.into_iter().flatten();
     pairs.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect()
 }
@@ -388,7 +389,7 @@ pub fn verdict(
 
 /// What a webhook's answer has for the audit log, also when it refuses the request.
 pub fn annotate(hook: &Hook, answer: &Value, said: &mut Said) {
-    let all = answer.pointer("/response/auditAnnotations").and_then(Value::as_object);
+    let all = answer.field("response.auditAnnotations").and_then(Value::as_object);
     for (key, value) in all.into_iter().flatten() {
         let value = value.as_str().unwrap_or_default();
         said.annotate(Level::Metadata, format!("{}/{key}", hook.name), value);
@@ -432,7 +433,7 @@ fn refusal(hook: &Hook, response: &Value) -> Status {
         ("", reason) => format!("{by}: {reason}"),
         (message, _) => format!("{by}: {message}"),
     };
-    let code = response.pointer("/status/code").and_then(Value::as_u64);
+    let code = response.field("status.code").and_then(Value::as_u64);
     let code = code.and_then(|code| u16::try_from(code).ok()).filter(|code| *code >= 400);
     Status::failure(code.unwrap_or(403), text("reason"), message)
 }

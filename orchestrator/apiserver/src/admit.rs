@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use api::admission::{Settings, View, quota};
 use api::{Attributes, Request, User};
+use objects::field::Fields as _;
 use objects::{Kind, Status, field, kind};
 use serde_json::Value;
 use store::{Expect, Item, Write, WriteError};
@@ -112,10 +113,10 @@ async fn write_all(
     before: &[Value],
     after: Vec<Value>,
 ) -> Result<bool, Status> {
-    let name = |quota: &Value| quota.pointer("/metadata/name").cloned();
+    let name = |quota: &Value| quota.field("metadata.name").cloned();
     for quota in after {
         let Some(old) = before.iter().find(|old| name(old) == name(&quota)) else { continue };
-        let seen = old.pointer("/metadata/resourceVersion").cloned();
+        let seen = old.field("metadata.resourceVersion").cloned();
         let Some(item) = quota_item(server, old)
             .filter(|item| seen == Some(Value::from(item.modified().to_string())))
         else {

@@ -27,6 +27,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Ur
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
+use objects::field::Fields as _;
 use objects::{Status, Time, field, kind};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
@@ -275,7 +276,7 @@ async fn check(
         return (Some(backend), Err(("ServiceNotFound", why)));
     };
     let found = object::decode(&item, 0);
-    let ports = found.pointer("/spec/ports").and_then(Value::as_array).into_iter().flatten();
+    let ports = found.field("spec.ports").and_then(Value::as_array).into_iter().flatten();
     let known = ports.into_iter().find(|one| field::int_at(one, "port") == Some(port));
     let Some(known) = known else {
         let why = format!("service/{service} in {namespace:?} is not listening on port {port}");
@@ -369,7 +370,7 @@ async fn settle(server: &Arc<Server>) -> bool {
     let mut said = Vec::new();
     for item in server.items(&kind::API_SERVICE, "") {
         let object = object::decode(&item, item.modified());
-        if object.pointer("/metadata/deletionTimestamp").is_some() {
+        if object.field("metadata.deletionTimestamp").is_some() {
             continue;
         }
         let Some(remote) = Remote::read(&object) else {

@@ -14,6 +14,7 @@ use std::time::Duration;
 use api::Registry;
 use api::custom::{Definition, FINALIZER, plan_status};
 use api::remote::Remote;
+use objects::field::Fields as _;
 use objects::{Time, kind};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -67,7 +68,7 @@ pub(crate) async fn settle(server: &Server) {
         let Some(object) = objects.get(at) else { continue };
         let planned = plan_status(object, &objects, Time::from(now()));
         let name = name_of(object).to_owned();
-        let going = object.pointer("/metadata/deletionTimestamp").is_some();
+        let going = object.field("metadata.deletionTimestamp").is_some();
         if let Some(status) = planned.status.filter(|_| !going)
             && let Some(object) = objects.get_mut(at)
         {
@@ -109,7 +110,7 @@ fn decode_all(server: &Server) -> Vec<Value> {
 }
 
 fn name_of(object: &Value) -> &str {
-    object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default()
+    object.field("metadata.name").and_then(Value::as_str).unwrap_or_default()
 }
 
 /// Follows the shelf of definitions until `stop`.
@@ -134,14 +135,14 @@ pub(crate) async fn run(stop: CancellationToken, server: &Arc<Server>) {
 async fn clean_up(server: &Arc<Server>) -> bool {
     let mut left = false;
     for mut definition in decode_all(server) {
-        let finalizers = definition.pointer("/metadata/finalizers").and_then(Value::as_array);
+        let finalizers = definition.field("metadata.finalizers").and_then(Value::as_array);
         let held = finalizers.is_some_and(|all| all.iter().any(|one| one == FINALIZER));
-        if definition.pointer("/metadata/deletionTimestamp").is_none() || !held {
+        if definition.field("metadata.deletionTimestamp").is_none() || !held {
             continue;
         }
         let name = name_of(&definition).to_owned();
         if empty(server, &name).await {
-            let finalizers = definition.pointer_mut("/metadata/finalizers");
+            let finalizers = definition.field_mut("metadata.finalizers");
             if let Some(all) = finalizers.and_then(Value::as_array_mut) {
                 all.retain(|one| one != FINALIZER);
             }

@@ -15,6 +15,7 @@ use base64::engine::general_purpose::STANDARD;
 use http::Method;
 use hyper::body::Incoming;
 use jiff::Timestamp;
+use objects::field::Fields as _;
 use objects::{Status, field, kind, name};
 use runtime::pki;
 use serde::Deserialize;
@@ -193,7 +194,7 @@ fn state(server: &Server, request: &str) -> Result<Answer, Status> {
 
 /// The state of a request, and why.
 fn standing(request: &Value) -> (&'static str, &str) {
-    let conditions = request.pointer("/status/conditions").and_then(Value::as_array);
+    let conditions = request.field("status.conditions").and_then(Value::as_array);
     let condition = |wanted: &[&str]| {
         let mut all = conditions.into_iter().flatten();
         all.find(|one| field::str_at(one, "type").is_some_and(|what| wanted.contains(&what)))

@@ -18,6 +18,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream;
 use http::Request;
 use http_body_util::{BodyExt as _, Empty, Limited};
+use objects::field::Fields as _;
 use objects::{Selector, Status, kind};
 use serde_json::{Value, json};
 
@@ -192,7 +193,7 @@ async fn pods(
     let mut items = Vec::new();
     for (_, summary) in summaries(server, on.into_iter().collect()).await {
         for pod in summary.get("pods").and_then(Value::as_array).into_iter().flatten() {
-            let uid = pod.pointer("/podRef/uid").and_then(Value::as_str).unwrap_or_default();
+            let uid = pod.field("podRef.uid").and_then(Value::as_str).unwrap_or_default();
             let Some(metadata) = wanted.get(uid) else { continue };
             let all = pod.get("containers").and_then(Value::as_array);
             let all: Vec<&Value> = all.into_iter().flatten().collect();
@@ -243,9 +244,9 @@ fn shown(metadata: &Value) -> Value {
 
 /// The moment and the use that a part of a summary tells; `None` before there are two readings.
 fn usage(part: &Value) -> Option<(String, Value)> {
-    let cpu = part.pointer("/cpu/usageNanoCores")?.as_u64()?;
-    let memory = part.pointer("/memory/workingSetBytes")?.as_u64()?;
-    let at = part.pointer("/cpu/time")?.as_str()?.to_owned();
+    let cpu = part.field("cpu.usageNanoCores")?.as_u64()?;
+    let memory = part.field("memory.workingSetBytes")?.as_u64()?;
+    let at = part.field("cpu.time")?.as_str()?.to_owned();
     // Times of the API have whole seconds.
     let at = at.split_once('.').map_or(at.clone(), |(whole, _)| format!("{whole}Z"));
     Some((at, json!({"cpu": format!("{cpu}n"), "memory": format!("{}Ki", memory / 1024)})))

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use objects::field::Fields as _;
 use objects::{FieldSelector, Kind, Selector, field};
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -31,7 +32,7 @@ pub(crate) struct Known {
 
 impl Known {
     fn of(kind: &Kind, object: &Value) -> Self {
-        let labels = object.pointer("/metadata/labels").and_then(Value::as_object);
+        let labels = object.field("metadata.labels").and_then(Value::as_object);
         let labels = labels
             .into_iter()
             .flatten()
@@ -201,7 +202,7 @@ fn object_length(bytes: &[u8]) -> usize {
 /// Reads an item with its resourceVersion.
 pub(crate) fn decode(item: &Item, revision: u64) -> Value {
     let mut object = parse(&opened(item));
-    if let Some(version) = object.pointer_mut("/metadata/resourceVersion") {
+    if let Some(version) = object.field_mut("metadata.resourceVersion") {
         *version = Value::from(revision.to_string());
     }
     object

@@ -23,6 +23,7 @@ use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use objects::field::Fields as _;
 use objects::{Status, field, kind};
 use runtime::trust;
 use rustls::pki_types::ServerName;
@@ -147,7 +148,7 @@ fn pod(pod: &Value, target: Target<'_>) -> Result<Backend, Status> {
     let address = field::str_at(pod, "status.podIP").and_then(|ip| ip.parse::<IpAddr>().ok());
     let address = address.ok_or_else(|| Status::bad_request("address not allowed"))?;
     let first = || {
-        let containers = pod.pointer("/spec/containers").and_then(Value::as_array);
+        let containers = pod.field("spec.containers").and_then(Value::as_array);
         let ports = containers.into_iter().flatten().filter_map(|c| c.get("ports")?.as_array());
         ports.flatten().find_map(|port| u16::try_from(port.get("containerPort")?.as_u64()?).ok())
     };
@@ -160,7 +161,7 @@ fn pod(pod: &Value, target: Target<'_>) -> Result<Backend, Status> {
 }
 
 fn service(call: &Call<'_>, service: &Value, target: Target<'_>) -> Result<Backend, Status> {
-    let ports = service.pointer("/spec/ports").and_then(Value::as_array);
+    let ports = service.field("spec.ports").and_then(Value::as_array);
     let ports: Vec<&Value> = ports.into_iter().flatten().collect();
     let text = |value: &Value, name: &str| {
         value.get(name).and_then(Value::as_str).unwrap_or_default().to_owned()
@@ -203,7 +204,7 @@ fn endpoints(slice: &Value, port_name: &str) -> Vec<SocketAddr> {
     let port = list("ports").find(named).and_then(|port| port.get("port")?.as_u64());
     let Some(port) = port.and_then(|port| u16::try_from(port).ok()) else { return Vec::new() };
     let is_ready = |endpoint: &&Value| {
-        endpoint.pointer("/conditions/ready").and_then(Value::as_bool).unwrap_or(true)
+        endpoint.field("conditions.ready").and_then(Value::as_bool).unwrap_or(true)
     };
     let addresses = list("endpoints").filter(is_ready).filter_map(|endpoint| {
         endpoint.get("addresses")?.as_array()?.first()?.as_str()?.parse::<IpAddr>().ok()

@@ -13,6 +13,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use http::header::ACCEPT;
 use objects::Status;
+use objects::field::Fields as _;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use store::{Item, Page, Query, RangeError};
@@ -115,7 +116,7 @@ fn json(call: &Call<'_>, code: u16, value: &Value) -> Answer {
 }
 
 fn revision_of(object: &Value) -> u64 {
-    let version = object.pointer("/metadata/resourceVersion").and_then(Value::as_str);
+    let version = object.field("metadata.resourceVersion").and_then(Value::as_str);
     version.and_then(|version| version.parse().ok()).unwrap_or(0)
 }
 

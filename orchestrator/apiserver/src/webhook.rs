@@ -15,6 +15,7 @@ use api::{Prepared, Request, User, policy};
 use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE, HOST, USER_AGENT};
 use http_body_util::{BodyExt as _, Full, Limited};
+use objects::field::Fields as _;
 use objects::{Kind, Status, field, kind};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -488,7 +489,7 @@ pub(crate) fn resolve(
 ) -> Option<(IpAddr, u16)> {
     let service = server.item(&kind::SERVICE, namespace, name)?;
     let service = object::decode(&service, 0);
-    let ports = service.pointer("/spec/ports").and_then(Value::as_array)?;
+    let ports = service.field("spec.ports").and_then(Value::as_array)?;
     let wanted = ports.iter().find(|one| field::int_at(one, "port") == Some(port))?;
     let port_name = field::str_at(wanted, "name").unwrap_or("");
     let label = "/metadata/labels/kubernetes.io~1service-name";
@@ -503,7 +504,7 @@ pub(crate) fn resolve(
             .find_map(|one| u16::try_from(field::int_at(one, "port")?).ok());
         let endpoints = slice.get("endpoints").and_then(Value::as_array).into_iter().flatten();
         let address = endpoints
-            .filter(|one| one.pointer("/conditions/ready") != Some(&Value::Bool(false)))
+            .filter(|one| one.field("conditions.ready") != Some(&Value::Bool(false)))
             .flat_map(|one| one.get("addresses").and_then(Value::as_array).into_iter().flatten())
             .find_map(|one| one.as_str()?.parse().ok());
         if let (Some(address), Some(target)) = (address, target) {

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use http::header::CONTENT_TYPE;
+use objects::field::Fields as _;
 use objects::{Kind, Status, kind};
 use serde_json::Value;
 use store::{Expect, Head, Item, Write, WriteError, Written};
@@ -68,9 +69,8 @@ fn taken(call: &Call<'_>, name: &str, generated: bool) -> Status {
         status.message += ", the server was not able to generate a unique name for the object";
     }
     let there = call.server.item(request.kind, &request.namespace, name);
-    let going = there.is_some_and(|item| {
-        object::decode(&item, 0).pointer("/metadata/deletionTimestamp").is_some()
-    });
+    let going = there
+        .is_some_and(|item| object::decode(&item, 0).field("metadata.deletionTimestamp").is_some());
     if going {
         status.message = format!("object is being deleted: {}", status.message);
     }
@@ -241,7 +241,7 @@ pub(crate) async fn evict(call: &Call<'_>, bytes: &Bytes) -> Result<Answer, Stat
     let options = serde_json::to_vec(&options).unwrap_or_default();
     let mut request = call.request.clone();
     request.subresource.clear();
-    let named = eviction.pointer("/metadata/name").and_then(Value::as_str).unwrap_or("");
+    let named = eviction.field("metadata.name").and_then(Value::as_str).unwrap_or("");
     if !named.is_empty() && named != request.name {
         return Err(Status::bad_request("name in URL does not match name in Eviction object"));
     }
@@ -445,11 +445,11 @@ fn set_revision(object: &mut Value, revision: u64) {
 }
 
 fn name_of(object: &Value) -> &str {
-    object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default()
+    object.field("metadata.name").and_then(Value::as_str).unwrap_or_default()
 }
 
 fn is_generated(object: &Value) -> bool {
-    let prefix = object.pointer("/metadata/generateName").and_then(Value::as_str);
+    let prefix = object.field("metadata.generateName").and_then(Value::as_str);
     prefix.is_some_and(|prefix| !prefix.is_empty())
 }
 

@@ -8,6 +8,28 @@ pub fn value_at<'a>(object: &'a Value, path: &str) -> Option<&'a Value> {
     path.split('.').try_fold(object, |value, step| value.get(step))
 }
 
+/// Fields by dotted path, as methods of a value.
+///
+/// [`Value::pointer`] makes two copies of every step of its path; who asks for a field of each
+/// object that passes by asks here.
+pub trait Fields {
+    /// The value at a path such as `spec.nodeName`; `None` when a step is missing.
+    fn field(&self, path: &str) -> Option<&Value>;
+
+    /// The value at a path, to be changed; `None` when a step is missing.
+    fn field_mut(&mut self, path: &str) -> Option<&mut Value>;
+}
+
+impl Fields for Value {
+    fn field(&self, path: &str) -> Option<&Value> {
+        value_at(self, path)
+    }
+
+    fn field_mut(&mut self, path: &str) -> Option<&mut Value> {
+        path.split('.').try_fold(self, |value, step| value.get_mut(step))
+    }
+}
+
 /// The text of a scalar field; numbers and booleans are written out.
 #[must_use]
 pub fn text_at(object: &Value, path: &str) -> Option<String> {

@@ -16,8 +16,8 @@ pub(crate) use whole::{contents, fill, retire, verify};
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -117,23 +117,36 @@ pub enum OpenError {
     },
 }
 
-pub(crate) struct Commit {
+#[derive(Debug)]
+struct Commit {
     write: Write,
-    haste: Haste,
     reply: oneshot::Sender<Result<Written, WriteError>>,
 }
+
+/// What wakes the commit thread.
+#[derive(Debug)]
+enum Call {
+    /// A write, to be done now.
+    Commit(Commit),
+    /// The first of those who may wait has come; the others come without waking anybody.
+    Company,
+}
+
+/// Writes that nobody hurries.
+type Company = Arc<Mutex<Vec<Commit>>>;
 
 /// The embedded store, as [`Store`] sees it.
 #[derive(Debug)]
 struct Embedded {
-    commits: Option<mpsc::Sender<Commit>>,
+    calls: Option<mpsc::Sender<Call>>,
+    company: Company,
     thread: Option<JoinHandle<()>>,
     full: Arc<AtomicBool>,
 }
 
 impl Drop for Embedded {
     fn drop(&mut self) {
-        self.commits = None;
+        self.calls = None;
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -145,9 +158,15 @@ impl Drop for Embedded {
 impl Backend for Embedded {
     fn write(&self, write: Write, haste: Haste) -> Answer<'_, Result<Written, WriteError>> {
         Box::pin(async move {
-            let commits = self.commits.as_ref().ok_or(WriteError::Closed)?;
+            let calls = self.calls.as_ref().ok_or(WriteError::Closed)?;
             let (reply, answer) = oneshot::channel();
-            commits.send(Commit { write, haste, reply }).await.map_err(|_| WriteError::Closed)?;
+            let commit = Commit { write, reply };
+            match haste {
+                Haste::Now => {
+                    calls.send(Call::Commit(commit)).await.map_err(|_| WriteError::Closed)?;
+                }
+                Haste::Soon => wait_with(&self.company, commit, calls),
+            }
             answer.await.map_err(|_| WriteError::Closed)?
         })
     }
@@ -158,7 +177,7 @@ impl Backend for Embedded {
     }
 
     fn trouble(&self) -> Option<Trouble> {
-        if self.commits.as_ref().is_none_or(mpsc::Sender::is_closed) {
+        if self.calls.as_ref().is_none_or(mpsc::Sender::is_closed) {
             return Some(Trouble::Failed);
         }
         self.full.load(Ordering::SeqCst).then_some(Trouble::Full)
@@ -166,8 +185,8 @@ impl Backend for Embedded {
 
     fn failed(&self) -> Answer<'_, ()> {
         Box::pin(async {
-            if let Some(commits) = &self.commits {
-                commits.closed().await;
+            if let Some(calls) = &self.calls {
+                calls.closed().await;
             }
         })
     }
@@ -204,17 +223,19 @@ pub(crate) fn start(opener: Opener, room: Room) -> Result<Store, OpenError> {
     let tree = Arc::new(read_tree(&db)?);
     let full = Arc::new(AtomicBool::new(false));
     let disk = Disk { opener, room, db: Some(db), full: Arc::clone(&full), refused: None };
-    let (commits, inbox) = mpsc::channel(QUEUE_WRITES_MAX);
+    let (calls, queue) = mpsc::channel(QUEUE_WRITES_MAX);
+    let company = Company::default();
     let shared = Arc::clone(&tree);
     let clock = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .build()
         .map_err(|source| OpenError::Thread { source })?;
+    let mut inbox = Inbox { queue, company: Arc::clone(&company), clock };
     let thread = std::thread::Builder::new()
         .name("store-commit".to_owned())
-        .spawn(move || commit_all(&mut Inbox { queue: inbox, clock }, disk, &shared))
+        .spawn(move || commit_all(&mut inbox, disk, &shared))
         .map_err(|source| OpenError::Thread { source })?;
-    let embedded = Embedded { commits: Some(commits), thread: Some(thread), full };
+    let embedded = Embedded { calls: Some(calls), company, thread: Some(thread), full };
     Ok(Store::on(tree, Arc::new(embedded)))
 }
 
@@ -404,9 +425,29 @@ fn render_record(shelf: &str, item: &Item, record: &mut Vec<u8>) {
     }
 }
 
+/// Adds a write to those that may wait. Never waits itself, so whoever does not await the answer
+/// leaves nobody behind without a call.
+fn wait_with(company: &Company, commit: Commit, calls: &mpsc::Sender<Call>) {
+    let lock = || company.lock().unwrap_or_else(PoisonError::into_inner);
+    let is_first = {
+        let mut waiting = lock();
+        waiting.push(commit);
+        waiting.len() == 1
+    };
+    if is_first {
+        // Who finds the queue full is taken along by what is in it.
+        let _called = calls.try_send(Call::Company).is_ok();
+    }
+    if calls.is_closed() {
+        // Nobody comes for them any more.
+        lock().clear();
+    }
+}
+
 /// What arrives at the commit thread.
 struct Inbox {
-    queue: mpsc::Receiver<Commit>,
+    queue: mpsc::Receiver<Call>,
+    company: Company,
     /// Lets the thread wait for a time.
     clock: tokio::runtime::Runtime,
 }
@@ -414,18 +455,28 @@ struct Inbox {
 impl Inbox {
     /// The writes of the next group; `None` when every sender is gone.
     fn next_group(&mut self, disk: &mut Disk) -> Option<Vec<Commit>> {
-        let mut group = vec![self.first_of_group(disk)?];
-        self.take_waiting(&mut group);
-        if group.iter().all(|one| one.haste == Haste::Soon) {
-            self.await_company(&mut group);
+        let mut group = Vec::new();
+        match self.first_call(disk)? {
+            Call::Commit(commit) => group.push(commit),
+            Call::Company => self.await_haste(&mut group),
         }
+        while group.len() < GROUP_WRITES_MAX
+            && let Ok(next) = self.queue.try_recv()
+        {
+            // Who waits goes along below, whether the call was heard or is still to come.
+            if let Call::Commit(commit) = next {
+                group.push(commit);
+            }
+        }
+        let mut waiting = self.company.lock().unwrap_or_else(PoisonError::into_inner);
+        group.append(&mut waiting);
         Some(group)
     }
 
-    /// The first write of the next group; `None` when every sender is gone.
+    /// What comes next; `None` when every sender is gone.
     ///
     /// While the disk is full, it is looked at now and then, whether anybody writes or not.
-    fn first_of_group(&mut self, disk: &mut Disk) -> Option<Commit> {
+    fn first_call(&mut self, disk: &mut Disk) -> Option<Call> {
         while disk.refused.is_some() {
             let queue = &mut self.queue;
             let next = async { tokio::time::timeout(ROOM_EVERY, queue.recv()).await };
@@ -437,33 +488,28 @@ impl Inbox {
         self.queue.blocking_recv()
     }
 
-    /// Takes what arrived while the last group was written.
-    fn take_waiting(&mut self, group: &mut Vec<Commit>) {
-        while group.len() < GROUP_WRITES_MAX
-            && let Ok(next) = self.queue.try_recv()
-        {
-            group.push(next);
-        }
-    }
-
-    /// Takes what arrives within [`PATIENCE`], up to the first one in haste.
-    fn await_company(&mut self, group: &mut Vec<Commit>) {
+    /// Lets company gather for [`PATIENCE`], or until a write comes that is in haste.
+    fn await_haste(&mut self, group: &mut Vec<Commit>) {
         let queue = &mut self.queue;
-        let company = async {
-            while group.len() < GROUP_WRITES_MAX
-                && let Some(next) = queue.recv().await
-            {
-                let hurries = next.haste == Haste::Now;
-                group.push(next);
-                if hurries {
-                    break;
+        let haste = async {
+            loop {
+                match queue.recv().await {
+                    Some(Call::Company) => {}
+                    Some(Call::Commit(commit)) => return Some(commit),
+                    None => return None,
                 }
             }
         };
-        let waited = self.clock.block_on(async { tokio::time::timeout(PATIENCE, company).await });
-        if waited.is_ok() {
-            self.take_waiting(group);
-        }
+        let haste = self.clock.block_on(async { tokio::time::timeout(PATIENCE, haste).await });
+        group.extend(haste.ok().flatten());
+    }
+}
+
+impl Drop for Inbox {
+    fn drop(&mut self) {
+        // In this order: who comes after the clearing finds the queue closed.
+        self.queue.close();
+        self.company.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 }
 
@@ -472,7 +518,7 @@ fn commit_all(inbox: &mut Inbox, mut disk: Disk, tree: &Tree) {
     while let Some(group) = inbox.next_group(&mut disk) {
         let mut plan = Plan::default();
         let mut verdicts = Vec::with_capacity(group.len());
-        for Commit { write, reply, .. } in group {
+        for Commit { write, reply } in group {
             verdicts.push((reply, plan.decide(write, tree)));
         }
         let outcome = disk.write(&plan, tree.revision());

@@ -4,6 +4,7 @@
 //! *Limits*: the account `default` may be missing, for it is made by a controller a moment after
 //! its namespace; such a pod gets no token. Upstream refuses it.
 
+use objects::field::Fields as _;
 use objects::{Status, field::str_at, kind};
 use serde_json::{Value, json};
 
@@ -19,7 +20,7 @@ const TOKEN_SECONDS: i64 = 3607;
 
 /// Gives a new pod what its account brings.
 pub(super) fn mount(admission: &Admission<'_>, pod: &mut Value) -> Result<(), Status> {
-    let mirror = pod.pointer("/metadata/annotations").and_then(|all| all.get(MIRROR)).is_some();
+    let mirror = pod.field("metadata.annotations").and_then(|all| all.get(MIRROR)).is_some();
     if mirror {
         return Ok(());
     }

@@ -1,5 +1,6 @@
 //! What objects get by classes they name, or by the class that is the default.
 
+use objects::field::Fields as _;
 use objects::{Kind, Status, field::str_at, kind};
 use serde_json::{Value, json};
 
@@ -116,7 +117,7 @@ pub(super) fn taint_new_node(node: &mut Value) {
 pub(super) fn add_overhead(admission: &Admission<'_>, pod: &mut Value) -> Result<(), Status> {
     let named = str_at(pod, "spec.runtimeClassName").unwrap_or("").to_owned();
     if named.is_empty() {
-        let said = amounts(pod.pointer("/spec/overhead"));
+        let said = amounts(pod.field("spec.overhead"));
         if !said.is_empty() {
             let why = "pod rejected: Pod Overhead set without corresponding RuntimeClass defined \
                        Overhead";
@@ -128,14 +129,14 @@ pub(super) fn add_overhead(admission: &Admission<'_>, pod: &mut Value) -> Result
         let why = format!("pod rejected: RuntimeClass \"{named}\" not found");
         return Err(admission.forbid(pod, &why));
     };
-    let fixed = amounts(class.pointer("/overhead/podFixed"));
-    let said = amounts(pod.pointer("/spec/overhead"));
+    let fixed = amounts(class.field("overhead.podFixed"));
+    let said = amounts(pod.field("spec.overhead"));
     if !said.is_empty() && said != fixed {
         let why = "pod rejected: Pod's Overhead doesn't match RuntimeClass's defined Overhead";
         return Err(admission.forbid(pod, why));
     }
-    let wanted = class.pointer("/scheduling/nodeSelector").and_then(Value::as_object).cloned();
-    let own = pod.pointer("/spec/nodeSelector").and_then(Value::as_object).cloned();
+    let wanted = class.field("scheduling.nodeSelector").and_then(Value::as_object).cloned();
+    let own = pod.field("spec.nodeSelector").and_then(Value::as_object).cloned();
     let mut merged = own.unwrap_or_default();
     for (key, value) in wanted.into_iter().flatten() {
         if merged.get(&key).is_some_and(|had| *had != value) {
@@ -156,7 +157,7 @@ pub(super) fn add_overhead(admission: &Admission<'_>, pod: &mut Value) -> Result
     if !merged.is_empty() {
         put(spec, "nodeSelector", Value::Object(merged));
     }
-    let more = class.pointer("/scheduling/tolerations").and_then(Value::as_array);
+    let more = class.field("scheduling.tolerations").and_then(Value::as_array);
     if let (Some(more), Some(spec)) = (more, spec.as_object_mut()) {
         let list = spec.entry("tolerations").or_insert_with(|| json!([]));
         if let Some(list) = list.as_array_mut() {
@@ -171,7 +172,7 @@ pub(super) fn add_overhead(admission: &Admission<'_>, pod: &mut Value) -> Result
 fn default_class(admission: &Admission<'_>, kind: &Kind, annotations: &[&str]) -> Vec<String> {
     let mut all: Vec<Value> = admission.view().list(kind, "");
     all.retain(|class| {
-        let said = class.pointer("/metadata/annotations");
+        let said = class.field("metadata.annotations");
         annotations.iter().any(|key| said.and_then(|all| all.get(*key)) == Some(&json!("true")))
     });
     let text = |class: &Value, path: &str| str_at(class, path).unwrap_or("").to_owned();
@@ -186,8 +187,8 @@ fn default_class(admission: &Admission<'_>, kind: &Kind, annotations: &[&str]) -
 /// A claim that names no class gets the default one.
 pub(super) fn choose_storage_class(admission: &Admission<'_>, claim: &mut Value) {
     let beta = "volume.beta.kubernetes.io/storage-class";
-    let old_way = claim.pointer("/metadata/annotations").and_then(|all| all.get(beta)).is_some();
-    if old_way || claim.pointer("/spec/storageClassName").is_some() {
+    let old_way = claim.field("metadata.annotations").and_then(|all| all.get(beta)).is_some();
+    if old_way || claim.field("spec.storageClassName").is_some() {
         return;
     }
     let marks = [
@@ -206,8 +207,8 @@ pub(super) fn choose_ingress_class(
     ingress: &mut Value,
 ) -> Result<(), Status> {
     let old = "kubernetes.io/ingress.class";
-    let old_way = ingress.pointer("/metadata/annotations").and_then(|all| all.get(old)).is_some();
-    if old_way || ingress.pointer("/spec/ingressClassName").is_some() {
+    let old_way = ingress.field("metadata.annotations").and_then(|all| all.get(old)).is_some();
+    if old_way || ingress.field("spec.ingressClassName").is_some() {
         return Ok(());
     }
     let marks = ["ingressclass.kubernetes.io/is-default-class"];
@@ -236,7 +237,7 @@ pub(super) fn protect(admission: &Admission<'_>, object: &mut Value, finalizer: 
 pub(super) fn check_resize(admission: &Admission<'_>, claim: &Value) -> Result<(), Status> {
     let Some(old) = admission.old else { return Ok(()) };
     let size =
-        |claim: &Value| amounts(claim.pointer("/spec/resources/requests")).get("storage").copied();
+        |claim: &Value| amounts(claim.field("spec.resources.requests")).get("storage").copied();
     let grows = size(claim) > size(old) && str_at(old, "status.phase") == Some("Bound");
     let class = str_at(claim, "spec.storageClassName").unwrap_or("");
     let class = admission.view().get(&kind::STORAGE_CLASS, "", class);

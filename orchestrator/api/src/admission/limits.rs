@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use objects::field::Fields as _;
 use objects::{Quantity, Status, kind};
 use serde_json::{Map, Value, json};
 
@@ -19,7 +20,7 @@ fn items(admission: &Admission<'_>, wanted: &str) -> Vec<Value> {
     let ranges = admission.view().list(&kind::LIMIT_RANGE, &admission.request.namespace);
     let mut all = Vec::new();
     for range in ranges {
-        let limits = range.pointer("/spec/limits").and_then(Value::as_array);
+        let limits = range.field("spec.limits").and_then(Value::as_array);
         let fits =
             limits.into_iter().flatten().filter(|one| one.get("type") == Some(&json!(wanted)));
         all.extend(fits.cloned());
@@ -106,7 +107,7 @@ pub(super) fn check_pod(admission: &Admission<'_>, pod: &Value) -> Result<(), St
 
 /// Does a claim keep the bounds of its namespace?
 pub(super) fn check_claim(admission: &Admission<'_>, claim: &Value) -> Result<(), Status> {
-    let asked = amounts(claim.pointer("/spec/resources/requests"));
+    let asked = amounts(claim.field("spec.resources.requests"));
     let mut faults = Vec::new();
     for item in items(admission, "PersistentVolumeClaim") {
         for (name, bound) in amounts(item.get("min")) {

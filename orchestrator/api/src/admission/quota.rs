@@ -7,6 +7,7 @@
 //! *Limits*: devices of claims (`…/devices`) are not counted; objects of kinds that definitions
 //! add are, as `count/PLURAL.GROUP`.
 
+use objects::field::Fields as _;
 use objects::{Kind, Quantity, Status, field::str_at};
 use serde_json::{Value, json};
 
@@ -44,8 +45,8 @@ pub fn charge(
     let mut changed = Vec::new();
     for quota in quotas.iter().filter(|quota| counts(quota, request.kind, new)) {
         let own = str_at(quota, "metadata.name").unwrap_or("");
-        let limits = amounts(quota.pointer("/spec/hard"));
-        let known = amounts(quota.pointer("/status/hard"));
+        let limits = amounts(quota.field("spec.hard"));
+        let known = amounts(quota.field("status.hard"));
         if request.kind.kind == "Pod" && old.is_none() {
             let unsaid = unsaid(new, &limits);
             if !unsaid.is_empty() {
@@ -62,7 +63,7 @@ pub fn charge(
             let why = format!("status unknown for quota: {own}, resources: {}", unknown.join(","));
             return Err(forbid(&why));
         }
-        let used = amounts(quota.pointer("/status/used"));
+        let used = amounts(quota.field("status.used"));
         let mut sum = used.clone();
         add(&mut sum, &asked);
         let over: Vec<&String> =
@@ -142,9 +143,9 @@ fn pod_usage(pod: &Value, all: &mut Amounts) {
 fn service_usage(service: &Value, all: &mut Amounts) {
     all.insert("services".to_owned(), Quantity::from_whole(1));
     let kind = str_at(service, "spec.type").unwrap_or("");
-    let ports = service.pointer("/spec/ports").and_then(Value::as_array).map_or(0, Vec::len);
+    let ports = service.field("spec.ports").and_then(Value::as_array).map_or(0, Vec::len);
     let ports = Quantity::from_whole(i64::try_from(ports).unwrap_or(i64::MAX));
-    let allocates = service.pointer("/spec/allocateLoadBalancerNodePorts") != Some(&json!(false));
+    let allocates = service.field("spec.allocateLoadBalancerNodePorts") != Some(&json!(false));
     if kind == "NodePort" || (kind == "LoadBalancer" && allocates) {
         all.insert("services.nodeports".to_owned(), ports);
     }
@@ -155,7 +156,7 @@ fn service_usage(service: &Value, all: &mut Amounts) {
 
 fn claim_usage(claim: &Value, all: &mut Amounts) {
     let one = Quantity::from_whole(1);
-    let size = amounts(claim.pointer("/spec/resources/requests")).get("storage").copied();
+    let size = amounts(claim.field("spec.resources.requests")).get("storage").copied();
     let size = size.unwrap_or(Quantity::from_whole(0));
     all.insert("persistentvolumeclaims".to_owned(), one);
     all.insert("requests.storage".to_owned(), size);
@@ -206,9 +207,9 @@ fn unsaid(pod: &Value, limits: &Amounts) -> String {
 
 /// Does a quota count this object? One without scopes counts all.
 fn counts(quota: &Value, kind: &Kind, object: &Value) -> bool {
-    let scopes = quota.pointer("/spec/scopes").and_then(Value::as_array);
+    let scopes = quota.field("spec.scopes").and_then(Value::as_array);
     let plain = scopes.into_iter().flatten().filter_map(Value::as_str);
-    let terms = quota.pointer("/spec/scopeSelector/matchExpressions").and_then(Value::as_array);
+    let terms = quota.field("spec.scopeSelector.matchExpressions").and_then(Value::as_array);
     let mut all: Vec<(&str, &str, Vec<&str>)> =
         plain.map(|scope| (scope, "Exists", Vec::new())).collect();
     for term in terms.into_iter().flatten() {

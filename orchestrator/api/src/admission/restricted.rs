@@ -1,5 +1,6 @@
 //! The checks that the level `restricted` adds to `baseline`.
 
+use objects::field::Fields as _;
 use objects::field::str_at;
 use serde_json::{Value, json};
 
@@ -30,7 +31,7 @@ pub(super) fn judge(spec: &Value, faults: &mut Vec<Fault>) {
 
 fn escalation(spec: &Value, faults: &mut Vec<Fault>) {
     let names = which(spec, |container| {
-        container.pointer("/securityContext/allowPrivilegeEscalation") != Some(&json!(false))
+        container.field("securityContext.allowPrivilegeEscalation") != Some(&json!(false))
     });
     if !names.is_empty() {
         let who = named("container", &names);
@@ -41,8 +42,7 @@ fn escalation(spec: &Value, faults: &mut Vec<Fault>) {
 
 fn capabilities(spec: &Value, faults: &mut Vec<Fault>) {
     let drops_all = |container: &Value| {
-        let list =
-            container.pointer("/securityContext/capabilities/drop").and_then(Value::as_array);
+        let list = container.field("securityContext.capabilities.drop").and_then(Value::as_array);
         list.into_iter().flatten().any(|one| one == "ALL")
     };
     let mut places = Vec::new();
@@ -97,7 +97,7 @@ fn volumes(spec: &Value, faults: &mut Vec<Fault>) {
 }
 
 fn non_root(spec: &Value, faults: &mut Vec<Fault>) {
-    let said = |holder: &Value| holder.pointer("/securityContext/runAsNonRoot")?.as_bool();
+    let said = |holder: &Value| holder.field("securityContext.runAsNonRoot")?.as_bool();
     let pod = said(spec);
     let wrong = which(spec, |container| said(container) == Some(false));
     let mut who = Vec::new();
@@ -123,7 +123,7 @@ fn non_root(spec: &Value, faults: &mut Vec<Fault>) {
 }
 
 fn root_user(spec: &Value, faults: &mut Vec<Fault>) {
-    let root = |holder: &Value| holder.pointer("/securityContext/runAsUser") == Some(&json!(0));
+    let root = |holder: &Value| holder.field("securityContext.runAsUser") == Some(&json!(0));
     let mut who = Vec::new();
     if root(spec) {
         who.push("pod".to_owned());

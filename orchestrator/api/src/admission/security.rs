@@ -5,6 +5,7 @@
 //!
 //! *Limits*: the versions of the standards differ in little; all are judged as the latest.
 
+use objects::field::Fields as _;
 use objects::{Status, field::str_at, kind};
 use serde_json::{Value, json};
 
@@ -111,7 +112,7 @@ impl<'a> Judged<'a> {
     }
 
     fn label(&self, mode: &str) -> Option<&str> {
-        let labels = self.namespace.pointer("/metadata/labels");
+        let labels = self.namespace.field("metadata.labels");
         labels?.get(format!("{PREFIX}{mode}"))?.as_str().filter(|said| !said.is_empty())
     }
 
@@ -204,7 +205,7 @@ pub(super) fn which(spec: &Value, holds: impl Fn(&Value) -> bool) -> Vec<&str> {
 
 /// Capabilities that containers add beyond what is allowed, in order and once.
 pub(super) fn added(container: &Value, allowed: &[&str]) -> Vec<String> {
-    let list = container.pointer("/securityContext/capabilities/add").and_then(Value::as_array);
+    let list = container.field("securityContext.capabilities.add").and_then(Value::as_array);
     let all = list.into_iter().flatten().filter_map(Value::as_str);
     all.filter(|one| !allowed.contains(one)).map(str::to_owned).collect()
 }
@@ -290,7 +291,7 @@ fn host_ports(spec: &Value, faults: &mut Vec<Fault>) {
 
 fn privileged(spec: &Value, faults: &mut Vec<Fault>) {
     let names = which(spec, |container| {
-        container.pointer("/securityContext/privileged") == Some(&json!(true))
+        container.field("securityContext.privileged") == Some(&json!(true))
     });
     if !names.is_empty() {
         let who = named("container", &names);
@@ -383,7 +384,7 @@ fn seccomp(spec: &Value, faults: &mut Vec<Fault>) {
 }
 
 fn sysctls(spec: &Value, faults: &mut Vec<Fault>) {
-    let list = spec.pointer("/securityContext/sysctls").and_then(Value::as_array);
+    let list = spec.field("securityContext.sysctls").and_then(Value::as_array);
     let names: Vec<&str> = list
         .into_iter()
         .flatten()
@@ -397,7 +398,7 @@ fn sysctls(spec: &Value, faults: &mut Vec<Fault>) {
 
 fn host_process(spec: &Value, faults: &mut Vec<Fault>) {
     let bad = |holder: &Value| {
-        holder.pointer("/securityContext/windowsOptions/hostProcess") == Some(&json!(true))
+        holder.field("securityContext.windowsOptions.hostProcess") == Some(&json!(true))
     };
     let mut who = Vec::new();
     if bad(spec) {

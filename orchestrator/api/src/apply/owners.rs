@@ -1,5 +1,6 @@
 //! `metadata.managedFields`: one entry per manager, verb and half of the object.
 
+use objects::field::Fields as _;
 use objects::{Time, field::str_at};
 use serde_json::{Value, json};
 
@@ -36,7 +37,7 @@ impl Manager {
 impl Managers {
     /// Reads an object's entries; those in no known form are left out.
     pub(super) fn decode(object: &Value) -> Self {
-        let list = object.pointer("/metadata/managedFields").and_then(Value::as_array);
+        let list = object.field("metadata.managedFields").and_then(Value::as_array);
         let entries = list.into_iter().flatten().filter_map(|entry| {
             let text = |key: &str| str_at(entry, key).unwrap_or("").to_owned();
             let fields = entry.get("fieldsV1")?;

@@ -6,6 +6,7 @@
 //!
 //! Spec: upstream's privilege escalation prevention and its certificate admission.
 
+use objects::field::Fields as _;
 use objects::{Cause, Status, field::str_at, status::Details};
 use serde_json::Value;
 
@@ -45,7 +46,7 @@ pub fn check(
         (CERTIFICATES, "certificatesigningrequests", "approval") => asks.signer(new, "approve"),
         (CERTIFICATES, "certificatesigningrequests", "status") => {
             let certificate = |object: Option<&Value>| {
-                object.and_then(|one| one.pointer("/status/certificate").cloned())
+                object.and_then(|one| one.field("status.certificate").cloned())
             };
             let failed = |object: Option<&Value>| object.is_some_and(has_failed);
             let signs =
@@ -57,7 +58,7 @@ pub fn check(
 }
 
 fn has_failed(request: &Value) -> bool {
-    let conditions = request.pointer("/status/conditions").and_then(Value::as_array);
+    let conditions = request.field("status.conditions").and_then(Value::as_array);
     conditions.into_iter().flatten().any(|one| str_at(one, "type") == Some("Failed"))
 }
 

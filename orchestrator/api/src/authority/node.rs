@@ -5,6 +5,7 @@
 //! What a node writes about itself is checked once more when the object is known
 //! ([`check_write`]), because a request to create says no name.
 
+use objects::field::Fields as _;
 use objects::{Status, field::str_at, kind};
 use serde_json::Value;
 
@@ -186,7 +187,7 @@ pub(crate) fn check_write(
 /// them.
 fn reserved_labels(old: Option<&Value>, new: &Value) -> Vec<String> {
     let labels = |object: Option<&Value>| -> std::collections::BTreeMap<String, Value> {
-        let all = object.and_then(|one| one.pointer("/metadata/labels")).and_then(Value::as_object);
+        let all = object.and_then(|one| one.field("metadata.labels")).and_then(Value::as_object);
         let reserved = all.into_iter().flatten().filter(|(key, _)| {
             let prefix = key.split_once('/').map_or("", |(prefix, _)| prefix);
             prefix == RESERVED || prefix.ends_with(&format!(".{RESERVED}"))

@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use objects::field::Fields as _;
 use objects::{LabelSelector, Selector, field::str_at};
 use serde_json::{Value, json};
 
@@ -341,7 +342,7 @@ struct Source {
 
 impl Source {
     fn of(role: &Value) -> Self {
-        let labels = role.pointer("/metadata/labels").and_then(Value::as_object);
+        let labels = role.field("metadata.labels").and_then(Value::as_object);
         let labels = labels
             .into_iter()
             .flatten()

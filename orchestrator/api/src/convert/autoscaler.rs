@@ -6,6 +6,7 @@
 //! *Limits*: metrics in the annotation keep their v2 form; upstream's v1 programs do not look
 //! into them.
 
+use objects::field::Fields as _;
 use objects::field::value_at;
 use serde_json::{Map, Value, json};
 
@@ -19,7 +20,7 @@ const CPU_PERCENT: i64 = 80;
 /// From v1 to v2.
 pub(super) fn to_v2(object: &mut Value) {
     let mut carried = |name: &str| -> Option<Value> {
-        let annotations = object.pointer_mut("/metadata/annotations")?.as_object_mut()?;
+        let annotations = object.field_mut("metadata.annotations")?.as_object_mut()?;
         let said = annotations.remove(name)?;
         serde_json::from_str(said.as_str()?).ok()
     };
@@ -96,7 +97,7 @@ fn split_cpu(all: Vec<Value>, path: &str) -> (Option<Value>, Vec<Value>) {
     let mut rest = Vec::new();
     for metric in all {
         let figure = value_at(&metric, path).cloned();
-        match (metric.pointer("/resource/name") == Some(&json!("cpu")), figure) {
+        match (metric.field("resource.name") == Some(&json!("cpu")), figure) {
             (true, Some(figure)) if percent.is_none() => percent = Some(figure),
             _ => rest.push(metric),
         }

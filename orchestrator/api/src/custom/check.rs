@@ -7,6 +7,7 @@ mod marks;
 use std::collections::BTreeSet;
 
 use marks::{check_junctor, check_list_type, check_marks, check_metadata};
+use objects::field::Fields as _;
 use objects::{
     Cause,
     field::{str_at, value_at},
@@ -45,7 +46,7 @@ pub fn default_definition(object: &mut Value) {
     }
     let conversion = spec.entry("conversion").or_insert_with(|| json!({"strategy": "None"}));
     if let Some(service) =
-        conversion.pointer_mut("/webhook/clientConfig/service").and_then(Value::as_object_mut)
+        conversion.field_mut("webhook.clientConfig.service").and_then(Value::as_object_mut)
     {
         service.entry("port").or_insert_with(|| json!(443));
     }

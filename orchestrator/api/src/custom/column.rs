@@ -4,6 +4,7 @@
 //! `.metadata.annotations['a\.b']`, `.spec.list[0].name`, `.spec.list[*].name`.
 
 use jiff::Timestamp;
+use objects::field::Fields as _;
 use objects::{field::str_at, time::parse_time};
 use serde_json::{Value, json};
 
@@ -184,7 +185,7 @@ pub(crate) fn render_columns(custom: &CustomVersion) -> Vec<Value> {
 
 /// The cells of an object's row.
 pub(crate) fn render_cells(custom: &CustomVersion, object: &Value, now: Timestamp) -> Vec<Value> {
-    let name = object.pointer("/metadata/name").cloned().unwrap_or(Value::Null);
+    let name = object.field("metadata.name").cloned().unwrap_or(Value::Null);
     let mut cells = vec![name];
     for column in &custom.columns {
         let path = str_at(column, "jsonPath").unwrap_or("");
@@ -192,7 +193,7 @@ pub(crate) fn render_cells(custom: &CustomVersion, object: &Value, now: Timestam
         cells.push(cell(str_at(column, "type").unwrap_or(""), &found, now));
     }
     if custom.columns.is_empty() {
-        let created = object.pointer("/metadata/creationTimestamp");
+        let created = object.field("metadata.creationTimestamp");
         cells.push(cell("date", &created.into_iter().collect::<Vec<_>>(), now));
     }
     cells

@@ -1,5 +1,6 @@
 //! The schema of a version as others read it: the arena of server-side apply, and OpenAPI.
 
+use objects::field::Fields as _;
 use objects::{Kind, intern::intern};
 use serde_json::{Map, Value, json};
 
@@ -171,7 +172,7 @@ pub(super) fn dialect(published: &Value, v2: bool) -> Value {
     let mut shape = published.clone();
     if v2 {
         to_v2(&mut shape);
-        if let Some(metadata) = shape.pointer_mut("/properties/metadata") {
+        if let Some(metadata) = shape.field_mut("properties.metadata") {
             *metadata = json!({
                 "$ref": format!("#/definitions/{OBJECT_META}"), "description": METADATA,
             });

@@ -1,6 +1,7 @@
 //! Deletion: at once, after a grace period, or when the last finalizer lets go.
 
 use jiff::SignedDuration;
+use objects::field::Fields as _;
 use objects::{
     Cause, Kind, Status, Time,
     field::{int_at, str_at},
@@ -55,7 +56,7 @@ pub fn prepare_delete(
     let grace = grace_seconds(request.kind, &options, old);
     mark(request.kind, old, &mut new, grace, context);
     if *request.kind == kind::CUSTOM_RESOURCE_DEFINITION
-        && old.pointer("/metadata/deletionTimestamp").is_none()
+        && old.field("metadata.deletionTimestamp").is_none()
     {
         custom::release_names(&mut new, Time::from(context.now));
     }
@@ -179,7 +180,7 @@ fn grace_seconds(kind: &Kind, options: &DeleteOptions, old: &Value) -> i64 {
 /// Writes deletion time and grace, never later than what was promised before.
 fn mark(kind: &Kind, old: &Value, new: &mut Value, grace: i64, context: &Context<'_>) {
     let before = int_at(old, "metadata.deletionGracePeriodSeconds");
-    let deleting = old.pointer("/metadata/deletionTimestamp").is_some();
+    let deleting = old.field("metadata.deletionTimestamp").is_some();
     let shorter = before.is_none_or(|before| grace < before);
     let generation = int_at(old, "metadata.generation").unwrap_or(0);
     let Some(meta) = meta_mut(new) else { return };

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use objects::field::Fields as _;
 use objects::kind::KINDS;
 use serde_json::json;
 
@@ -97,7 +98,7 @@ fn every_kind_is_made_read_changed_and_removed() {
 
         let removed =
             done(kind, "delete", prepare_as(json, "DELETE", &own, Some(&made), &json!(null)));
-        let finalizers = removed.object.pointer("/metadata/finalizers");
+        let finalizers = removed.object.field("metadata.finalizers");
         let held = finalizers.is_some() || *kind == kind::NAMESPACE;
         let expected = if held { Change::Update } else { Change::Remove };
         assert_eq!(removed.change, expected, "{kind:?}");

@@ -3,6 +3,7 @@
 //! Spec: upstream's `pods/eviction`, policy/v1.
 
 use jiff::Timestamp;
+use objects::field::Fields as _;
 use objects::{
     Cause, LabelSelector, Status, Time,
     field::{int_at, str_at},
@@ -34,7 +35,7 @@ pub fn decide_eviction(
 ) -> Result<Option<Value>, Status> {
     // What does not run is missed by nobody.
     let phase = str_at(pod, "status.phase").unwrap_or("");
-    let going = pod.pointer("/metadata/deletionTimestamp").is_some();
+    let going = pod.field("metadata.deletionTimestamp").is_some();
     if going || matches!(phase, "Succeeded" | "Failed" | "Pending") {
         return Ok(None);
     }
@@ -73,7 +74,7 @@ fn charge(pod: &Value, budget: &Value, now: Timestamp) -> Result<Value, Status> 
     if left < 0 {
         return Err(forbidden("pdb disruptions allowed is negative"));
     }
-    let disrupted = budget.pointer("/status/disruptedPods").and_then(Value::as_object);
+    let disrupted = budget.field("status.disruptedPods").and_then(Value::as_object);
     if disrupted.is_some_and(|all| all.len() > DISRUPTED_MAX) {
         return Err(forbidden(
             "DisruptedPods map too big - too many evictions not confirmed by PDB \
@@ -123,15 +124,15 @@ fn refusal(why: &str, retry_after_seconds: u32) -> Status {
 }
 
 fn selects(budget: &Value, pod: &Value) -> bool {
-    let Some(selector) = budget.pointer("/spec/selector") else { return false };
-    let labels = pod.pointer("/metadata/labels").cloned().unwrap_or_else(|| json!({}));
+    let Some(selector) = budget.field("spec.selector") else { return false };
+    let labels = pod.field("metadata.labels").cloned().unwrap_or_else(|| json!({}));
     let selector = serde_json::from_value::<LabelSelector>(selector.clone());
     let labels = serde_json::from_value(labels);
     matches!((selector, labels), (Ok(selector), Ok(labels)) if selector.matches(&labels))
 }
 
 fn is_ready(pod: &Value) -> bool {
-    let conditions = pod.pointer("/status/conditions").and_then(Value::as_array);
+    let conditions = pod.field("status.conditions").and_then(Value::as_array);
     conditions
         .into_iter()
         .flatten()

@@ -1,6 +1,7 @@
 //! Metadata that the server alone writes: uid, times, generation, and what a client may not
 //! change.
 
+use objects::field::Fields as _;
 use objects::{Cause, Kind, Status, Time, field::str_at, kind};
 use serde_json::{Map, Value, json};
 
@@ -168,7 +169,7 @@ pub(super) fn count_generation(kind: &Kind, old: &Value, new: &mut Value) {
     }
     let without: &[&str] = if kind.has_status { &["metadata", "status"] } else { &["metadata"] };
     let changed = !same_but(old, new, without);
-    let annotations = |object: &Value| object.pointer("/metadata/annotations").cloned();
+    let annotations = |object: &Value| object.field("metadata.annotations").cloned();
     // A deployment carries its annotations on to its replica sets.
     let changed = changed || (*kind == kind::DEPLOYMENT && annotations(old) != annotations(new));
     let before = objects::field::int_at(old, "metadata.generation").unwrap_or(0);
@@ -184,7 +185,7 @@ pub(super) fn is_gone(kind: &Kind, object: &Value) -> bool {
         |path: &str| object.pointer(path).and_then(Value::as_array).is_none_or(Vec::is_empty);
     let waits = objects::field::int_at(object, "metadata.deletionGracePeriodSeconds")
         .is_some_and(|seconds| seconds > 0);
-    object.pointer("/metadata/deletionTimestamp").is_some()
+    object.field("metadata.deletionTimestamp").is_some()
         && !waits
         && list_empty("/metadata/finalizers")
         && (*kind != kind::NAMESPACE || list_empty("/spec/finalizers"))

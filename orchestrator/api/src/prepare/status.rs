@@ -1,5 +1,6 @@
 //! Who may write which half of an object, and what a new object's status says.
 
+use objects::field::Fields as _;
 use objects::{Kind, Status, Time, field::str_at, kind};
 use serde_json::{Map, Value, json};
 
@@ -179,7 +180,7 @@ fn keep_assigned(old: &Value, new: &mut Value) {
     if !with_ports(&before) || !with_ports(&after) {
         return;
     }
-    let had = old.pointer("/spec/ports").and_then(Value::as_array);
+    let had = old.field("spec.ports").and_then(Value::as_array);
     let ports = spec.get_mut("ports").and_then(Value::as_array_mut);
     for port in ports.into_iter().flatten().filter_map(Value::as_object_mut) {
         let same = had.into_iter().flatten().find(|one| {
@@ -210,7 +211,7 @@ fn drop_foreign(before: &str, after: &str, old: &Value, new: &mut Value) {
             let all = spec.and_then(Value::as_array).into_iter().flatten();
             all.map(|port| port.get("nodePort").cloned()).collect()
         };
-        if ports(spec.get("ports")) == ports(old.pointer("/spec/ports")) {
+        if ports(spec.get("ports")) == ports(old.field("spec.ports")) {
             let all = spec.get_mut("ports").and_then(Value::as_array_mut);
             for port in all.into_iter().flatten().filter_map(Value::as_object_mut) {
                 port.remove("nodePort");
@@ -242,7 +243,7 @@ pub(super) fn separate(
             keep_fixed(request.kind, old, new);
             if *request.kind == kind::NAMESPACE {
                 // Only `/finalize` lets go of a namespace.
-                let finalizers = old.pointer("/spec/finalizers").cloned();
+                let finalizers = old.field("spec.finalizers").cloned();
                 if let (Some(fields), Some(held)) = (new.as_object_mut(), finalizers) {
                     child(fields, "spec").insert("finalizers".to_owned(), held);
                 }
@@ -260,7 +261,7 @@ pub(super) fn separate(
         }
         "status" => {
             let status = new.get("status").cloned();
-            let conditions = old.pointer("/status/conditions").cloned();
+            let conditions = old.field("status.conditions").cloned();
             let metadata = new.get("metadata").cloned().unwrap_or_default();
             let managed = metadata.get("managedFields").cloned();
             *new = old.clone();
@@ -279,7 +280,7 @@ pub(super) fn separate(
         }
         "approval" => approve(old, new, context),
         "finalize" => {
-            let finalizers = new.pointer("/spec/finalizers").cloned();
+            let finalizers = new.field("spec.finalizers").cloned();
             *new = old.clone();
             if let Some(meta) = meta_mut(new) {
                 meta.remove("resourceVersion");
@@ -289,7 +290,7 @@ pub(super) fn separate(
             }
         }
         "ephemeralcontainers" => {
-            let passing = new.pointer("/spec/ephemeralContainers").cloned();
+            let passing = new.field("spec.ephemeralContainers").cloned();
             *new = unversioned(old);
             if let Some(fields) = new.as_object_mut() {
                 put_in(child(fields, "spec"), "ephemeralContainers", passing);
@@ -307,7 +308,7 @@ pub(super) fn separate(
 
 /// Takes the decisions on a signing request, and its metadata.
 fn approve(old: &Value, new: &mut Value, context: &Context<'_>) {
-    let conditions = new.pointer("/status/conditions").cloned();
+    let conditions = new.field("status.conditions").cloned();
     let metadata = new.get("metadata").cloned();
     *new = old.clone();
     set(new, "metadata", metadata);
@@ -387,7 +388,7 @@ fn keep_decisions(new: &mut Value, before: Option<Value>) {
         before.as_ref().and_then(Value::as_array).into_iter().flatten().cloned().collect();
     kept.retain(decision);
     let mut all: Vec<Value> = new
-        .pointer("/status/conditions")
+        .field("status.conditions")
         .and_then(Value::as_array)
         .into_iter()
         .flatten()
@@ -404,7 +405,7 @@ fn keep_decisions(new: &mut Value, before: Option<Value>) {
 /// Gives conditions without times the time of the request.
 fn stamp_conditions(object: &mut Value, context: &Context<'_>) {
     let now = json!(Time::from(context.now).to_string());
-    let conditions = object.pointer_mut("/status/conditions").and_then(Value::as_array_mut);
+    let conditions = object.field_mut("status.conditions").and_then(Value::as_array_mut);
     for condition in conditions.into_iter().flatten().filter_map(Value::as_object_mut) {
         for key in ["lastUpdateTime", "lastTransitionTime"] {
             condition.entry(key).or_insert_with(|| now.clone());
@@ -415,11 +416,11 @@ fn stamp_conditions(object: &mut Value, context: &Context<'_>) {
 
 /// Puts back what old clients leave out of an update and only the server says.
 fn keep_fixed(kind: &Kind, old: &Value, new: &mut Value) {
-    if *kind != kind::JOB || old.pointer("/spec/manualSelector") == Some(&json!(true)) {
+    if *kind != kind::JOB || old.field("spec.manualSelector") == Some(&json!(true)) {
         return;
     }
     let Some(spec) = new.get_mut("spec").and_then(Value::as_object_mut) else { return };
-    if let (None, Some(had)) = (spec.get("selector"), old.pointer("/spec/selector")) {
+    if let (None, Some(had)) = (spec.get("selector"), old.field("spec.selector")) {
         spec.insert("selector".to_owned(), had.clone());
     }
 }

@@ -1,5 +1,6 @@
 //! `scale`, `binding`: parts of an object that speak another language.
 
+use objects::field::Fields as _;
 use objects::{Selector, Status, Time, field::str_at};
 use serde_json::{Value, json};
 
@@ -21,8 +22,8 @@ pub fn render_scale(object: &Value) -> Value {
             meta.insert(key.to_owned(), value.clone());
         }
     }
-    let wanted = object.pointer("/spec/replicas").cloned().unwrap_or_else(|| json!(0));
-    let actual = object.pointer("/status/replicas").cloned().unwrap_or_else(|| json!(0));
+    let wanted = object.field("spec.replicas").cloned().unwrap_or_else(|| json!(0));
+    let actual = object.field("status.replicas").cloned().unwrap_or_else(|| json!(0));
     let mut status = json!({"replicas": actual});
     let selector = selector_text(object);
     if !selector.is_empty() {
@@ -72,7 +73,7 @@ fn set_replicas(request: &Request, object: &mut Value, replicas: i64) {
 
 /// The selector in the text form of query parameters.
 fn selector_text(object: &Value) -> String {
-    let Some(selector) = object.pointer("/spec/selector") else { return String::new() };
+    let Some(selector) = object.field("spec.selector") else { return String::new() };
     if selector.get("matchLabels").is_none() && selector.get("matchExpressions").is_none() {
         let labels = serde_json::from_value(selector.clone()).unwrap_or_default();
         return Selector::from_labels(&labels).to_string();
@@ -119,7 +120,7 @@ fn to_replicas(
     old: &Value,
     context: &Context<'_>,
 ) -> Result<Prepared, Status> {
-    let replicas = match scale.pointer("/spec/replicas") {
+    let replicas = match scale.field("spec.replicas") {
         None => 0,
         Some(value) => value.as_i64().filter(|n| i32::try_from(*n).is_ok()).ok_or_else(|| {
             Status::bad_request(
@@ -177,7 +178,7 @@ pub fn prepare_binding(
         let why = format!("pod {} is already assigned to node \"{bound}\"", request.name);
         return Err(Status::conflict(request.kind, &request.name, &why));
     }
-    if old.pointer("/metadata/deletionTimestamp").is_some() {
+    if old.field("metadata.deletionTimestamp").is_some() {
         let why = format!("pod {} is being deleted, cannot be assigned to a host", request.name);
         return Err(Status::conflict(request.kind, &request.name, &why));
     }
@@ -188,7 +189,7 @@ pub fn prepare_binding(
     child(fields, "spec").insert("nodeName".to_owned(), json!(node));
     let meta = child(fields, "metadata");
     meta.remove("resourceVersion");
-    if let Some(annotations) = binding.pointer("/metadata/annotations").and_then(Value::as_object) {
+    if let Some(annotations) = binding.field("metadata.annotations").and_then(Value::as_object) {
         child(meta, "annotations").extend(annotations.clone());
     }
     let now = Time::from(context.now).to_string();

@@ -3,6 +3,7 @@
 mod columns;
 
 use jiff::Timestamp;
+use objects::field::Fields as _;
 use objects::{
     field::{int_at, str_at, value_at},
     time,
@@ -99,7 +100,7 @@ fn quota(object: &Value, now: Timestamp) -> Vec<Value> {
     let (mut requests, mut limits) = (Vec::new(), Vec::new());
     let hard = value_at(object, "status.hard").and_then(Value::as_object);
     for (resource, most) in hard.into_iter().flatten() {
-        let used = object.pointer("/status/used").and_then(|used| used.get(resource));
+        let used = object.field("status.used").and_then(|used| used.get(resource));
         let used = used.and_then(Value::as_str).unwrap_or("0");
         let said = format!("{resource}: {used}/{}", most.as_str().unwrap_or("0"));
         if resource.starts_with("limits.") { limits.push(said) } else { requests.push(said) }
@@ -355,7 +356,7 @@ fn ip_address(object: &Value, _now: Timestamp) -> Vec<Value> {
 }
 
 fn storage_class(object: &Value, now: Timestamp) -> Vec<Value> {
-    let default = object.pointer("/metadata/annotations").is_some_and(|all| {
+    let default = object.field("metadata.annotations").is_some_and(|all| {
         [
             "storageclass.kubernetes.io/is-default-class",
             "storageclass.beta.kubernetes.io/is-default-class",

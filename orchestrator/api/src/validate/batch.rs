@@ -1,6 +1,7 @@
 //! Jobs and cron jobs, autoscalers and disruption budgets.
 
 use objects::LabelSelector;
+use objects::field::Fields as _;
 use serde_json::{Value, json};
 
 use super::{Check, metadata, pod, text};
@@ -17,7 +18,7 @@ pub(super) fn check_job(check: &mut Check, spec: &Value) {
         return;
     };
     metadata::selector(check, path, selector);
-    let labels = spec.pointer("/template/metadata/labels").cloned().unwrap_or_else(|| json!({}));
+    let labels = spec.field("template.metadata.labels").cloned().unwrap_or_else(|| json!({}));
     let parsed = serde_json::from_value::<LabelSelector>(selector.clone());
     let fits = parsed.is_ok_and(|selector| {
         serde_json::from_value(labels.clone()).is_ok_and(|labels| selector.matches(&labels))
@@ -119,7 +120,7 @@ pub(super) fn check_cron_job(check: &mut Check, object: &Value, spec: &Value) {
     {
         check.not_negative(&format!("spec.{field}"), spec.get(field));
     }
-    let job = spec.pointer("/jobTemplate/spec").unwrap_or(&Value::Null);
+    let job = spec.field("jobTemplate.spec").unwrap_or(&Value::Null);
     job_spec(check, "spec.jobTemplate.spec", job);
     if job.get("manualSelector") == Some(&json!(true)) {
         let path = "spec.jobTemplate.spec.manualSelector";

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use objects::field::Fields as _;
 use objects::{Cause, Kind, name};
 use serde_json::{Value, json};
 
@@ -20,8 +21,7 @@ pub(super) fn check_data(check: &mut Check, kind: &Kind, object: &Value) {
         for (key, value) in object.get(half).and_then(Value::as_object).into_iter().flatten() {
             check.rule(&format!("{half}[{key}]"), key, name::check_config_key);
             size = size.saturating_add(value.as_str().map_or(0, str::len));
-            if half == "binaryData" && object.pointer("/data").is_some_and(|d| d.get(key).is_some())
-            {
+            if half == "binaryData" && object.field("data").is_some_and(|d| d.get(key).is_some()) {
                 let why = "duplicate of key present in data";
                 check.invalid(format!("binaryData[{key}]"), &json!(key), why);
             }
@@ -240,7 +240,7 @@ pub(super) fn check_rack(check: &mut Check, spec: &Value) {
     }
     check_address(check, "spec.gateway", text(spec, "gateway"));
     let modes = ["bgp", "ibgp", "ospf"];
-    check.one_of("spec.routing.mode", spec.pointer("/routing/mode"), &modes);
+    check.one_of("spec.routing.mode", spec.field("routing.mode"), &modes);
 }
 
 fn check_address(check: &mut Check, path: &str, said: &str) {

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use objects::field::Fields as _;
 use objects::name;
 use serde_json::{Value, json};
 
@@ -99,12 +100,12 @@ pub(super) fn check_slice(check: &mut Check, spec: &Value) {
     if text(spec, "pool.name").is_empty() {
         check.required("spec.pool.name", "");
     }
-    let count = spec.pointer("/pool/resourceSliceCount").and_then(Value::as_i64).unwrap_or(0);
+    let count = spec.field("pool.resourceSliceCount").and_then(Value::as_i64).unwrap_or(0);
     if count <= 0 {
         let why = "must be greater than zero";
         check.invalid("spec.pool.resourceSliceCount", &json!(count), why);
     }
-    check.not_negative("spec.pool.generation", spec.pointer("/pool/generation"));
+    check.not_negative("spec.pool.generation", spec.field("pool.generation"));
     let places = ["nodeName", "nodeSelector", "allNodes", "perDeviceNodeSelection"];
     let said: Vec<&str> = places
         .into_iter()

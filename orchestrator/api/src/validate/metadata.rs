@@ -1,5 +1,6 @@
 //! Names, labels, annotations, owners.
 
+use objects::field::Fields as _;
 use objects::{Kind, name};
 use serde_json::{Value, json};
 
@@ -17,8 +18,8 @@ pub(super) fn check(check: &mut Check, kind: &Kind, object: &Value) {
         _ => name::check_dns_subdomain,
     };
     check.name("metadata.name", text(object, "metadata.name"), rule);
-    labels(check, "metadata.labels", object.pointer("/metadata/labels"));
-    annotations(check, "metadata.annotations", object.pointer("/metadata/annotations"));
+    labels(check, "metadata.labels", object.field("metadata.labels"));
+    annotations(check, "metadata.annotations", object.field("metadata.annotations"));
     for (at, finalizer) in items(object, "metadata.finalizers").iter().enumerate() {
         let path = format!("metadata.finalizers[{at}]");
         check.rule(&path, finalizer.as_str().unwrap_or(""), name::check_label_key);

@@ -1,5 +1,6 @@
 //! Volumes, claims and their classes.
 
+use objects::field::Fields as _;
 use objects::{Quantity, name};
 use serde_json::{Value, json};
 
@@ -100,7 +101,7 @@ pub(super) fn check_claim(check: &mut Check, spec: &Value) {
         check.required("spec.accessModes", "at least 1 access mode is required");
     }
     access_modes(check, spec);
-    match amount(spec.pointer("/resources/requests/storage")) {
+    match amount(spec.field("resources.requests.storage")) {
         None => check.required("spec.resources[storage]", ""),
         Some(size) if size.is_zero() || size.is_negative() => {
             let why = "must be greater than zero";

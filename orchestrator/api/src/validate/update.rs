@@ -1,6 +1,7 @@
 //! What may not change once it is there.
 
 use objects::Kind;
+use objects::field::Fields as _;
 use serde_json::{Value, json};
 
 use super::{Check, items, text};
@@ -322,7 +323,7 @@ fn node(check: &mut Check, old: &Value, new: &Value) {
 fn claim(check: &mut Check, old: &Value, new: &Value) {
     // A class that is the default one now may be given to a claim from before.
     let beta = "/metadata/annotations/volume.beta.kubernetes.io~1storage-class";
-    let classless = old.pointer("/spec/storageClassName").is_none() && old.pointer(beta).is_none();
+    let classless = old.field("spec.storageClassName").is_none() && old.pointer(beta).is_none();
     let fixed = |object: &Value| -> Value {
         let mut spec = object.get("spec").cloned().unwrap_or(Value::Null);
         if let Some(fields) = spec.as_object_mut() {

@@ -1,5 +1,6 @@
 //! Deployments and their like: a selector, a template, a number.
 
+use objects::field::Fields as _;
 use objects::{Kind, LabelSelector};
 use serde_json::{Value, json};
 
@@ -39,7 +40,7 @@ pub(super) fn check(check: &mut Check, kind: &Kind, spec: &Value) {
                 let why = "must be 'RollingUpdate' or 'OnDelete'";
                 check.invalid("spec.updateStrategy", part("updateStrategy"), why);
             }
-            let partition = spec.pointer("/updateStrategy/rollingUpdate/partition");
+            let partition = spec.field("updateStrategy.rollingUpdate.partition");
             check.not_negative("spec.updateStrategy.rollingUpdate.partition", partition);
         }
         _ => {}
@@ -83,7 +84,7 @@ fn check_selector(check: &mut Check, kind: &Kind, spec: &Value) {
         check.invalid("spec.selector", selector, &why);
         return;
     }
-    let labels = spec.pointer("/template/metadata/labels").cloned().unwrap_or_else(|| json!({}));
+    let labels = spec.field("template.metadata.labels").cloned().unwrap_or_else(|| json!({}));
     let fits = serde_json::from_value(labels.clone()).is_ok_and(|labels| parsed.matches(&labels));
     if !fits {
         let why = "`selector` does not match template `labels`";
@@ -155,7 +156,7 @@ pub(super) fn check_older(check: &mut Check, spec: &Value) {
         check.required("spec.selector", "");
         return;
     }
-    let labels = spec.pointer("/template/metadata/labels").and_then(Value::as_object);
+    let labels = spec.field("template.metadata.labels").and_then(Value::as_object);
     let fits = selector
         .into_iter()
         .flatten()

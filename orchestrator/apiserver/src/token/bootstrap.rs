@@ -6,6 +6,7 @@ use api::User;
 use api::authority::AUTHENTICATED;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use objects::field::Fields as _;
 use objects::{field, kind};
 use serde_json::Value;
 
@@ -25,7 +26,7 @@ pub(super) fn user(server: &Server, id: &str, secret: &str) -> Option<User> {
         String::from_utf8(STANDARD.decode(encoded).ok()?).ok()
     };
     let usable = field::str_at(&found, "type") == Some("bootstrap.kubernetes.io/token")
-        && found.pointer("/metadata/deletionTimestamp").is_none_or(Value::is_null)
+        && found.field("metadata.deletionTimestamp").is_none_or(Value::is_null)
         && data("token-id").as_deref() == Some(id)
         && same_bytes(data("token-secret")?.as_bytes(), secret.as_bytes())
         && data("usage-bootstrap-authentication").as_deref() == Some("true");

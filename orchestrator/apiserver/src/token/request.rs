@@ -6,6 +6,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use jiff::ToSpan as _;
+use objects::field::Fields as _;
 use objects::{Status, Time, field, kind};
 use serde_json::{Value, json};
 
@@ -146,7 +147,7 @@ pub(crate) fn fill_secret(server: &Server, secret: &mut Value) -> Result<(), Sta
     }
     let text = |path: &str| field::str_at(secret, path).unwrap_or_default().to_owned();
     let (namespace, name) = (text("metadata.namespace"), text("metadata.name"));
-    let annotations = secret.pointer("/metadata/annotations");
+    let annotations = secret.field("metadata.annotations");
     let noted = |key: &str| {
         let found = annotations.and_then(|all| all.get(format!("kubernetes.io/{key}")));
         found.and_then(Value::as_str).unwrap_or_default().to_owned()
@@ -175,7 +176,7 @@ pub(crate) fn fill_secret(server: &Server, secret: &mut Value) -> Result<(), Sta
             }
         }
     }
-    if let Some(Value::Object(annotations)) = secret.pointer_mut("/metadata/annotations") {
+    if let Some(Value::Object(annotations)) = secret.field_mut("metadata.annotations") {
         annotations.insert("kubernetes.io/service-account.uid".to_owned(), json!(account.uid));
     }
     Ok(())

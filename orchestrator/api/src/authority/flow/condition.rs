@@ -2,6 +2,7 @@
 //!
 //! Spec: upstream's condition `Dangling` and its words.
 
+use objects::field::Fields as _;
 use objects::{Time, field::str_at};
 use serde_json::{Value, json};
 
@@ -20,7 +21,7 @@ pub fn plan_condition(schema: &Value, level_exists: bool, now: Time) -> Option<V
     let message = format!(
         "This FlowSchema references the PriorityLevelConfiguration object named {level:?} {end}"
     );
-    let conditions = schema.pointer("/status/conditions").and_then(Value::as_array);
+    let conditions = schema.field("status.conditions").and_then(Value::as_array);
     let mut conditions = conditions.cloned().unwrap_or_default();
     let at = conditions.iter().position(|one| str_at(one, "type") == Some(DANGLING));
     let before = at.and_then(|at| conditions.get(at)).cloned().unwrap_or_default();

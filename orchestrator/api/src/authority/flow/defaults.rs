@@ -1,5 +1,6 @@
 //! The priority levels and flow schemas of every cluster, as objects.
 
+use objects::field::Fields as _;
 use serde_json::{Value, json};
 
 const TABLE: &str = include_str!("defaults.txt");
@@ -20,7 +21,7 @@ pub fn default_objects() -> Vec<Value> {
                 objects.push(schema(name, level, number(precedence), by));
             }
             _ => {
-                let rules = objects.last_mut().and_then(|last| last.pointer_mut("/spec/rules"));
+                let rules = objects.last_mut().and_then(|last| last.field_mut("spec.rules"));
                 if let Some(Value::Array(rules)) = rules {
                     rules.push(rule(line));
                 }

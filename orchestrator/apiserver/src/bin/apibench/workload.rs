@@ -8,6 +8,7 @@ use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
+use objects::field::Fields as _;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
@@ -62,7 +63,7 @@ fn pod(n: usize, filler: usize) -> Bytes {
         },
     });
     if filler > 0
-        && let Some(metadata) = pod.pointer_mut("/metadata").and_then(Value::as_object_mut)
+        && let Some(metadata) = pod.field_mut("metadata").and_then(Value::as_object_mut)
     {
         // Words that differ from pod to pod, so that nothing is gained by packing or sharing them.
         let words = (0..).map(|word| format!("{n:06}-{word:05} "));
@@ -260,7 +261,7 @@ async fn list_once(connection: &mut Connection, path: &str, pages: bool) -> anyh
             return Ok(bytes);
         }
         let page: Value = serde_json::from_slice(&answer.body())?;
-        match page.pointer("/metadata/continue").and_then(Value::as_str) {
+        match page.field("metadata.continue").and_then(Value::as_str) {
             Some(next) if !next.is_empty() => next.clone_into(&mut token),
             _ => return Ok(bytes),
         }
@@ -275,7 +276,7 @@ async fn watch(target: &Target, arguments: &Arguments) -> anyhow::Result<Outcome
     let list =
         target.connect().await?.ask("GET", &limit, "", Bytes::new()).await?.expect(&[200])?;
     let list: Value = serde_json::from_slice(&list.body())?;
-    let version = list.pointer("/metadata/resourceVersion").and_then(Value::as_str);
+    let version = list.field("metadata.resourceVersion").and_then(Value::as_str);
     let version = version.context("a list without a version")?;
     let mut watchers = JoinSet::new();
     for _ in 0..arguments.clients {

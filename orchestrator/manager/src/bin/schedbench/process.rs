@@ -43,7 +43,7 @@ fn example(package: &str, name: &str) -> Result<Command, Failure> {
         None => {
             let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
             let mut command = Command::new(cargo);
-            command.args(["run", "-q", "--release", "-p", package, "--example", name, "--"]);
+            command.args(["run", "--release", "-p", package, "--example", name, "--"]);
             command
         }
     };
