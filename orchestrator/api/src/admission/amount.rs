@@ -33,7 +33,7 @@ pub(super) fn add(to: &mut Amounts, more: &Amounts) {
 
 /// The `requests` or `limits` of one container.
 pub(super) fn of_container(container: &Value, half: &str) -> Amounts {
-    amounts(container.pointer(&format!("/resources/{half}")))
+    amounts(container.get("resources").and_then(|all| all.get(half)))
 }
 
 /// The `requests` or `limits` of a whole pod: all containers together, or the first ones where
@@ -65,7 +65,7 @@ pub(super) fn of_pod(spec: &Value, half: &str) -> Amounts {
             sum.insert(name, amount);
         }
     }
-    for (name, amount) in amounts(spec.pointer(&format!("/resources/{half}"))) {
+    for (name, amount) in amounts(spec.get("resources").and_then(|all| all.get(half))) {
         sum.insert(name, amount);
     }
     let overhead = amounts(spec.get("overhead"));

@@ -30,7 +30,7 @@ pub(super) fn resolve_priority(admission: &Admission<'_>, pod: &mut Value) -> Re
     let value = class.as_ref().and_then(|class| class.get("value")?.as_i64()).unwrap_or(0);
     let preempts = class.as_ref().and_then(|class| class.get("preemptionPolicy").cloned());
     let preempts = preempts.unwrap_or_else(|| json!("PreemptLowerPriority"));
-    let said = |key: &str| pod.pointer(&format!("/spec/{key}")).cloned();
+    let said = |key: &str| pod.get("spec").and_then(|all| all.get(key)).cloned();
     if said("priority").is_some_and(|own| own != json!(value)) {
         let why = "the integer value of priority must not be provided in pod spec; priority \
                    admission controller computed it from the given PriorityClass name";

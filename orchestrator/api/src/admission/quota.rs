@@ -178,7 +178,7 @@ fn unsaid(pod: &Value, limits: &Amounts) -> String {
     let mut words = Vec::new();
     let spec = pod.get("spec").unwrap_or(&Value::Null);
     let whole = |half: &str, name: &str| {
-        amounts(spec.pointer(&format!("/resources/{half}"))).contains_key(name)
+        amounts(spec.get("resources").and_then(|all| all.get(half))).contains_key(name)
     };
     for limited in limits.keys() {
         let (half, name) = match limited.split_once('.') {
@@ -272,6 +272,7 @@ fn crosses_namespaces(spec: &Value) -> bool {
             _ => false,
         }
     }
-    let affinity = |half: &str| spec.pointer(&format!("/affinity/{half}")).is_some_and(names);
+    let affinity =
+        |half: &str| spec.get("affinity").and_then(|all| all.get(half)).is_some_and(names);
     affinity("podAffinity") || affinity("podAntiAffinity")
 }

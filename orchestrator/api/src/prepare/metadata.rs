@@ -150,7 +150,7 @@ pub(super) fn check_preconditions(
 pub(super) fn carry_over(request: &Request, old: &Value, new: &mut Value, _context: &Context<'_>) {
     let Some(meta) = meta_mut(new) else { return };
     for field in SERVER_FIELDS.iter().chain(&["name", "namespace", "generateName"]) {
-        match old.pointer(&format!("/metadata/{field}")) {
+        match old.get("metadata").and_then(|all| all.get(field)) {
             Some(value) => meta.insert((*field).to_owned(), value.clone()),
             None => meta.remove(*field),
         };
@@ -182,13 +182,13 @@ pub(super) fn count_generation(kind: &Kind, old: &Value, new: &mut Value) {
 /// Is an object that is being deleted held by nothing any more?
 pub(super) fn is_gone(kind: &Kind, object: &Value) -> bool {
     let list_empty =
-        |path: &str| object.pointer(path).and_then(Value::as_array).is_none_or(Vec::is_empty);
+        |path: &str| object.field(path).and_then(Value::as_array).is_none_or(Vec::is_empty);
     let waits = objects::field::int_at(object, "metadata.deletionGracePeriodSeconds")
         .is_some_and(|seconds| seconds > 0);
     object.field("metadata.deletionTimestamp").is_some()
         && !waits
-        && list_empty("/metadata/finalizers")
-        && (*kind != kind::NAMESPACE || list_empty("/spec/finalizers"))
+        && list_empty("metadata.finalizers")
+        && (*kind != kind::NAMESPACE || list_empty("spec.finalizers"))
 }
 
 /// Are two states of an object the same, but for versions and the times of managed fields?

@@ -172,7 +172,7 @@ fn keep_assigned(old: &Value, new: &mut Value) {
             None => true,
             Some(said) => said == &json!("") || said == &json!([]),
         };
-        if let (true, Some(had)) = (unsaid, old.pointer(&format!("/spec/{field}"))) {
+        if let (true, Some(had)) = (unsaid, old.get("spec").and_then(|all| all.get(field))) {
             spec.insert(field.to_owned(), had.clone());
         }
     }
@@ -195,7 +195,7 @@ fn keep_assigned(old: &Value, new: &mut Value) {
 /// What a service of one type had and one of another cannot have goes, unless it was asked for.
 fn drop_foreign(before: &str, after: &str, old: &Value, new: &mut Value) {
     let same = |field: &str, new: &Map<String, Value>| {
-        new.get(field) == old.pointer(&format!("/spec/{field}"))
+        new.get(field) == old.get("spec").and_then(|all| all.get(field))
     };
     let Some(spec) = new.get_mut("spec").and_then(Value::as_object_mut) else { return };
     if before != "ExternalName" && after == "ExternalName" && same("clusterIP", spec) {

@@ -18,7 +18,7 @@ use crate::{
 pub fn render_scale(object: &Value) -> Value {
     let mut meta = serde_json::Map::new();
     for key in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
-        if let Some(value) = object.pointer(&format!("/metadata/{key}")) {
+        if let Some(value) = object.get("metadata").and_then(|all| all.get(key)) {
             meta.insert(key.to_owned(), value.clone());
         }
     }

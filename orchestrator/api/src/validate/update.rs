@@ -200,7 +200,7 @@ pub(super) fn check_resize(check: &mut Check, old: &Value, new: &Value) {
             let had = items(old, "spec.containers").get(number);
             let all = |one: Option<&Value>| -> Value {
                 let mut all =
-                    one.and_then(|one| one.pointer(&format!("/resources/{half}"))).cloned();
+                    one.and_then(|one| one.get("resources").and_then(|all| all.get(half))).cloned();
                 if let Some(fields) = all.as_mut().and_then(Value::as_object_mut) {
                     fields.remove("cpu");
                     fields.remove("memory");
