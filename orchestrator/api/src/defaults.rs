@@ -190,12 +190,6 @@ fn service_spec(spec: &mut Map<String, Value>) {
         return;
     }
     spec.entry("internalTrafficPolicy").or_insert(json!("Cluster"));
-    spec.entry("ipFamilies").or_insert(json!(["IPv4"]));
-    spec.entry("ipFamilyPolicy").or_insert(json!("SingleStack"));
-    let address = spec.get("clusterIP").cloned().unwrap_or_default();
-    if address.as_str().is_some_and(|address| !address.is_empty()) {
-        spec.entry("clusterIPs").or_insert(json!([address]));
-    }
     if kind == "NodePort" || kind == "LoadBalancer" {
         spec.entry("externalTrafficPolicy").or_insert(json!("Cluster"));
     } else {

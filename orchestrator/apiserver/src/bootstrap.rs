@@ -81,16 +81,35 @@ async fn create_for_all(server: &Server, kind: &Kind, object: &Value) -> Result<
     }
 }
 
-/// The range service addresses come from, as an object. Who made the cluster chose it; another
-/// range in the configuration leaves what stands there, as upstream does.
+/// The ranges service addresses come from, as an object. Who made the cluster chose them; other
+/// ranges in the configuration leave what stands there, as upstream does, but for a second one,
+/// which is added to the first.
 async fn service_range(server: &Server) -> Result<(), Status> {
     let (kind, name) = (&kind::SERVICE_CIDR, "kubernetes");
-    if server.item(kind, "", name).is_some() {
+    let cidrs = json!(server.services.cidrs());
+    if let Some(item) = server.item(kind, "", name) {
+        let mut object = object::decode(&item, item.modified());
+        let stored = object.pointer("/spec/cidrs").and_then(Value::as_array);
+        let (stored, wanted) = (stored.map_or(&[][..], Vec::as_slice), server.services.cidrs());
+        match (stored, wanted.as_slice()) {
+            (stored, wanted) if stored == wanted => {}
+            ([one], [first, _]) if one == first => {
+                tracing::info!(cidrs = %cidrs, "services get a second family of addresses");
+                if let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) {
+                    spec.insert("cidrs".to_owned(), cidrs);
+                }
+                replace_own(server, USER, &kind.path(None, Some(name)), &object).await?;
+            }
+            (stored, _) => {
+                let stored = json!(stored);
+                tracing::warn!(%stored, configured = %cidrs, "the ranges of services stay");
+            }
+        }
         return Ok(());
     }
     let object = json!({
         "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": name},
-        "spec": {"cidrs": [server.services.cidr()]},
+        "spec": {"cidrs": cidrs},
     });
     create_own(server, USER, &kind.path(None, None), &object).await?;
     let Some(item) = server.item(kind, "", name) else { return Ok(()) };

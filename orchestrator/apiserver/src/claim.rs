@@ -11,10 +11,10 @@
 //! and claims what services hold without one.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use api::service::{Holding, Supply, Taken};
+use api::service::{Family, Holding, Supply, Taken};
 use api::{Change, Request};
 use jiff::Timestamp;
 use objects::{Kind, Status, field, kind, time};
@@ -71,7 +71,7 @@ impl From<WriteError> for Refused {
 struct Shelves<'a>(&'a Server);
 
 impl Taken for Shelves<'_> {
-    fn has_address(&self, address: Ipv4Addr) -> bool {
+    fn has_address(&self, address: IpAddr) -> bool {
         self.0.item(ADDRESSES, "", &address.to_string()).is_some()
     }
 
@@ -96,7 +96,8 @@ impl Claims {
         if *request.kind != kind::SERVICE || !request.is_main() && change != Change::Remove {
             return Ok(Self::default());
         }
-        let own = old.map_or_else(Holding::default, |item| Holding::of(&object::decode(item, 0)));
+        let old = old.map(|item| object::decode(item, 0));
+        let own = old.as_ref().map(Holding::of).unwrap_or_default();
         let text = |path| field::str_at(service, path).unwrap_or_default().to_owned();
         let named = (request.namespace.clone(), text("metadata.name"));
         match change {
@@ -113,7 +114,7 @@ impl Claims {
         }
         for _ in 0..ROUNDS_MAX {
             let mut tried = service.clone();
-            assign(server, &mut tried, &own)?;
+            assign(server, &mut tried, old.as_ref())?;
             let held = Holding::of(&tried);
             let wanted = held.without(&own);
             let freed = own.without(&held);
@@ -180,23 +181,23 @@ impl Claims {
 }
 
 /// Chooses what is free at the moment.
-fn assign(server: &Server, service: &mut Value, own: &Holding) -> Result<(), Status> {
+fn assign(server: &Server, service: &mut Value, old: Option<&Value>) -> Result<(), Status> {
     let ranges = server.items(&kind::SERVICE_CIDR, "");
     let ranges: Vec<Value> = ranges.iter().map(|item| object::decode(item, 0)).collect();
     let networks = api::service::networks(&ranges);
     let (range, taken, seed) = (&server.services, &Shelves(server), server.seed());
-    api::service::assign(service, own, &Supply { networks: &networks, range, taken, seed })
+    api::service::assign(service, old, &Supply { networks: &networks, range, taken, seed })
 }
 
 async fn claim_address(
     server: &Server,
-    address: Ipv4Addr,
+    address: IpAddr,
     (namespace, name): &(String, String),
 ) -> Result<(), Refused> {
     let wanted = json!({
         "apiVersion": ADDRESSES.api_version(), "kind": ADDRESSES.kind,
         "metadata": {
-            "name": address.to_string(), "labels": {FAMILY: "IPv4", MANAGED_BY: USER},
+            "name": address.to_string(), "labels": {FAMILY: Family::of(address).name(), MANAGED_BY: USER},
         },
         "spec": {"parentRef": {
             "resource": "services", "namespace": namespace, "name": name,
@@ -302,7 +303,7 @@ pub(crate) async fn repair(server: &Server, alone: bool) {
     for item in addresses {
         let claim = object::decode(&item, 0);
         let Some(service) = parent(&claim) else { continue };
-        let address: Option<Ipv4Addr> = item.name().parse().ok();
+        let address: Option<IpAddr> = item.name().parse().ok();
         let holder = address.and_then(|address| held.addresses.get(&address));
         let made = field::str_at(&claim, "metadata.creationTimestamp").and_then(time::parse_time);
         if holder != Some(&service) && is_old(made) {
@@ -325,7 +326,7 @@ pub(crate) async fn repair(server: &Server, alone: bool) {
 /// Who holds what, as the services say.
 #[derive(Default)]
 struct Held {
-    addresses: BTreeMap<Ipv4Addr, (String, String)>,
+    addresses: BTreeMap<IpAddr, (String, String)>,
     ports: BTreeMap<u16, (String, String)>,
 }
 

@@ -46,6 +46,7 @@ mod watch;
 mod webhook;
 mod write;
 
+pub use api::service::ServiceRange;
 pub use audit::AuditError;
 pub use certificate::CertificateError;
 pub use identity::{Audit, Identity, Oidc};
@@ -59,12 +60,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use ipnet::Ipv4Net;
 use objects::Status;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::server::{Server, service_range};
+use crate::server::Server;
 
 /// How the API server runs.
 #[derive(Debug, Clone)]
@@ -77,8 +77,9 @@ pub struct Config {
     /// Addresses and host names clients reach this server by, besides those it listens on; the
     /// first address stands in `admin.kubeconfig` and behind the service `kubernetes`.
     pub advertise: Vec<String>,
-    /// The range service addresses come from; its first is the service `kubernetes`.
-    pub service_cidr: Ipv4Net,
+    /// The range service addresses come from, or one of each family; the first address of the
+    /// first is the service `kubernetes`.
+    pub service_cidr: ServiceRange,
     /// Where the objects are kept.
     pub storage: Storage,
     /// How identities are proven, and what becomes of their requests.
@@ -163,7 +164,7 @@ impl ApiServer {
         let store = storage::open(config).await?;
         let site = site::prepare(config, address)
             .map_err(|source| RunError::Site { dir: config.data_dir.clone(), source })?;
-        let range = service_range(config.service_cidr);
+        let range = config.service_cidr;
         let keeping = config.identity.open()?;
         let dir = config.data_dir.join("images");
         let images = registry::Shelf::open(&dir);

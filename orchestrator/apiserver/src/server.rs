@@ -1,7 +1,7 @@
 //! What every request of the server shares.
 
 use std::future::Future;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
@@ -342,10 +342,4 @@ fn refers(value: &Value, keys: &[(&str, &str)], name: &str) -> bool {
         Value::Array(list) => list.iter().any(|below| refers(below, keys, name)),
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
     }
-}
-
-/// The range of services.
-pub(crate) fn service_range(cidr: ipnet::Ipv4Net) -> ServiceRange {
-    let network: Ipv4Addr = cidr.network();
-    ServiceRange::new(network, cidr.prefix_len())
 }

@@ -200,7 +200,8 @@ fn server_names(config: &Config, bound: SocketAddr, address: IpAddr) -> Sans {
         sans.names.push(name.to_owned());
     }
     sans.addresses.extend([IpAddr::from([127, 0, 0, 1]), local(bound), address]);
-    sans.addresses.extend(config.service_cidr.hosts().next().map(IpAddr::from));
+    // The service `kubernetes` stays where it is when the ranges change places.
+    sans.addresses.extend(config.service_cidr.firsts());
     for name in &config.advertise {
         match name.parse() {
             Ok(ip) => sans.addresses.push(ip),

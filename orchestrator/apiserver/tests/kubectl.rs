@@ -142,7 +142,7 @@ async fn run(kubectl: &Path, cluster: &Cluster, step: &Step) -> Vec<String> {
 
 async fn check(version: &str) {
     let Some(kubectl) = kubectl(version) else { return };
-    let cluster = Cluster::start().await;
+    let cluster = Cluster::start_in_ranges("172.21.0.0/24,fd21::/112").await;
     let mut failures = Vec::new();
     let mut kept: Vec<(String, String)> = Vec::new();
     for mut step in steps() {

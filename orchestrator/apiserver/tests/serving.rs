@@ -11,6 +11,7 @@ mod aggregation;
 mod answers;
 mod common;
 mod conformance;
+mod dual;
 mod extension;
 mod identity;
 mod registry;

@@ -165,6 +165,14 @@ impl Networks {
         self.services.hosts().nth(9)
     }
 
+    /// The ranges of service addresses as `muster master --service-cidr` takes them: that of IPv4,
+    /// which services get that ask for no family, and behind a comma that of IPv6 if there is one.
+    #[must_use]
+    pub fn service_cidrs(&self) -> String {
+        let second = self.services_v6.map(|range| format!(",{range}")).unwrap_or_default();
+        format!("{}{second}", self.services)
+    }
+
     /// The IPv6 ranges of pods and of services; `None` on a site of IPv4 alone.
     #[must_use]
     pub fn v6(&self) -> Option<(Ipv6Net, Ipv6Net)> {

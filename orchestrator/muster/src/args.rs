@@ -264,9 +264,9 @@ pub(crate) struct MasterArgs {
     /// More addresses that clients reach this master by
     #[arg(long, value_name = "ADDR")]
     pub advertise: Vec<IpAddr>,
-    /// The range of service addresses
-    #[arg(long, value_name = "CIDR", default_value = "172.21.0.0/24")]
-    pub service_cidr: ipnet::Ipv4Net,
+    /// The range of service addresses, or one of each family, the usual one first
+    #[arg(long, value_name = "CIDR[,CIDR]", default_value = "172.21.0.0/24")]
+    pub service_cidr: apiserver::ServiceRange,
     #[command(flatten)]
     pub store: StoreArgs,
     #[command(flatten)]

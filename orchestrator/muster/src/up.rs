@@ -139,7 +139,7 @@ impl Up<'_> {
         if let Some(api) = self.plan.networks.api {
             command.args(["--advertise", &api.to_string()]);
         }
-        command.args(["--service-cidr", &self.plan.networks.services.to_string()]);
+        command.args(["--service-cidr", &self.plan.networks.service_cidrs()]);
         for pool in &self.plan.networks.load_balancers {
             command.args(["--load-balancer-pool", &pool.to_string()]);
         }

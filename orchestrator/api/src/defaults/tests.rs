@@ -63,8 +63,8 @@ fn a_service_gets_upstreams_defaults() {
         &kind::SERVICE,
         json!({"spec": {"type": "NodePort", "ports": [{"port": 80}]}}),
         json!({"spec": {"type": "NodePort", "ports": [{"port": 80, "protocol": "TCP", "targetPort": 80}],
-            "sessionAffinity": "None", "internalTrafficPolicy": "Cluster", "ipFamilies": ["IPv4"],
-            "ipFamilyPolicy": "SingleStack", "externalTrafficPolicy": "Cluster"}}),
+            "sessionAffinity": "None", "internalTrafficPolicy": "Cluster",
+            "externalTrafficPolicy": "Cluster"}}),
     );
 }
 

@@ -5,7 +5,7 @@ use objects::{Kind, Status, Time, field::str_at, kind};
 use serde_json::{Map, Value, json};
 
 use super::{Context, metadata::meta_mut};
-use crate::{custom::remember_stored, json::put_in, request::Request};
+use crate::{custom::remember_stored, json::put_in, request::Request, service::family};
 
 /// Takes from a new object what its creator may not say, and adds what the server knows.
 pub(super) fn reset_on_create(kind: &Kind, object: &mut Value, context: &Context<'_>) {
@@ -143,6 +143,10 @@ pub(super) fn admit_new(kind: &Kind, object: &mut Value) {
             crate::defaults::admit_pod(child(fields, "spec"));
         }
     }
+    let spec = object.get_mut("spec").and_then(Value::as_object_mut);
+    if let Some(spec) = spec.filter(|_| *kind == kind::SERVICE) {
+        family::link(spec);
+    }
 }
 
 /// What built-in admission adds on an update.
@@ -163,19 +167,14 @@ fn keep_assigned(old: &Value, new: &mut Value) {
     let kind_of = |object: &Value| str_at(object, "spec.type").unwrap_or("").to_owned();
     let (before, after) = (kind_of(old), kind_of(new));
     drop_foreign(&before, &after, old, new);
+    let Some(spec) = new.get_mut("spec").and_then(Value::as_object_mut) else { return };
     if before == "ExternalName" || after == "ExternalName" {
+        if after != "ExternalName" {
+            family::link(spec);
+        }
         return;
     }
-    let Some(spec) = new.get_mut("spec").and_then(Value::as_object_mut) else { return };
-    for field in ["clusterIP", "clusterIPs"] {
-        let unsaid = match spec.get(field) {
-            None => true,
-            Some(said) => said == &json!("") || said == &json!([]),
-        };
-        if let (true, Some(had)) = (unsaid, old.get("spec").and_then(|all| all.get(field))) {
-            spec.insert(field.to_owned(), had.clone());
-        }
-    }
+    family::keep(old, spec);
     let with_ports = |kind: &str| matches!(kind, "NodePort" | "LoadBalancer");
     if !with_ports(&before) || !with_ports(&after) {
         return;
@@ -199,10 +198,15 @@ fn drop_foreign(before: &str, after: &str, old: &Value, new: &mut Value) {
     };
     let Some(spec) = new.get_mut("spec").and_then(Value::as_object_mut) else { return };
     if before != "ExternalName" && after == "ExternalName" && same("clusterIP", spec) {
-        for field in
-            ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "internalTrafficPolicy"]
-        {
+        for field in ["clusterIP", "clusterIPs", "internalTrafficPolicy"] {
             spec.remove(field);
+        }
+    }
+    if before != "ExternalName" && after == "ExternalName" {
+        for field in ["ipFamilies", "ipFamilyPolicy"] {
+            if same(field, spec) {
+                spec.remove(field);
+            }
         }
     }
     let with_ports = |kind: &str| matches!(kind, "NodePort" | "LoadBalancer");

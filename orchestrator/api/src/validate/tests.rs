@@ -129,7 +129,10 @@ fn services_are_checked() {
     let service = |spec: Value| json!({"metadata": {"name": "s"}, "spec": spec});
     check(&kind::SERVICE, service(json!({"ports": [{"port": 80}]})), &[]);
     check(&kind::SERVICE, service(json!({})), &["spec.ports Required"]);
-    check(&kind::SERVICE, service(json!({"clusterIP": "None"})), &[]);
+    let headless = |all: Value| service(json!({"clusterIP": "None", "clusterIPs": all}));
+    check(&kind::SERVICE, headless(json!(["None"])), &[]);
+    check(&kind::SERVICE, headless(json!(["None", "10.0.0.1"])), &["spec.clusterIPs Invalid"]);
+    check(&kind::SERVICE, headless(json!([])), &["spec.clusterIPs Required"]);
     check(
         &kind::SERVICE,
         service(
@@ -141,6 +144,42 @@ fn services_are_checked() {
             "spec.ports[1].name Required",
             "spec.ports[1].targetPort Invalid",
             "spec.ports[1] Duplicate",
+        ],
+    );
+    let placed = |one: &str, all: Value, families: Value| {
+        service(json!({"ports": [{"port": 80}], "clusterIP": one, "clusterIPs": all,
+            "ipFamilies": families, "ipFamilyPolicy": "PreferDualStack"}))
+    };
+    let both = json!(["fd21::1", "10.0.0.1"]);
+    for (one, all, families, expected) in [
+        ("fd21::1", both.clone(), json!(["IPv6", "IPv4"]), &[] as &[&str]),
+        ("fd21::1", both.clone(), json!([]), &[]),
+        ("10.0.0.1", both.clone(), json!([]), &["spec.clusterIPs Invalid"]),
+        ("", both.clone(), json!([]), &["spec.clusterIPs Invalid"]),
+        (
+            "fd21::1",
+            both,
+            json!(["IPv4", "IPv6"]),
+            &["spec.clusterIPs[0] Invalid", "spec.clusterIPs[1] Invalid"],
+        ),
+        ("fd21::1", json!(["fd21::1", "fd21::2"]), json!([]), &["spec.clusterIPs Invalid"]),
+        ("fd21::1", json!(["fd21::1", "ten"]), json!([]), &["spec.clusterIPs[1] Invalid"]),
+        ("", json!([]), json!(["IPv4", "IPv4"]), &["spec.ipFamilies[1] Duplicate"]),
+        ("", json!([]), json!(["IPX"]), &["spec.ipFamilies[0] NotSupported"]),
+    ] {
+        check(&kind::SERVICE, placed(one, all, families), expected);
+    }
+    let policy = service(json!({"ports": [{"port": 80}], "ipFamilyPolicy": "TripleStack"}));
+    check(&kind::SERVICE, policy, &["spec.ipFamilyPolicy NotSupported"]);
+    let elsewhere = service(json!({"type": "ExternalName", "externalName": "a.example.com",
+        "clusterIP": "10.0.0.1", "ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack"}));
+    check(
+        &kind::SERVICE,
+        elsewhere,
+        &[
+            "spec.clusterIPs Forbidden",
+            "spec.ipFamilies Forbidden",
+            "spec.ipFamilyPolicy Forbidden",
         ],
     );
     let mut digit = service(json!({"ports": [{"port": 80}]}));
@@ -185,9 +224,27 @@ fn what_is_fixed_cannot_change() {
         update(&kind::POD, one, &|p| p["spec"]["nodeName"] = json!("n")),
         ["spec Forbidden"]
     );
-    let service = json!({"metadata": {"name": "s"}, "spec": {"clusterIP": "10.0.0.1", "ports": [{"port": 80}]}});
-    let moved = update(&kind::SERVICE, service, &|s| s["spec"]["clusterIP"] = json!("10.0.0.2"));
-    assert_eq!(moved, ["spec.clusterIPs[0] Invalid"]);
+    let service = json!({"metadata": {"name": "s"}, "spec": {"clusterIP": "10.0.0.1",
+        "clusterIPs": ["10.0.0.1", "fd21::1"], "ipFamilies": ["IPv4", "IPv6"],
+        "ports": [{"port": 80}]}});
+    let moved = |change: &dyn Fn(&mut Value)| update(&kind::SERVICE, service.clone(), change);
+    let first = moved(&|s| {
+        s["spec"]["clusterIP"] = json!("10.0.0.2");
+        s["spec"]["clusterIPs"] = json!(["10.0.0.2"]);
+    });
+    assert_eq!(first, ["spec.clusterIPs[0] Invalid"]);
+    let second = moved(&|s| s["spec"]["clusterIPs"][1] = json!("fd21::2"));
+    assert_eq!(second, ["spec.clusterIPs[1] Invalid"]);
+    let turned = moved(&|s| {
+        s["spec"]["clusterIP"] = json!("fd21::1");
+        s["spec"]["clusterIPs"] = json!(["fd21::1", "10.0.0.1"]);
+        s["spec"]["ipFamilies"] = json!(["IPv6"]);
+    });
+    assert_eq!(
+        turned,
+        ["spec.clusterIPs[0] Invalid", "spec.clusterIPs[1] Invalid", "spec.ipFamilies[0] Invalid",]
+    );
+    assert!(moved(&|s| s["spec"]["clusterIPs"] = json!(["10.0.0.1"])).is_empty());
     let map = json!({"metadata": {"name": "c"}, "immutable": true, "data": {"a": "b"}});
     assert_eq!(
         update(&kind::CONFIG_MAP, map, &|c| c["data"]["a"] = json!("c")),

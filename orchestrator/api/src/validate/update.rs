@@ -267,11 +267,30 @@ fn pod(check: &mut Check, old: &Value, new: &Value) {
     }
 }
 
+/// The first address and family of a service are its for good, and so is the second as long as
+/// it has two.
+///
+/// Spec: upstream's rules of upgrades and downgrades between one family and two.
 fn service(check: &mut Check, old: &Value, new: &Value) {
-    let (before, after) = (text(old, "spec.clusterIP"), text(new, "spec.clusterIP"));
     let outside = |object: &Value| text(object, "spec.type") == "ExternalName";
-    if !before.is_empty() && !outside(old) && !outside(new) && before != after {
-        check.invalid("spec.clusterIPs[0]", &json!([after]), "may not change once set");
+    let headless = |object: &Value| text(object, "spec.clusterIP") == "None";
+    if outside(old) || outside(new) || headless(old) && headless(new) {
+        return;
+    }
+    let mut fixed = |field: &str, of_first: bool| {
+        let (before, after) = (items(old, field), items(new, field));
+        let most = if before.len() == after.len() { before.len() } else { 1 };
+        for (at, (had, has)) in before.iter().zip(after).take(most).enumerate() {
+            if had != has {
+                let at = if of_first { 0 } else { at };
+                check.invalid(format!("{field}[{at}]"), &json!(after), "may not change once set");
+            }
+        }
+    };
+    fixed("spec.clusterIPs", false);
+    if headless(old) == headless(new) {
+        // Upstream names the first whichever it is.
+        fixed("spec.ipFamilies", true);
     }
 }
 

@@ -20,6 +20,8 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
+/// Where addresses of services come from, unless a test says otherwise.
+const RANGES: &str = "172.21.0.0/24";
 /// How long a test waits for anything.
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
@@ -27,6 +29,8 @@ pub(crate) struct Cluster {
     pub(crate) dir: TempDir,
     storage: Storage,
     identity: apiserver::Identity,
+    /// The ranges of service addresses.
+    ranges: &'static str,
     stop: CancellationToken,
     serving: JoinSet<Result<(), RunError>>,
 }
@@ -36,11 +40,21 @@ impl Cluster {
         Self::start_in(tempfile::tempdir().unwrap(), Storage::Embedded).await
     }
 
+    /// A server whose services have addresses of these ranges.
+    pub(crate) async fn start_in_ranges(ranges: &'static str) -> Self {
+        let (dir, storage) = (tempfile::tempdir().unwrap(), Storage::Embedded);
+        let (stop, serving) = (CancellationToken::new(), JoinSet::new());
+        let identity = apiserver::Identity::default();
+        let mut cluster = Self { dir, storage, identity, ranges, stop, serving };
+        cluster.open().await;
+        cluster
+    }
+
     /// A server with these settings about who may come in.
     pub(crate) async fn start_with(identity: apiserver::Identity) -> Self {
         let (dir, storage) = (tempfile::tempdir().unwrap(), Storage::Embedded);
         let (stop, serving) = (CancellationToken::new(), JoinSet::new());
-        let mut cluster = Self { dir, storage, identity, stop, serving };
+        let mut cluster = Self { dir, storage, identity, ranges: RANGES, stop, serving };
         cluster.open().await;
         cluster
     }
@@ -64,7 +78,7 @@ impl Cluster {
     async fn start_in(dir: TempDir, storage: Storage) -> Self {
         let (stop, serving) = (CancellationToken::new(), JoinSet::new());
         let identity = apiserver::Identity::default();
-        let mut cluster = Self { dir, storage, identity, stop, serving };
+        let mut cluster = Self { dir, storage, identity, ranges: RANGES, stop, serving };
         cluster.open().await;
         cluster
     }
@@ -75,7 +89,7 @@ impl Cluster {
             data_dir: self.dir.path().to_owned(),
             listen: "127.0.0.1:0".parse().unwrap(),
             advertise: Vec::new(),
-            service_cidr: "172.21.0.0/24".parse().unwrap(),
+            service_cidr: self.ranges.parse().unwrap(),
             storage: self.storage.clone(),
             identity: self.identity.clone(),
             toleration_seconds: Some(300),
@@ -89,6 +103,12 @@ impl Cluster {
         self.serving.abort_all();
         while self.serving.join_next().await.is_some() {}
         self.open().await;
+    }
+
+    /// Ends the server and starts it with other ranges for services.
+    pub(crate) async fn restart_with(&mut self, ranges: &'static str) {
+        self.ranges = ranges;
+        self.kill_and_restart().await;
     }
 
     /// Stops the server as a signal would.
