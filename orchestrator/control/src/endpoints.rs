@@ -1,7 +1,8 @@
 //! Which addresses stand behind a service: Endpoints and EndpointSlices.
 //!
 //! Services without a selector are left to those who wrote their endpoints; `mirror` copies
-//! those. *Limits*: IPv4; hints follow `trafficDistribution`, not the older annotation.
+//! those. A service of two families has slices of both, and Endpoints of its first one, as
+//! upstream does. *Limits*: hints follow `trafficDistribution`, not the older annotation.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use objects::selector::Selector;
 use serde_json::{Value, json};
 
 use crate::action::{Action, Steps, Target, encode};
+use crate::address::Family;
 use crate::hash;
 use crate::view::{Key, View};
 use crate::wake::{Touch, node_matters};
@@ -234,7 +236,9 @@ fn tell_over(metadata: &mut ObjectMeta, over: Option<&str>) {
 
 fn subsets(view: &View, service: &Service, selector: &Selector) -> Vec<EndpointSubset> {
     let mut by_ports: BTreeMap<String, EndpointSubset> = BTreeMap::new();
+    let family = Family::of_service(service).first().copied().unwrap_or(Family::V4);
     for pod in backends(view, service, selector).take(ENDPOINTS_SIZE) {
+        let Some(address) = family.address(pod) else { continue };
         let always = service.spec.publish_not_ready_addresses;
         if pod.metadata.is_deleting() && !always {
             continue;
@@ -244,7 +248,7 @@ fn subsets(view: &View, service: &Service, selector: &Selector) -> Vec<EndpointS
             continue;
         }
         let address = EndpointAddress {
-            ip: pod.status.pod_ip.clone(),
+            ip: address.to_owned(),
             hostname: hostname(service, pod).unwrap_or_default(),
             node_name: Some(pod.spec.node_name.clone()).filter(|name| !name.is_empty()),
             target_ref: Some(pod_reference(pod)),
@@ -272,17 +276,22 @@ pub fn reconcile_slices(view: &View, key: &Key, _now: Timestamp) -> Steps {
         return steps;
     };
     let mut wanted: BTreeMap<String, EndpointSlice> = BTreeMap::new();
-    for (ports, endpoints) in grouped(view, service, &selector) {
-        for (number, part) in endpoints.chunks(SLICE_SIZE).enumerate() {
-            let slice = slice(service, &ports, number, part.to_vec());
-            wanted.insert(slice.metadata.name.clone(), slice);
+    for family in Family::of_service(service) {
+        let mut groups = grouped(view, service, &selector, family);
+        if groups.is_empty() {
+            // One empty slice says that we have looked.
+            groups.push((ports(service, &Pod::blank()), Vec::new()));
         }
-    }
-    if wanted.is_empty() {
-        // One empty slice says that we have looked.
-        let ports = ports(service, &Pod::blank());
-        let slice = slice(service, &ports, 0, Vec::new());
-        wanted.insert(slice.metadata.name.clone(), slice);
+        for (ports, endpoints) in groups {
+            let parts: Vec<&[Endpoint]> = match endpoints.as_slice() {
+                [] => vec![&[]],
+                all => all.chunks(SLICE_SIZE).collect(),
+            };
+            for (number, part) in parts.into_iter().enumerate() {
+                let slice = slice(service, &ports, (family, number), part.to_vec());
+                wanted.insert(slice.metadata.name.clone(), slice);
+            }
+        }
     }
     for had in view.slices.inside(&key.namespace) {
         let ours = had.metadata.label(SERVICE_NAME) == Some(&key.name)
@@ -328,9 +337,11 @@ fn grouped(
     view: &View,
     service: &Service,
     selector: &Selector,
+    family: Family,
 ) -> Vec<(Vec<EndpointPort>, Vec<Endpoint>)> {
     let mut groups: BTreeMap<String, (Vec<EndpointPort>, Vec<Endpoint>)> = BTreeMap::new();
     for pod in backends(view, service, selector) {
+        let Some(address) = family.address(pod) else { continue };
         let ports = ports(service, pod);
         if ports.is_empty() && !service.spec.ports.is_empty() {
             continue;
@@ -341,7 +352,7 @@ fn grouped(
         let serving = pod.is_ready();
         let ready = service.spec.publish_not_ready_addresses || (serving && !stopping);
         let endpoint = Endpoint {
-            addresses: vec![pod.status.pod_ip.clone()],
+            addresses: vec![address.to_owned()],
             conditions: EndpointConditions {
                 ready: Some(ready),
                 serving: Some(serving),
@@ -383,10 +394,12 @@ fn hints(service: &Service, ready: bool, zone: Option<&str>, node: &str) -> Opti
 fn slice(
     service: &Service,
     ports: &[EndpointPort],
-    number: usize,
+    (family, number): (Family, usize),
     endpoints: Vec<Endpoint>,
 ) -> EndpointSlice {
-    let salt = u64::try_from(number).unwrap_or(u64::MAX);
+    // A slice's family cannot change, so that each family has names of its own.
+    let first = if family == Family::V6 { 1 << 32 } else { 0 };
+    let salt = u64::try_from(number).unwrap_or(u64::MAX).saturating_add(first);
     let hash: String = hash::short(port_key(ports).as_bytes(), salt).chars().take(5).collect();
     let stem: String = service.metadata.name.chars().take(57).collect();
     let mut labels = labels(service, (SLICE_MANAGED, SLICE_MANAGER));
@@ -406,7 +419,7 @@ fn slice(
         .collect();
     EndpointSlice {
         metadata,
-        address_type: "IPv4".to_owned(),
+        address_type: family.name().to_owned(),
         endpoints,
         ports,
         ..EndpointSlice::blank()

@@ -14,6 +14,8 @@ pub mod controller;
 pub mod view;
 pub mod wake;
 
+mod address;
+
 pub mod aggregation;
 pub mod approval;
 pub mod attachment;

@@ -102,3 +102,55 @@ fn services_without_selector_are_left_alone_and_endpoints_go_with_their_service(
     settle(&mut world);
     assert!(world.all::<Endpoints>().is_empty());
 }
+
+/// The slices by family and the addresses they hold, and those of the Endpoints object.
+fn addresses(world: &World) -> (Vec<String>, Vec<String>) {
+    let mut slices: Vec<String> = Vec::new();
+    for slice in world.all::<EndpointSlice>() {
+        let all: Vec<String> =
+            slice.endpoints.iter().flat_map(|one| one.addresses.clone()).collect();
+        slices.push(format!("{} {}", slice.address_type, all.join(" ")));
+    }
+    slices.sort();
+    let subsets = world.all::<Endpoints>()[0].subsets.clone();
+    let endpoints = subsets.iter().flat_map(|subset| &subset.addresses);
+    (slices, endpoints.map(|address| address.ip.clone()).collect())
+}
+
+#[test]
+fn a_service_of_two_families_has_slices_of_both_and_endpoints_of_its_first() {
+    let mut world = world(json!({"spec": {"ipFamilies": ["IPv6", "IPv4"]}}));
+    let dual = |name: &str, four: &str, six: &str| {
+        let mut pod = pod(name, four, true);
+        pod["status"]["podIPs"] = json!([{"ip": four}, {"ip": six}]);
+        pod
+    };
+    world.add(&kind::POD, dual("one", "172.20.1.1", "fd20::1"));
+    world.add(&kind::POD, pod("older", "172.20.1.2", true));
+    settle(&mut world);
+    let (slices, endpoints) = addresses(&world);
+    assert_eq!(slices, ["IPv4 172.20.1.2 172.20.1.1", "IPv6 fd20::1"]);
+    assert_eq!(endpoints, ["fd20::1"]);
+    // Ready in one family is ready in both, and so is everything else of an endpoint.
+    let all = world.all::<EndpointSlice>();
+    let mut ends = all.iter().flat_map(|slice| &slice.endpoints);
+    assert!(ends.all(|one| one.conditions.ready == Some(true) && one.zone.is_some()));
+
+    let single = json!({"spec": {"ipFamilies": ["IPv4"]}});
+    world.change(&kind::SERVICE, "n", "web", &single);
+    settle(&mut world);
+    let (slices, endpoints) = addresses(&world);
+    assert_eq!(slices, ["IPv4 172.20.1.2 172.20.1.1"]);
+    assert_eq!(endpoints, ["172.20.1.2", "172.20.1.1"]);
+}
+
+#[test]
+fn a_family_without_backends_has_one_empty_slice() {
+    let mut world = world(json!({"spec": {"ipFamilies": ["IPv4", "IPv6"]}}));
+    world.add(&kind::POD, pod("older", "172.20.1.2", true));
+    settle(&mut world);
+    assert_eq!(addresses(&world).0, ["IPv4 172.20.1.2", "IPv6 "]);
+    world.remove(&kind::POD, "n", "older");
+    settle(&mut world);
+    assert_eq!(addresses(&world).0, ["IPv4 ", "IPv6 "]);
+}
