@@ -141,7 +141,11 @@ fn follow(steps: impl IntoIterator<Item = Step>) {
 /// Asks `TYPE NAME` for each line and writes what is answered.
 #[track_caller]
 fn check(questions: &str, expected: Expect) {
-    let zone = zone();
+    check_in(&zone(), questions, expected);
+}
+
+#[track_caller]
+fn check_in(zone: &Zone, questions: &str, expected: Expect) {
     let mut text = String::new();
     for question in questions.lines().map(str::trim).filter(|line| !line.is_empty()) {
         let (kind, name) = question.split_once(' ').unwrap();
@@ -247,6 +251,127 @@ fn a_headless_service_is_its_ready_endpoints() {
             PTR 7.21.20.172.in-addr.arpa.
               NXDomain
         "#]],
+    );
+}
+
+/// A zone with services of two families, and of IPv6 alone.
+fn dual_zone() -> Zone {
+    let service = |name: &str, spec: serde_json::Value| -> Arc<Service> {
+        let service = json!({"metadata": {"name": name, "namespace": "shop"}, "spec": spec});
+        Arc::new(serde_json::from_value(service).unwrap())
+    };
+    let ports = || json!([{"name": "sql", "protocol": "TCP", "port": 3306}]);
+    let services = [
+        service(
+            "six",
+            json!({"clusterIP": "fd21::6", "clusterIPs": ["fd21::6"],
+            "ipFamilies": ["IPv6"], "ports": ports()}),
+        ),
+        service(
+            "pair",
+            json!({"clusterIP": "None", "clusterIPs": ["None"],
+            "ipFamilies": ["IPv6", "IPv4"], "ports": ports()}),
+        ),
+    ];
+    let slice = |family: &str, addresses: [&str; 2]| -> Arc<EndpointSlice> {
+        let endpoints = json!([
+            {"addresses": [addresses[0]], "hostname": "pair-0", "conditions": {"ready": true}},
+            {"addresses": [addresses[1]], "conditions": {"ready": true}},
+        ]);
+        let slice = json!({
+            "metadata": {"name": format!("pair-{family}"), "namespace": "shop",
+                "labels": {"kubernetes.io/service-name": "pair"}},
+            "addressType": family, "endpoints": endpoints, "ports": ports(),
+        });
+        Arc::new(serde_json::from_value(slice).unwrap())
+    };
+    let slices =
+        [slice("IPv4", ["172.20.1.4", "172.20.1.5"]), slice("IPv6", ["fd20::4", "fd20::5"])];
+    let ranges = ["172.20.0.0/16", "172.21.0.0/24", "fd20::/48", "fd21::/112"];
+    let ranges = ranges.iter().map(|range| range.parse().unwrap()).collect();
+    let mut zone = Zone::new("cluster.local", ranges).unwrap();
+    zone.behind().replace_services(services);
+    zone.behind().replace_slices(slices);
+    assert!(zone.refresh());
+    zone
+}
+
+/// The name under which an address is looked up.
+fn reverse(address: &str) -> String {
+    let address: std::net::Ipv6Addr = address.parse().unwrap();
+    let digits: Vec<String> =
+        (0..32).map(|at| format!("{:x}", (address.to_bits() >> (4 * at)) & 15)).collect();
+    format!("{}.ip6.arpa.", digits.join("."))
+}
+
+#[test]
+fn names_have_addresses_of_both_families_and_the_other_way_round() {
+    let (six, pair, loose) = (reverse("fd21::6"), reverse("fd20::4"), reverse("fd20::5"));
+    let outside = reverse("2001:db8::1");
+    let questions = format!(
+        "AAAA six.shop.svc.cluster.local.
+         A six.shop.svc.cluster.local.
+         AAAA pair.shop.svc.cluster.local.
+         A pair.shop.svc.cluster.local.
+         AAAA pair-0.pair.shop.svc.cluster.local.
+         A pair-0.pair.shop.svc.cluster.local.
+         AAAA fd20--5.pair.shop.svc.cluster.local.
+         SRV _sql._tcp.pair.shop.svc.cluster.local.
+         AAAA fd20--9.shop.pod.cluster.local.
+         PTR {six}
+         PTR {pair}
+         PTR {loose}
+         PTR {outside}"
+    );
+    check_in(
+        &dual_zone(),
+        &questions,
+        expect![[r#"
+        AAAA six.shop.svc.cluster.local.
+          NoError
+          six.shop.svc.cluster.local. AAAA fd21::6
+        A six.shop.svc.cluster.local.
+          NoError
+        AAAA pair.shop.svc.cluster.local.
+          NoError
+          pair.shop.svc.cluster.local. AAAA fd20::5
+          pair.shop.svc.cluster.local. AAAA fd20::4
+        A pair.shop.svc.cluster.local.
+          NoError
+          pair.shop.svc.cluster.local. A 172.20.1.5
+          pair.shop.svc.cluster.local. A 172.20.1.4
+        AAAA pair-0.pair.shop.svc.cluster.local.
+          NoError
+          pair-0.pair.shop.svc.cluster.local. AAAA fd20::4
+        A pair-0.pair.shop.svc.cluster.local.
+          NoError
+          pair-0.pair.shop.svc.cluster.local. A 172.20.1.4
+        AAAA fd20--5.pair.shop.svc.cluster.local.
+          NoError
+          fd20--5.pair.shop.svc.cluster.local. AAAA fd20::5
+        SRV _sql._tcp.pair.shop.svc.cluster.local.
+          NoError
+          _sql._tcp.pair.shop.svc.cluster.local. SRV 0 100 3306 172-20-1-5.pair.shop.svc.cluster.local.
+          _sql._tcp.pair.shop.svc.cluster.local. SRV 0 100 3306 fd20--5.pair.shop.svc.cluster.local.
+          _sql._tcp.pair.shop.svc.cluster.local. SRV 0 100 3306 pair-0.pair.shop.svc.cluster.local.
+          additional 172-20-1-5.pair.shop.svc.cluster.local. A 172.20.1.5
+          additional fd20--5.pair.shop.svc.cluster.local. AAAA fd20::5
+          additional pair-0.pair.shop.svc.cluster.local. A 172.20.1.4
+          additional pair-0.pair.shop.svc.cluster.local. AAAA fd20::4
+        AAAA fd20--9.shop.pod.cluster.local.
+          NoError
+          fd20--9.shop.pod.cluster.local. AAAA fd20::9
+        PTR 6.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.1.2.d.f.ip6.arpa.
+          NoError
+          6.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.1.2.d.f.ip6.arpa. PTR six.shop.svc.cluster.local.
+        PTR 4.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.2.d.f.ip6.arpa.
+          NoError
+          4.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.2.d.f.ip6.arpa. PTR pair-0.pair.shop.svc.cluster.local.
+        PTR 5.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.2.d.f.ip6.arpa.
+          NXDomain
+        PTR 1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.8.b.d.0.1.0.0.2.ip6.arpa.
+          foreign
+    "#]],
     );
 }
 
