@@ -15,6 +15,7 @@ mod network;
 
 use std::{collections::BTreeSet, net::IpAddr};
 
+use objects::field::Fields as _;
 use objects::{Cause, Status, kind};
 use serde_json::{Value, json};
 
@@ -33,13 +34,13 @@ impl Holding {
     /// What this service holds.
     #[must_use]
     pub fn of(service: &Value) -> Self {
-        let several = service.pointer("/spec/clusterIPs").and_then(Value::as_array);
+        let several = service.field("spec.clusterIPs").and_then(Value::as_array);
         let several = several.into_iter().flatten().filter_map(Value::as_str);
         let one = std::iter::once(text(service, "spec.clusterIP"));
         let addresses = one.chain(several).filter_map(|text| text.parse().ok()).collect();
-        let ports = service.pointer("/spec/ports").and_then(Value::as_array);
+        let ports = service.field("spec.ports").and_then(Value::as_array);
         let ports = ports.into_iter().flatten().filter_map(|port| port.get("nodePort"));
-        let ports = ports.chain(service.pointer("/spec/healthCheckNodePort"));
+        let ports = ports.chain(service.field("spec.healthCheckNodePort"));
         let ports = ports.filter_map(|port| u16::try_from(port.as_u64()?).ok());
         Self { addresses, ports: ports.filter(|port| *port != 0).collect() }
     }
@@ -102,19 +103,19 @@ fn invalid(service: &Value, cause: Cause) -> Status {
 }
 
 fn texts(service: &Value, path: &str) -> Vec<String> {
-    let list = service.pointer(path).and_then(Value::as_array).into_iter().flatten();
+    let list = service.field(path).and_then(Value::as_array).into_iter().flatten();
     list.filter_map(Value::as_str).map(str::to_owned).collect()
 }
 
 /// Gives a service one address of each of its families, in their order.
 fn assign_addresses(service: &mut Value, own: &Holding, supply: &Supply<'_>) -> Result<(), Status> {
-    let mut addresses = texts(service, "/spec/clusterIPs");
+    let mut addresses = texts(service, "spec.clusterIPs");
     if text(service, "spec.type") == "ExternalName"
         || addresses.first().is_some_and(|address| address == "None")
     {
         return Ok(());
     }
-    let families = texts(service, "/spec/ipFamilies");
+    let families = texts(service, "spec.ipFamilies");
     addresses.resize(families.len().max(addresses.len()), String::new());
     for (at, family) in families.iter().enumerate() {
         let Some(wanted) = addresses.get(at) else { continue };
@@ -171,12 +172,12 @@ fn assign_node_ports(
         return Ok(());
     }
     let asked = Holding::of(service);
-    let ports = service.pointer("/spec/ports").and_then(Value::as_array);
+    let ports = service.field("spec.ports").and_then(Value::as_array);
     for (at, port) in ports.into_iter().flatten().enumerate() {
         let port = port.get("nodePort").and_then(Value::as_u64).unwrap_or(0);
         check_port(service, format!("spec.ports[{at}].nodePort"), port, own, supply)?;
     }
-    let health = service.pointer("/spec/healthCheckNodePort").and_then(Value::as_u64).unwrap_or(0);
+    let health = service.field("spec.healthCheckNodePort").and_then(Value::as_u64).unwrap_or(0);
     check_port(service, "spec.healthCheckNodePort".to_owned(), health, own, supply)?;
     let mut free = supply
         .range
@@ -187,7 +188,7 @@ fn assign_node_ports(
         free.ok_or_else(|| Status::internal("failed to allocate a nodePort: range is full"))
     };
     // A balancer of its own may reach the pods without the nodes' ports.
-    let allocates = service.pointer("/spec/allocateLoadBalancerNodePorts") != Some(&json!(false));
+    let allocates = service.field("spec.allocateLoadBalancerNodePorts") != Some(&json!(false));
     let checks_health = balances && text(service, "spec.externalTrafficPolicy") == "Local";
     if !balances || allocates {
         let ports = service.pointer_mut("/spec/ports").and_then(Value::as_array_mut);

@@ -140,7 +140,8 @@ async fn authentication(server: &Server) -> Result<(), Status> {
 }
 
 /// The service under which people look for cluster DNS. Nodes answer at its address themselves;
-/// the object keeps the address from being given to another service.
+/// the object keeps the address from being given to another service. It has one family, upstream's
+/// installers' habit: pods are told one address, and it answers for names of both families.
 async fn name_service(server: &Server) -> Result<(), Status> {
     let (namespace, name) = ("kube-system", "kube-dns");
     let Some(address) = server.services.tenth() else { return Ok(()) };

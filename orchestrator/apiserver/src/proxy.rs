@@ -183,17 +183,28 @@ fn service(call: &Call<'_>, service: &Value, target: Target<'_>) -> Result<Backe
     })?;
     let port_name = text(port, "name");
     let mut ready = Vec::new();
-    for item in call.server.items(&kind::ENDPOINT_SLICE, &call.request.namespace) {
-        let slice = object::decode(&item, 0);
-        let owner = slice.pointer("/metadata/labels/kubernetes.io~1service-name");
-        if owner.and_then(Value::as_str) == Some(name) {
-            ready.extend(endpoints(&slice, &port_name));
-        }
+    for slice in slices(call.server, &call.request.namespace, name, service) {
+        ready.extend(endpoints(&slice, &port_name));
     }
     let seed = usize::try_from(call.server.seed() >> 33).unwrap_or(0);
     let chosen = seed.checked_rem(ready.len()).and_then(|at| ready.get(at).copied());
     let why = || unavailable(format!("no endpoints available for service {name:?}"));
     Ok(Backend::Address(chosen.ok_or_else(why)?, target.is_tls))
+}
+
+/// The slices of a service's endpoints; those of its first family alone where there are any, as
+/// upstream asks only the Endpoints object. This machine need not reach the other family.
+pub(crate) fn slices(server: &Server, namespace: &str, name: &str, service: &Value) -> Vec<Value> {
+    let label = "/metadata/labels/kubernetes.io~1service-name";
+    let items = server.items(&kind::ENDPOINT_SLICE, namespace);
+    let mut slices: Vec<Value> = items.iter().map(|item| object::decode(item, 0)).collect();
+    slices.retain(|slice| slice.pointer(label).and_then(Value::as_str) == Some(name));
+    let first = service.pointer("/spec/ipFamilies/0");
+    let is_first = |slice: &Value| slice.get("addressType") == first;
+    if slices.iter().any(is_first) {
+        slices.retain(is_first);
+    }
+    slices
 }
 
 /// The ready addresses of a slice, with the port of this name.

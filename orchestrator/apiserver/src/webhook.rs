@@ -27,6 +27,7 @@ use crate::agent::{connect, exchange};
 use crate::audit;
 use crate::handle::Call;
 use crate::object;
+use crate::proxy;
 use crate::server::Server;
 
 /// A webhook's answer may be as large as an object, and its patch as large again.
@@ -492,12 +493,7 @@ pub(crate) fn resolve(
     let ports = service.field("spec.ports").and_then(Value::as_array)?;
     let wanted = ports.iter().find(|one| field::int_at(one, "port") == Some(port))?;
     let port_name = field::str_at(wanted, "name").unwrap_or("");
-    let label = "/metadata/labels/kubernetes.io~1service-name";
-    for item in server.items(&kind::ENDPOINT_SLICE, namespace) {
-        let slice = object::decode(&item, 0);
-        if slice.pointer(label).and_then(Value::as_str) != Some(name) {
-            continue;
-        }
+    for slice in proxy::slices(server, namespace, name, &service) {
         let target = slice.get("ports").and_then(Value::as_array).into_iter().flatten();
         let target = target
             .filter(|one| field::str_at(one, "name").unwrap_or("") == port_name)

@@ -10,7 +10,8 @@
 
 use std::net::IpAddr;
 
-use objects::{Cause, Status, field::str_at, kind};
+use objects::field::{Fields as _, str_at};
+use objects::{Cause, Status, kind};
 use serde_json::{Map, Value, json};
 
 use super::network::Family;
@@ -34,15 +35,15 @@ impl Said {
     fn of(service: &Value) -> Self {
         let text = |path| str_at(service, path).unwrap_or_default().to_owned();
         let list = |path: &str| -> Vec<String> {
-            let all = service.pointer(path).and_then(Value::as_array).into_iter().flatten();
+            let all = service.field(path).and_then(Value::as_array).into_iter().flatten();
             all.filter_map(Value::as_str).map(str::to_owned).collect()
         };
-        let selector = service.pointer("/spec/selector").and_then(Value::as_object);
+        let selector = service.field("spec.selector").and_then(Value::as_object);
         Self {
             kind: text("spec.type"),
             policy: Some(text(POLICY)).filter(|policy| !policy.is_empty()),
-            families: list("/spec/ipFamilies"),
-            addresses: list("/spec/clusterIPs"),
+            families: list("spec.ipFamilies"),
+            addresses: list("spec.clusterIPs"),
             has_selector: selector.is_some_and(|labels| !labels.is_empty()),
         }
     }

@@ -7,6 +7,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
+use objects::field::Fields as _;
 use serde_json::Value;
 
 /// The shortest prefix of a range of IPv6, upstream's.
@@ -271,16 +272,16 @@ fn rotation(size: u64, reserved: u64, seed: u64) -> impl Iterator<Item = u64> {
 /// One of which nobody says anything counts as ready, for that is a controller's to say.
 pub fn networks<'a>(ranges: impl IntoIterator<Item = &'a Value>) -> Vec<Network> {
     let is_ready = |range: &&Value| {
-        let conditions = range.pointer("/status/conditions").and_then(Value::as_array);
+        let conditions = range.field("status.conditions").and_then(Value::as_array);
         let mut conditions = conditions.into_iter().flatten();
         let ready = conditions.find(|one| one.get("type").and_then(Value::as_str) == Some("Ready"));
-        let going = range.pointer("/metadata/deletionTimestamp").is_some();
+        let going = range.field("metadata.deletionTimestamp").is_some();
         !going && ready.is_none_or(|one| one.get("status").and_then(Value::as_str) == Some("True"))
     };
     let cidrs = ranges
         .into_iter()
         .filter(is_ready)
-        .filter_map(|range| range.pointer("/spec/cidrs")?.as_array());
+        .filter_map(|range| range.field("spec.cidrs")?.as_array());
     cidrs.flatten().filter_map(|cidr| Network::parse(cidr.as_str()?)).collect()
 }
 
@@ -371,5 +372,18 @@ mod tests {
             assert_eq!(all.len(), count, "{cidr}");
             assert!(all.iter().all(|address| network.gives(*address)), "{cidr}");
         }
+    }
+
+    #[test]
+    fn any_text_is_read_or_refused() {
+        bolero::check!().with_iterations(2_000).for_each(|bytes: &[u8]| {
+            let text = String::from_utf8_lossy(bytes).into_owned();
+            // Not all texts that look like ranges are found by chance.
+            for text in [text.clone(), format!("{text}/24"), format!("fd21::{text},10.0.0.0/8")] {
+                if let Ok(range) = text.parse::<ServiceRange>() {
+                    assert_eq!(range.cidrs().join(",").parse(), Ok(range), "{text}");
+                }
+            }
+        });
     }
 }

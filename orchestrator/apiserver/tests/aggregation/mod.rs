@@ -116,12 +116,17 @@ impl Other {
             "metadata": {"name": "wardle", "namespace": "default"},
             "spec": {"ports": [{"port": 443, "targetPort": self.port}]}});
         admin.create(&Resource::from(&kind::SERVICE), DEFAULT, &service).await.unwrap();
-        let slice = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
-            "metadata": {"name": "wardle-1", "namespace": "default",
-                "labels": {"kubernetes.io/service-name": "wardle"}},
-            "addressType": "IPv4", "endpoints": [{"addresses": ["127.0.0.1"]}],
-            "ports": [{"name": "", "port": self.port}]});
-        admin.create(&Resource::from(&kind::ENDPOINT_SLICE), DEFAULT, &slice).await.unwrap();
+        // Nobody listens in the family that is not the service's first.
+        for (name, family, address) in
+            [("wardle-0", "IPv6", "::1"), ("wardle-1", "IPv4", "127.0.0.1")]
+        {
+            let slice = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+                "metadata": {"name": name, "namespace": "default",
+                    "labels": {"kubernetes.io/service-name": "wardle"}},
+                "addressType": family, "endpoints": [{"addresses": [address]}],
+                "ports": [{"name": "", "port": self.port}]});
+            admin.create(&Resource::from(&kind::ENDPOINT_SLICE), DEFAULT, &slice).await.unwrap();
+        }
         let api = json!({"apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService",
             "metadata": {"name": "v1alpha1.wardle.example.com"},
             "spec": {"group": "wardle.example.com", "version": "v1alpha1", "caBundle": self.bundle,

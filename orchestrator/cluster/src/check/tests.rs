@@ -52,6 +52,9 @@ fn dual() -> String {
 #[test]
 fn a_second_family_follows_from_node_numbers_and_first_addresses() {
     let plan = Plan::parse(&dual()).unwrap();
+    // Services that ask for no family get IPv4, as before there was a second one.
+    assert_eq!(plan.networks.service_cidrs(), "172.21.0.0/24,fd21::/112");
+    assert_eq!(Plan::parse(LAB).unwrap().networks.service_cidrs(), "172.21.0.0/24");
     let machine = plan.machine("b-worker").unwrap();
     assert_eq!(machine.node, 21);
     assert_eq!(machine.pod_cidr_v6, Some("fd20:0:0:15::/64".parse().unwrap()));
