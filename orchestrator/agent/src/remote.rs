@@ -15,11 +15,11 @@ mod collect;
 mod driver;
 mod group;
 mod growth;
+mod share;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::{FileTypeExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex as StdMutex};
@@ -27,33 +27,33 @@ use std::sync::{Arc, Mutex as StdMutex};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use kernel::disk::{
-    DiskError, bind_opened, grow, is_mounted, mount_disk, mount_share, mounts, open_beneath,
-    unmount_now,
+    DiskError, bind_opened, grow, is_mounted, mount_disk, mounts, open_beneath, unmount_now,
 };
-use kernel::keyring::Key;
 use kernel::mount::{Access, MountError, bind};
 use kernel::rbd::{self, RbdError};
+use kernel::share::ShareError;
 use objects::config::Secret;
 use objects::pod::Pod;
 use runtime::{ClientError, report, resource};
 use thiserror::Error;
 use tokio::sync::Mutex;
 use tracing::warn;
-use volumes::disk::{Flag, Options, plan_cephfs, plan_nfs, split_options};
+use volumes::disk::{Flag, Options, split_options};
 use volumes::owner::Policy;
 use volumes::rbd::{Grip, Rbd};
-use volumes::remote::{CephFs, Local, Mode, Nfs, Remote, RemoteKind, SecretName};
+use volumes::remote::{Local, Mode, Remote, RemoteKind, SecretName};
 
 use crate::Shared;
 use crate::disk::{blocking, pod_dir};
 
-use address::{own_address, resolve, resolve_all};
+use address::resolve_all;
 pub(crate) use clients::tell_now as tell_clients;
 use clients::{await_attached, check_attached, record};
 pub(crate) use collect::{collect, release};
 pub(crate) use driver::run as run_drivers;
 pub(crate) use driver::volume::in_use;
 use group::{Group, give};
+pub(crate) use share::end_within;
 
 /// Below `DATA`: what is there once for all pods.
 const PLUGINS: &str = "plugins";
@@ -74,7 +74,31 @@ pub(crate) enum RemoteError {
         #[source]
         source: RbdError,
     },
-    /// A disk or share could not be mounted.
+    /// A share could not be mounted or taken away.
+    #[error("MountVolume.SetUp failed for volume \"{name}\"")]
+    Share {
+        /// The volume.
+        name: String,
+        /// Why.
+        #[source]
+        source: ShareError,
+    },
+    /// A share's server does not answer, so it is not even tried.
+    #[error(
+        "MountVolume.SetUp failed for volume \"{name}\": cannot mount {share}: the NFS server \
+         {server} does not answer: {why}"
+    )]
+    Silent {
+        /// The volume.
+        name: String,
+        /// What was to be mounted.
+        share: String,
+        /// Who was asked.
+        server: std::net::SocketAddr,
+        /// What came instead of an answer.
+        why: String,
+    },
+    /// A disk could not be mounted.
     #[error("MountVolume.SetUp failed for volume \"{name}\"")]
     Disk {
         /// The volume.
@@ -228,16 +252,8 @@ pub(crate) async fn set_up(
             let local = local.clone();
             blocking(move || job.local(&local, &dir)).await?;
         }
-        RemoteKind::Nfs(share) => {
-            let server = resolve(&share.server, 0).await?.ip();
-            let share = share.clone();
-            blocking(move || job.nfs(&share, server)).await?;
-        }
-        RemoteKind::CephFs(share) => {
-            let monitors = resolve_all(&share.monitors).await?;
-            let share = share.clone();
-            blocking(move || job.cephfs(&share, &monitors, secret.as_deref())).await?;
-        }
+        RemoteKind::Nfs(nfs) => share::set_up_nfs(job, nfs).await?,
+        RemoteKind::CephFs(files) => share::set_up_cephfs(job, files, secret).await?,
         RemoteKind::Iscsi(_) => {
             let why = "iSCSI disks need an initiator, which this node does not have";
             return Err(RemoteError::Unsupported { name: remote.name.clone(), why });
@@ -409,45 +425,6 @@ impl Job {
             Mode::Filesystem => self.show(path),
         }
     }
-
-    fn nfs(&self, share: &Nfs, server: IpAddr) -> Result<(), RemoteError> {
-        if is_mounted(&self.place) {
-            return Ok(());
-        }
-        let own = own_address(server)
-            .map_err(|source| RemoteError::Address { host: share.server.clone(), source })?;
-        let mut options = self.options();
-        let (kind, source, data) = plan_nfs(server, own, &share.path, &options);
-        options.data = vec![data];
-        mount_share(kind, &source, &self.place, &options).map_err(self.failed())
-    }
-
-    fn cephfs(
-        &self,
-        share: &CephFs,
-        monitors: &[SocketAddr],
-        secret: Option<&[u8]>,
-    ) -> Result<(), RemoteError> {
-        if is_mounted(&self.place) {
-            return Ok(());
-        }
-        let failed = |source| RemoteError::Rbd { name: self.remote.name.clone(), source };
-        rbd::load("ceph").map_err(failed)?;
-        let name = format!("client.{}.cephfs.{}", share.user, self.remote.name);
-        let key = secret.map(|secret| Key::add("ceph", &name, secret)).transpose();
-        let key = key.map_err(|source| {
-            let source = RbdError::Key { user: share.user.clone(), source };
-            RemoteError::Rbd { name: self.remote.name.clone(), source }
-        })?;
-        let mut options = self.options();
-        let named = key.as_ref().map(|_| name.as_str());
-        let (source, data) = plan_cephfs(monitors, &share.path, &share.user, named, &options);
-        options.data = vec![data];
-        // The key stands in the keyring until the mount is done.
-        let done = mount_share("ceph", &source, &self.place, &options);
-        drop(key);
-        done.map_err(self.failed())
-    }
 }
 
 /// Shows a part of a volume to a container, and never what a link in it points at outside.
@@ -456,6 +433,7 @@ pub(crate) async fn show_part(
     part: String,
     target: PathBuf,
 ) -> Result<(), RemoteError> {
+    share::check(&base).await?;
     blocking(move || {
         let name = target.to_string_lossy().into_owned();
         let opened =

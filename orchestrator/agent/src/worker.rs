@@ -41,7 +41,7 @@ use crate::probe::Verdict;
 use crate::slices::Size;
 use crate::start::Materials;
 use crate::worker::told::Told;
-use crate::{Shared, disk, facts, hook, manifests, observe, start};
+use crate::{Shared, disk, facts, hook, manifests, observe, remote, start};
 
 /// A full round happens this often although nothing happened; volumes are refreshed then.
 const RESYNC: Duration = Duration::from_secs(60);
@@ -379,7 +379,8 @@ impl Worker {
                 self.known.stop(id);
             }
         }
-        let work = join_all(stops.into_iter().map(|action| stop_one(&shared, pod, action)));
+        let work =
+            join_all(stops.into_iter().map(|action| stop_one((&shared, &self.uid), pod, action)));
         let before = patience(pod);
         let sooner = async {
             loop {
@@ -506,7 +507,7 @@ fn patience(pod: Option<&Pod>) -> i64 {
     i64::MAX
 }
 
-async fn stop_one(shared: &Shared, pod: Option<&Pod>, action: Action) -> bool {
+async fn stop_one((shared, uid): (&Shared, &str), pod: Option<&Pod>, action: Action) -> bool {
     let Action::Stop { id, container, grace_seconds, cause } = action else { return true };
     let mut grace = Duration::from_secs(u64::try_from(grace_seconds).unwrap_or(0));
     if let Some(pod) = pod {
@@ -528,7 +529,8 @@ async fn stop_one(shared: &Shared, pod: Option<&Pod>, action: Action) -> bool {
         // A hook that used its time up leaves a moment for the signal.
         grace = if grace.is_zero() { grace } else { left.max(GRACE_MIN) };
     }
-    match shared.runtime.stop_container(&id, grace).await {
+    let stop = shared.runtime.stop_container(&id, grace);
+    match remote::end_within((shared, uid), grace, stop).await {
         Ok(()) => true,
         Err(err) if err.is_not_found() => true,
         Err(err) => {

@@ -1,4 +1,5 @@
-//! Disks and shares with mount options: what is on them, making a file system, mounting.
+//! Disks with mount options: what is on them, making a file system, mounting. Shares are
+//! [`crate::share`]'s.
 //!
 //! What is done to a disk is decided by `volumes::disk`; nothing here overwrites one by itself.
 
@@ -17,7 +18,7 @@ use volumes::disk::{Flag, HEAD_BYTES, Options, Prepare, plan_format, recognise};
 
 use crate::mount::MountError;
 
-/// Why a disk or share could not be used.
+/// Why a disk could not be used.
 #[derive(Debug, Error)]
 pub enum DiskError {
     /// It cannot be read.
@@ -68,6 +69,12 @@ pub struct Mounted {
     pub source: String,
     /// The part of it that is seen.
     pub root: String,
+    /// The file system.
+    pub kind: String,
+    /// The number of what is mounted, as `0:51`; mounts of the same have the same.
+    pub device: String,
+    /// The file system's own options.
+    pub options: String,
 }
 
 /// Lists the mounts this process sees, the oldest first.
@@ -79,10 +86,14 @@ pub fn mounts() -> Vec<Mounted> {
 fn parse_mounts(table: &str) -> Vec<Mounted> {
     let parse = |line: &str| {
         let (head, tail) = line.split_once(" - ")?;
-        let mut head = head.split(' ').skip(3);
+        let mut head = head.split(' ').skip(2);
+        let device = head.next()?.to_owned();
         let root = unescape(head.next()?);
         let target = PathBuf::from(unescape(head.next()?));
-        Some(Mounted { target, source: unescape(tail.split(' ').nth(1)?), root })
+        let mut tail = tail.split(' ');
+        let (kind, source) = (tail.next()?.to_owned(), unescape(tail.next()?));
+        let options = tail.next().unwrap_or_default().to_owned();
+        Some(Mounted { target, source, root, kind, device, options })
     };
     table.lines().filter_map(parse).collect()
 }
@@ -132,23 +143,14 @@ pub fn mount_disk(
         Prepare::Refuse(why) => return Err(DiskError::Refused { device: device.to_owned(), why }),
         Prepare::Format(program, arguments) => run(program, &arguments, device)?,
     }
-    mount_share(fs_type, &device.to_string_lossy(), target, options)
+    let (source, data) = (device.to_string_lossy(), options.data.join(","));
+    crate::mount::mount_with(fs_type, &source, target, flags_of(options), &data)?;
+    Ok(())
 }
 
-/// Mounts a share or anything else the kernel mounts by itself.
-///
-/// # Errors
-///
-/// When the directory cannot be made or the kernel refuses.
-pub fn mount_share(
-    kind: &str,
-    source: &str,
-    target: &Path,
-    options: &Options,
-) -> Result<(), DiskError> {
-    let flags = options.flags.iter().fold(MsFlags::empty(), |all, flag| all | bits(*flag));
-    crate::mount::mount_with(kind, source, target, flags, &options.data.join(","))?;
-    Ok(())
+/// The flags of mount(2) among options.
+pub(crate) fn flags_of(options: &Options) -> MsFlags {
+    options.flags.iter().fold(MsFlags::empty(), |all, flag| all | bits(*flag))
 }
 
 /// Makes the file system of a disk that has grown use all of it; mounted disks only.
@@ -265,8 +267,14 @@ mod tests {
     #[test]
     fn mounts_are_listed_with_blanks_in_their_names() {
         let table = "36 35 98:0 /mnt1 /a\\040b rw,noatime shared:1 - ext4 /dev/rbd0 rw\nodd line\n";
-        let wanted =
-            Mounted { target: "/a b".into(), source: "/dev/rbd0".into(), root: "/mnt1".into() };
+        let wanted = Mounted {
+            target: "/a b".into(),
+            source: "/dev/rbd0".into(),
+            root: "/mnt1".into(),
+            kind: "ext4".into(),
+            device: "98:0".into(),
+            options: "rw".into(),
+        };
         assert_eq!(parse_mounts(table), [wanted]);
         assert_eq!(unescape("\\1\\\\040"), "\\1\\ ");
     }

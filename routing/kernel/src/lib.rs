@@ -20,6 +20,7 @@ pub mod netns;
 pub mod nft;
 pub mod packet;
 pub mod rbd;
+pub mod share;
 pub mod sync;
 pub mod sysctl;
 pub mod verity;

@@ -1,9 +1,7 @@
-//! When a disk is formatted, and with which options disks and shares are mounted.
+//! When a disk is formatted, and how mount options are read.
 //!
 //! A disk is formatted only when it is blank and may be written: what is already there is never
 //! overwritten, whatever file system the volume asks for.
-
-use std::net::{IpAddr, SocketAddr};
 
 /// What is on a disk, as its first bytes tell.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -155,54 +153,6 @@ pub fn split_options(given: &[String]) -> Options {
     options
 }
 
-/// An NFS mount in the kernel's words: file system, source, options.
-///
-/// The kernel needs the server's address, which mount.nfs would find; `own` is our address
-/// towards it. Version 4.2 unless the options name another; version 3 goes without locks of the
-/// network, for no lock daemon runs on the node.
-#[must_use]
-pub fn plan_nfs(
-    server: IpAddr,
-    own: IpAddr,
-    path: &str,
-    given: &Options,
-) -> (&'static str, String, String) {
-    let host = if server.is_ipv6() { format!("[{server}]") } else { server.to_string() };
-    let version = given
-        .data
-        .iter()
-        .find_map(|word| word.strip_prefix("nfsvers=").or_else(|| word.strip_prefix("vers=")));
-    let old = version.is_some_and(|version| version.starts_with('3'));
-    let mut data = vec![format!("addr={server}")];
-    if old {
-        data.push("nolock".to_owned());
-    } else {
-        data.push(format!("clientaddr={own}"));
-    }
-    if version.is_none() {
-        data.push("vers=4.2".to_owned());
-    }
-    let rest = given.data.iter().map(|word| word.replace("nfsvers=", "vers="));
-    data.extend(rest.filter(|word| !data.contains(word)).collect::<Vec<_>>());
-    (if old { "nfs" } else { "nfs4" }, format!("{host}:{path}"), data.join(","))
-}
-
-/// A CephFS mount in the kernel's words: source and options.
-#[must_use]
-pub fn plan_cephfs(
-    monitors: &[SocketAddr],
-    path: &str,
-    user: &str,
-    key: Option<&str>,
-    given: &Options,
-) -> (String, String) {
-    let list: Vec<String> = monitors.iter().map(ToString::to_string).collect();
-    let mut data = vec![format!("name={user}")];
-    data.extend(key.map(|key| format!("key={key}")));
-    data.extend(given.data.iter().cloned());
-    (format!("{}:{path}", list.join(",")), data.join(","))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -251,33 +201,5 @@ mod tests {
         let options = split_options(&["ro,noatime".into(), "data=journal".into(), "rw".into()]);
         assert_eq!(options.flags, [Flag::ReadOnly, Flag::NoAccessTime]);
         assert_eq!(options.data, ["data=journal"]);
-    }
-
-    #[test]
-    fn shares_are_mounted_in_the_kernels_words() {
-        let address = |text: &str| text.parse::<IpAddr>().unwrap();
-        let nfs = |server: &str, options: &[&str]| {
-            let given: Vec<String> = options.iter().map(|one| (*one).to_owned()).collect();
-            let own = address("10.0.0.9");
-            let (kind, source, data) =
-                plan_nfs(address(server), own, "/srv", &split_options(&given));
-            format!("{kind} {source} {data}")
-        };
-        assert_eq!(
-            nfs("10.0.0.1", &[]),
-            "nfs4 10.0.0.1:/srv addr=10.0.0.1,clientaddr=10.0.0.9,vers=4.2"
-        );
-        assert_eq!(
-            nfs("10.0.0.1", &["nfsvers=3", "nolock"]),
-            "nfs 10.0.0.1:/srv addr=10.0.0.1,nolock,vers=3"
-        );
-        assert_eq!(
-            nfs("fd00::1", &["nfsvers=4.1", "hard"]),
-            "nfs4 [fd00::1]:/srv addr=fd00::1,clientaddr=10.0.0.9,vers=4.1,hard"
-        );
-        let monitors = ["10.0.0.1:6789".parse().unwrap(), "[fd00::1]:6789".parse().unwrap()];
-        let (source, data) = plan_cephfs(&monitors, "/a", "k8s", Some("key"), &Options::default());
-        assert_eq!(source, "10.0.0.1:6789,[fd00::1]:6789:/a");
-        assert_eq!(data, "name=k8s,key=key");
     }
 }

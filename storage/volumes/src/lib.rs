@@ -7,8 +7,8 @@
 //!
 //! Volumes outside the node's own directories are [`remote`]; [`claim`] finds the one a claim
 //! has, [`rbd`] speaks the kernel's words about Ceph images, [`disk`] says when a disk is
-//! formatted and how shares are mounted, [`owner`] whose files are whose, and [`attach`] which
-//! node may have a volume, so that there are never two writers.
+//! formatted, [`share`] how shares are mounted, [`owner`] whose files are whose, and [`attach`]
+//! which node may have a volume, so that there are never two writers.
 //!
 //! Spec: upstream's volume kinds, their defaults, paths and messages.
 
@@ -21,6 +21,7 @@ pub mod layout;
 pub mod owner;
 pub mod rbd;
 pub mod remote;
+pub mod share;
 
 mod files;
 mod mount;

@@ -2,13 +2,14 @@
 
 use std::path::Path;
 
-use kernel::disk::{Mounted, mounts, unmount_now};
+use kernel::disk::{mounts, unmount_now};
 use kernel::rbd;
 use runtime::report;
 use tracing::{info, warn};
 use volumes::rbd::Mapped;
 
 use super::clients::tell_now;
+use super::share::{deepest_first, is_share, take_away};
 use super::{
     LOCAL_MOUNTS, RBD_DEVICES, RBD_MOUNTS, RemoteError, names, plugins, remove_dir, remove_file,
 };
@@ -22,19 +23,20 @@ pub(crate) async fn release(shared: &Shared, uid: &str) -> Result<(), RemoteErro
     let dir = pod_dir(shared, uid);
     let markers = plugins(shared).join(RBD_DEVICES);
     let uid = uid.to_owned();
-    let touched = blocking(move || {
-        let mut below: Vec<Mounted> =
-            mounts().into_iter().filter(|mount| mount.target.starts_with(&dir)).collect();
-        let touched = !below.is_empty() || dir.join("volumeDevices").exists();
-        // The deepest first.
-        below.sort_by(|a, b| b.target.cmp(&a.target));
-        for mount in below {
-            unmount_now(&mount.target)?;
+    let below = deepest_first(&dir);
+    let touched = !below.is_empty() || dir.join("volumeDevices").exists();
+    for mount in below {
+        if is_share(&mount) {
+            take_away(mount).await?;
+        } else {
+            blocking(move || unmount_now(&mount.target)).await?;
         }
+    }
+    blocking(move || {
         for image in names(&markers) {
             remove_file(&markers.join(image).join(&uid))?;
         }
-        Ok::<_, RemoteError>(touched)
+        Ok::<_, RemoteError>(())
     })
     .await?;
     if touched { collect(shared).await } else { Ok(()) }
