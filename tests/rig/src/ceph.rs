@@ -1,5 +1,5 @@
-//! A small real Ceph cluster on the seed: monitors and object stores in memory, from Debian's
-//! packages, in the scenario's own directory.
+//! A small real Ceph cluster on the seed: monitors and object stores in memory, and a metadata
+//! server for stories that share files, from Debian's packages, in the scenario's own directory.
 //!
 //! Each monitor has an address of its own in the seed's subnet, so that machines reach it
 //! through their racks' routers as they would reach any other server. There is no manager
@@ -23,8 +23,12 @@ use crate::{Place, Rig, process};
 
 /// Debian packages of the cluster, installed when a story needs one.
 pub const PACKAGES: [&str; 3] = ["ceph-common", "ceph-mon", "ceph-osd"];
+/// The package of a cluster's file systems, for stories that have one.
+pub const FILES_PACKAGES: [&str; 1] = ["ceph-mds"];
 /// The pool of images.
 pub const POOL: &str = "rbd";
+/// The file system.
+pub const FILES: &str = "shares";
 /// The user of nodes and controllers.
 pub const USER: &str = "muster";
 /// The first monitor's address in the seed's subnet; hosts of a plan are numbered below.
@@ -145,6 +149,43 @@ impl<'a> Ceph<'a> {
         Ok(self.ask(&["auth", "get-key", "client.admin"])?.trim().to_owned())
     }
 
+    /// Starts a file system, and waits until its metadata server is active.
+    ///
+    /// # Errors
+    ///
+    /// When a program is missing, fails, or the server does not come up.
+    pub fn start_files(&self) -> Result<()> {
+        let (metadata, data) = (format!("{FILES}-metadata"), format!("{FILES}-data"));
+        for pool in [&metadata, &data] {
+            self.ask(&["osd", "pool", "create", pool, "8", "8"])?;
+            if self.size.stores == 1 {
+                self.ask(&["osd", "pool", "set", pool, "size", "1", "--yes-i-really-mean-it"])?;
+            }
+        }
+        self.ask(&["fs", "new", FILES, &metadata, &data])?;
+        let rights = ["mon", "allow profile mds", "osd", "allow rwx", "mds", "allow"];
+        let keyring = self.ask(&[&["auth", "get-or-create", "mds.a"][..], &rights].concat())?;
+        fs::create_dir_all(self.dir.join("mds.a"))?;
+        fs::write(self.dir.join("mds.a/keyring"), keyring).context("writing a key")?;
+        self.restart("mds.a")?;
+        await_until("the metadata server", LIMIT, || {
+            let said = self.ask(&["mds", "stat"])?;
+            let active = said.contains("up:active");
+            Ok(if active { Seen::There(()) } else { Seen::NotYet(said) })
+        })
+    }
+
+    /// The key of a user who may read and write below one directory of the file system.
+    ///
+    /// # Errors
+    ///
+    /// When the cluster does not answer.
+    pub fn files_key(&self, user: &str, path: &str) -> Result<String> {
+        let name = format!("client.{user}");
+        self.ask(&["fs", "authorize", FILES, &name, path, "rw"])?;
+        Ok(self.ask(&["auth", "get-key", &name])?.trim().to_owned())
+    }
+
     /// The clients that are fenced.
     ///
     /// # Errors
@@ -188,6 +229,7 @@ impl<'a> Ceph<'a> {
             ("mon", Some(ports)) => {
                 self.command("ceph-mon", &["-f", "-i", id, "--public-addrv", ports])
             }
+            ("mds", _) => self.command("ceph-mds", &["-f", "-i", id]),
             _ => self.command("ceph-osd", &["-f", "-i", id]),
         };
         self.rig.spawn_daemon_in_seed(&format!("ceph-{daemon}"), &serve)
@@ -226,7 +268,7 @@ impl<'a> Ceph<'a> {
     }
 
     fn make_keys(&self) -> Result<()> {
-        let all = ["--cap", "mon", "allow *", "--cap", "osd", "allow *"];
+        let all = ["--cap", "mon", "allow *", "--cap", "osd", "allow *", "--cap", "mds", "allow *"];
         let make = ["--create-keyring", "ceph.mon.keyring", "--gen-key", "-n", "mon."];
         self.run("ceph-authtool", &[&make[..], &["--cap", "mon", "allow *"]].concat())?;
         let admin = "ceph.client.admin.keyring";

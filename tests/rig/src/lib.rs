@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 pub mod ceph;
+pub mod ganesha;
 pub mod host;
 pub mod http;
 pub mod pcap;

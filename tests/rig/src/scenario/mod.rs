@@ -15,6 +15,7 @@ mod ospf;
 mod pods;
 mod rolling_drain;
 mod secret;
+mod shares;
 mod story;
 mod two_tors;
 mod workloads;
@@ -81,6 +82,12 @@ pub const NAMED: &[Scenario] = &[
         summary: "MariaDB on a real Ceph: cut off while it writes, grown, restored: nothing is lost",
         plan: "examples/database/rack.yaml",
         run: database::run,
+    },
+    Scenario {
+        name: "shares",
+        summary: "NFS, CephFS and raw disks: shared, moved, their node and their server lost",
+        plan: "examples/lab/rack.yaml",
+        run: shares::run,
     },
 ];
 
