@@ -102,7 +102,11 @@ pub fn explain(kind: &str, errno: i32) -> &'static str {
         }
         ("ceph", 2) => "there is no such directory or file system in the cluster",
         ("ceph", 110) => "no monitor answers",
-        ("ceph", 5 | 113) => "no metadata server answers",
+        // The kernel says the same of both.
+        ("ceph", 113) => {
+            "no metadata server answers, or the cluster does not let this user in: see the user and its key"
+        }
+        ("ceph", 5) => "no metadata server answers",
         (_, 1 | 13) => "the server does not let this node in",
         (_, 2) => "the server has no such export",
         (_, 5) => "the server broke off",
@@ -244,6 +248,15 @@ mod tests {
         check("ext4", "/dev/rbd0", "rw", &[]);
         assert_eq!(nfs_port(&options(&["port=12049"])), Some(12049));
         assert_eq!(nfs_port(&options(&["rdma"])), None);
+    }
+
+    #[test]
+    fn one_number_means_what_its_file_system_means_by_it() {
+        assert_eq!(explain("nfs4", 2), "the server has no such export");
+        assert_eq!(explain("ceph", 2), "there is no such directory or file system in the cluster");
+        // The kernel's client says this of a key that the monitors refuse.
+        assert!(explain("ceph", 113).contains("see the user and its key"));
+        assert_eq!(explain("nfs4", 113), "there is no way to the server");
     }
 
     #[test]

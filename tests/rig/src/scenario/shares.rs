@@ -174,7 +174,7 @@ fn causes_are_told(site: &Site, ceph: &Ceph<'_>, nfs: &Ganesha<'_>) -> Result<()
                 "cephfs: {{ monitors: [{monitors}], path: /team, user: team, \
                  secretRef: {{ name: stranger }} }}"
             ),
-            "the cluster does not let this user in",
+            "the cluster does not let this user in: see the user and its key",
         ),
     ];
     for (name, source, cause) in &cases {
