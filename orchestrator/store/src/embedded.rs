@@ -9,6 +9,7 @@
 //! failure ends the store: the outcome of that group is unknown, and only a fresh start reads
 //! what is really there.
 
+mod inbox;
 mod whole;
 
 pub(crate) use whole::{contents, fill, retire, verify};
@@ -16,15 +17,14 @@ pub(crate) use whole::{contents, fill, retire, verify};
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use bytes::Bytes;
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
-use tokio::sync::{mpsc, oneshot};
 
+use self::inbox::{Commit, Inbox, Outbox};
 use crate::Store;
 use crate::backend::{Answer, Backend, Fault, Haste, SyncError, Trouble, WriteError};
 use crate::checksum::Checksum;
@@ -44,14 +44,6 @@ const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const FILE: &str = "store.redb";
 /// The layout of the tables above.
 const FORMAT: u64 = 2;
-/// Writes of one group, so that a flood cannot make one transaction endless.
-const GROUP_WRITES_MAX: usize = 1024;
-/// Writes that may wait for the disk; more make their senders wait, which is the back-pressure.
-const QUEUE_WRITES_MAX: usize = 4096;
-/// How long a group waits for company when nobody in it is in haste.
-const PATIENCE: Duration = Duration::from_millis(20);
-/// How often a full disk is looked at again.
-const ROOM_EVERY: Duration = Duration::from_secs(1);
 /// The room a disk must have to count as usable again.
 const ROOM_BYTES: usize = 1 << 20;
 /// Everything is read from the tree, so the engine needs memory only for the pages it is writing.
@@ -117,36 +109,17 @@ pub enum OpenError {
     },
 }
 
-#[derive(Debug)]
-struct Commit {
-    write: Write,
-    reply: oneshot::Sender<Result<Written, WriteError>>,
-}
-
-/// What wakes the commit thread.
-#[derive(Debug)]
-enum Call {
-    /// A write, to be done now.
-    Commit(Commit),
-    /// The first of those who may wait has come; the others come without waking anybody.
-    Company,
-}
-
-/// Writes that nobody hurries.
-type Company = Arc<Mutex<Vec<Commit>>>;
-
 /// The embedded store, as [`Store`] sees it.
 #[derive(Debug)]
 struct Embedded {
-    calls: Option<mpsc::Sender<Call>>,
-    company: Company,
+    outbox: Option<Outbox>,
     thread: Option<JoinHandle<()>>,
     full: Arc<AtomicBool>,
 }
 
 impl Drop for Embedded {
     fn drop(&mut self) {
-        self.calls = None;
+        self.outbox = None;
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -158,16 +131,8 @@ impl Drop for Embedded {
 impl Backend for Embedded {
     fn write(&self, write: Write, haste: Haste) -> Answer<'_, Result<Written, WriteError>> {
         Box::pin(async move {
-            let calls = self.calls.as_ref().ok_or(WriteError::Closed)?;
-            let (reply, answer) = oneshot::channel();
-            let commit = Commit { write, reply };
-            match haste {
-                Haste::Now => {
-                    calls.send(Call::Commit(commit)).await.map_err(|_| WriteError::Closed)?;
-                }
-                Haste::Soon => wait_with(&self.company, commit, calls),
-            }
-            answer.await.map_err(|_| WriteError::Closed)?
+            let outbox = self.outbox.as_ref().ok_or(WriteError::Closed)?;
+            outbox.write(write, haste).await
         })
     }
 
@@ -177,7 +142,7 @@ impl Backend for Embedded {
     }
 
     fn trouble(&self) -> Option<Trouble> {
-        if self.calls.as_ref().is_none_or(mpsc::Sender::is_closed) {
+        if self.outbox.as_ref().is_none_or(Outbox::is_closed) {
             return Some(Trouble::Failed);
         }
         self.full.load(Ordering::SeqCst).then_some(Trouble::Full)
@@ -185,8 +150,8 @@ impl Backend for Embedded {
 
     fn failed(&self) -> Answer<'_, ()> {
         Box::pin(async {
-            if let Some(calls) = &self.calls {
-                calls.closed().await;
+            if let Some(outbox) = &self.outbox {
+                outbox.closed().await;
             }
         })
     }
@@ -223,19 +188,14 @@ pub(crate) fn start(opener: Opener, room: Room) -> Result<Store, OpenError> {
     let tree = Arc::new(read_tree(&db)?);
     let full = Arc::new(AtomicBool::new(false));
     let disk = Disk { opener, room, db: Some(db), full: Arc::clone(&full), refused: None };
-    let (calls, queue) = mpsc::channel(QUEUE_WRITES_MAX);
-    let company = Company::default();
+    let thread_error = |source| OpenError::Thread { source };
+    let (outbox, mut inbox) = inbox::channel().map_err(thread_error)?;
     let shared = Arc::clone(&tree);
-    let clock = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .build()
-        .map_err(|source| OpenError::Thread { source })?;
-    let mut inbox = Inbox { queue, company: Arc::clone(&company), clock };
     let thread = std::thread::Builder::new()
         .name("store-commit".to_owned())
         .spawn(move || commit_all(&mut inbox, disk, &shared))
-        .map_err(|source| OpenError::Thread { source })?;
-    let embedded = Embedded { calls: Some(calls), company, thread: Some(thread), full };
+        .map_err(thread_error)?;
+    let embedded = Embedded { outbox: Some(outbox), thread: Some(thread), full };
     Ok(Store::on(tree, Arc::new(embedded)))
 }
 
@@ -422,94 +382,6 @@ fn render_record(shelf: &str, item: &Item, record: &mut Vec<u8>) {
     record.extend_from_slice(item.value());
     if let Some((sum, rest)) = record.split_first_chunk_mut::<4>() {
         *sum = checksum(shelf, item.name(), rest);
-    }
-}
-
-/// Adds a write to those that may wait. Never waits itself, so whoever does not await the answer
-/// leaves nobody behind without a call.
-fn wait_with(company: &Company, commit: Commit, calls: &mpsc::Sender<Call>) {
-    let lock = || company.lock().unwrap_or_else(PoisonError::into_inner);
-    let is_first = {
-        let mut waiting = lock();
-        waiting.push(commit);
-        waiting.len() == 1
-    };
-    if is_first {
-        // Who finds the queue full is taken along by what is in it.
-        let _called = calls.try_send(Call::Company).is_ok();
-    }
-    if calls.is_closed() {
-        // Nobody comes for them any more.
-        lock().clear();
-    }
-}
-
-/// What arrives at the commit thread.
-struct Inbox {
-    queue: mpsc::Receiver<Call>,
-    company: Company,
-    /// Lets the thread wait for a time.
-    clock: tokio::runtime::Runtime,
-}
-
-impl Inbox {
-    /// The writes of the next group; `None` when every sender is gone.
-    fn next_group(&mut self, disk: &mut Disk) -> Option<Vec<Commit>> {
-        let mut group = Vec::new();
-        match self.first_call(disk)? {
-            Call::Commit(commit) => group.push(commit),
-            Call::Company => self.await_haste(&mut group),
-        }
-        while group.len() < GROUP_WRITES_MAX
-            && let Ok(next) = self.queue.try_recv()
-        {
-            // Who waits goes along below, whether the call was heard or is still to come.
-            if let Call::Commit(commit) = next {
-                group.push(commit);
-            }
-        }
-        let mut waiting = self.company.lock().unwrap_or_else(PoisonError::into_inner);
-        group.append(&mut waiting);
-        Some(group)
-    }
-
-    /// What comes next; `None` when every sender is gone.
-    ///
-    /// While the disk is full, it is looked at now and then, whether anybody writes or not.
-    fn first_call(&mut self, disk: &mut Disk) -> Option<Call> {
-        while disk.refused.is_some() {
-            let queue = &mut self.queue;
-            let next = async { tokio::time::timeout(ROOM_EVERY, queue.recv()).await };
-            if let Ok(next) = self.clock.block_on(next) {
-                return next;
-            }
-            disk.look_for_room();
-        }
-        self.queue.blocking_recv()
-    }
-
-    /// Lets company gather for [`PATIENCE`], or until a write comes that is in haste.
-    fn await_haste(&mut self, group: &mut Vec<Commit>) {
-        let queue = &mut self.queue;
-        let haste = async {
-            loop {
-                match queue.recv().await {
-                    Some(Call::Company) => {}
-                    Some(Call::Commit(commit)) => return Some(commit),
-                    None => return None,
-                }
-            }
-        };
-        let haste = self.clock.block_on(async { tokio::time::timeout(PATIENCE, haste).await });
-        group.extend(haste.ok().flatten());
-    }
-}
-
-impl Drop for Inbox {
-    fn drop(&mut self) {
-        // In this order: who comes after the clearing finds the queue closed.
-        self.queue.close();
-        self.company.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 }
 
