@@ -128,9 +128,10 @@ impl Keeper {
         Ok(())
     }
 
-    /// Every record that was acknowledged is there, at the first look.
+    /// Every record that was acknowledged is there, at the first look that comes to see.
     pub(super) fn has_all(&self, site: &Site) -> Result<()> {
-        let lost = self.missing(site, &self.pod)?;
+        let look = || self.missing(site, &self.pod).map(Seen::There);
+        let lost = await_until("a look at the records", LIMIT, look)?;
         ensure!(lost.is_empty(), "{}: acknowledged records are lost: {lost:?}", self.pod);
         Ok(())
     }
