@@ -8,7 +8,8 @@
 //! Spec: upstream's kube-proxy at `healthCheckNodePort`.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,6 +18,7 @@ use http_body_util::Full;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::errno::Errno;
 use node::service::Health;
 use runtime::report;
 use serde_json::json;
@@ -36,7 +38,7 @@ pub(crate) enum HealthError {
     Listen {
         port: u16,
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
 }
 
@@ -79,7 +81,7 @@ impl Checks {
                 check.said.send_replace(health.clone());
                 continue;
             }
-            match TcpListener::bind((Ipv4Addr::UNSPECIFIED, *port)).await {
+            match listen(*port).await {
                 Ok(listener) => {
                     let (said, says) = watch::channel(health.clone());
                     let mut task = JoinSet::new();
@@ -91,6 +93,20 @@ impl Checks {
         }
         outcome
     }
+}
+
+/// Listens in both families: a socket for IPv6 takes IPv4 too, as the kernel has it by itself.
+async fn listen(port: u16) -> io::Result<TcpListener> {
+    match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await {
+        Err(err) if has_no_ipv6(&err) => TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await,
+        listener => listener,
+    }
+}
+
+/// Is it that the kernel was told to do without IPv6?
+fn has_no_ipv6(err: &io::Error) -> bool {
+    let errno = err.raw_os_error().map(Errno::from_raw);
+    matches!(errno, Some(Errno::EAFNOSUPPORT | Errno::EADDRNOTAVAIL))
 }
 
 async fn serve(listener: TcpListener, says: watch::Receiver<Health>) {
