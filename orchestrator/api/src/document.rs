@@ -147,8 +147,17 @@ fn place(path: &DocumentPath, shape: Shape) -> String {
 }
 
 /// The first form the client accepts that the document has.
+///
+/// YAML is made of the JSON form where all answers are; the API's description of itself has none.
 fn choose(path: &DocumentPath, accept: &str) -> Result<Shape, Status> {
     let roots = matches!(path, DocumentPath::CoreVersions | DocumentPath::Groups);
+    let described = matches!(
+        path,
+        DocumentPath::OpenApiV2
+            | DocumentPath::OpenApiV3
+            | DocumentPath::OpenApiV3Group(..)
+            | DocumentPath::Version
+    );
     if accept.trim().is_empty() {
         return Ok(Shape::Json);
     }
@@ -161,6 +170,7 @@ fn choose(path: &DocumentPath, accept: &str) -> Result<Shape, Status> {
                 _ => continue,
             },
             "application/json" | "application/*" | "*/*" if entry.as_kind.is_empty() => Shape::Json,
+            "application/yaml" if entry.as_kind.is_empty() && !described => Shape::Json,
             media
                 if *path == DocumentPath::OpenApiV2
                     && media.starts_with("application/com.github.proto-openapi.spec.v2") =>
@@ -171,7 +181,8 @@ fn choose(path: &DocumentPath, accept: &str) -> Result<Shape, Status> {
         };
         return Ok(shape);
     }
-    Err(Status::not_acceptable("only the following media types are accepted: application/json"))
+    let media = if described { "application/json" } else { "application/json, application/yaml" };
+    Err(Status::not_acceptable(format!("only the following media types are accepted: {media}")))
 }
 
 impl Shelf {
