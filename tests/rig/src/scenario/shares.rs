@@ -221,7 +221,8 @@ fn node_is_lost(site: &Site, keepers: &mut [&mut Keeper]) -> Result<()> {
 /// waits for, and those that stay go on when the server is back.
 fn server_is_lost(site: &Site, nfs: &Ganesha<'_>, keeper: &mut Keeper) -> Result<()> {
     let busy = format!("{}-other", keeper.kind.name());
-    let write = "while :; do dd if=/dev/zero of=/data/busy bs=64k count=16 conv=fsync; done";
+    let write =
+        "while :; do dd if=/dev/zero of=/data/busy bs=64k count=16 conv=notrunc,fsync; done";
     let begin = format!("({write}) >/dev/null 2>&1 &");
     site.exec(&busy, &["sh", "-c", &begin])?;
     await_until("the busy pod to write", LIMIT, || {
